@@ -1,0 +1,198 @@
+"""The one interface that every pretrained model stands behind.
+
+    embed(batch, stack) -> State ── run(state, stop) ──> State ── finish(state) -> (B, T, D) ── pool ── head
+          tap zero             block i, i+1, ...             final norm
+
+A method never knows which model it stands on: it embeds, runs blocks from i to j with or without gradient, looks
+at the hidden state between them (a *tap*), replaces it, adds tokens to it, and finishes. A block's parts are found
+under the same names in every family (see `PARTS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from transfer_run.data.task import Task
+
+Batch = dict[str, Tensor]
+
+PARTS = (
+    "attention", "norm1", "q", "k", "v", "qkv", "out",  # self-attention; a fused projection is `qkv` alone
+    "cross_attention", "cross_norm", "cross_q", "cross_k", "cross_v", "cross_out",  # decoder blocks only
+    "mlp", "norm2", "mlp_in", "mlp_gate", "mlp_out",  # feed-forward; `mlp_gate` in gated ones
+)  # fmt: skip
+
+
+@dataclass
+class State:
+    """Hidden states on their way through one stack.
+
+    Attributes:
+        hidden: (B, T, D), or (B, C, H, W) in CNNs.
+        stack: `encoder`, `decoder`, `image` or `text`.
+        index: the next block to run.
+        mask: (B, T), 1 = real token, 0 = padding; None where every position is real (images).
+        prefix: tokens that a method has put in front; `pool` passes over them.
+        context: what the stack's blocks need besides the hidden state (masks in the library's own form, position
+            bias, rotary angles, the encoder's memory, a key/value cache). Only the backbone reads it.
+    """
+
+    hidden: Tensor
+    stack: str
+    index: int = 0
+    mask: Tensor | None = None
+    prefix: int = 0
+    context: dict[str, Any] = field(default_factory=dict)
+
+    def with_hidden(self, hidden: Tensor) -> State:
+        """The same place in the stack with another hidden state (what SHERL's late route and DTL need)."""
+        return replace(self, hidden=hidden)
+
+
+class Backbone(nn.Module):
+    """A pretrained model as stacks of blocks between an embedding and a finish.
+
+    Args:
+        model: the library's own module (transformers or timm); weights keep their names there, and peft injects there.
+        config: the backbone's composed config (name, architecture, ...), kept for export.
+
+    A family implements the methods that raise NotImplementedError here and sets `stacks`.
+    """
+
+    family: ClassVar[str]
+    stacks: tuple[str, ...]
+    pre_norm: bool = True  # does a block normalise what it reads (T5, ViT, GPT) or what it has summed (BERT)?
+
+    def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.head: nn.Module = nn.Identity()
+        self.activation_checkpointing = False
+
+    # ---- architecture -------------------------------------------------------------------------------------------
+    def blocks(self, stack: str) -> Sequence[nn.Module]:
+        """The blocks of `stack` in order."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its blocks")
+
+    def depth(self, stack: str) -> int:
+        return len(self.blocks(stack))
+
+    def width(self, stack: str, index: int | None = None) -> int:
+        """Channels of the hidden state after block `index` (-1 = tap zero, the embedding); None: of the last one."""
+        raise NotImplementedError(f"{type(self).__name__} does not define its widths")
+
+    def heads(self, stack: str) -> int:
+        """Attention heads of a block."""
+        raise NotImplementedError(f"{type(self).__name__} has no attention heads")
+
+    def parts(self, stack: str, index: int) -> dict[str, str]:
+        """Dotted paths (from the backbone) of the block's parts, by the names of `PARTS`; absent parts are left out.
+
+        Read one with `backbone.get_submodule(path)`, replace one with `backbone.set_submodule(path, module)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not name its parts")
+
+    def part(self, stack: str, index: int, name: str) -> nn.Module:
+        return self.get_submodule(self.parts(stack, index)[name])
+
+    def final_norm(self, stack: str) -> nn.Module | None:
+        """The norm that `finish` applies after the last block, if the stack has one."""
+        return None
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the head's input, what `pool` returns."""
+        return self.width(self.stacks[-1])
+
+    # ---- running ------------------------------------------------------------------------------------------------
+    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+        """Tap zero: the embedding's output, dropout included, with everything the blocks need.
+
+        Args:
+            batch: `input_ids` (B, S) and `attention_mask` (B, S), or `pixel_values` (B, 3, H, W); for a decoder that
+                reads an encoder `decoder_input_ids` (B, T).
+            stack: default: the first one.
+            memory: for a decoder: the encoder's finished state (`finished_state`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not embed")
+
+    def step(self, state: State) -> State:
+        """Run block `state.index`. Families implement `_step`; this adds activation checkpointing."""
+        if self.activation_checkpointing and torch.is_grad_enabled() and self.training:
+            context = dict(state.context)
+
+            def block(hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+                after = self._step(replace(state, hidden=hidden, context=dict(context)))
+                return after.hidden, after.context
+
+            hidden, after = checkpoint(block, state.hidden, use_reentrant=False)
+            return replace(state, hidden=hidden, index=state.index + 1, context=after)
+        return replace(self._step(state), index=state.index + 1)
+
+    def _step(self, state: State) -> State:
+        raise NotImplementedError(f"{type(self).__name__} does not run its blocks")
+
+    def run(self, state: State, stop: int | None = None) -> State:
+        """Run blocks `state.index` to `stop` (exclusive; default: all that are left)."""
+        for state in self.taps(state, stop):  # noqa: B007 - the last one is the result
+            pass
+        return state
+
+    def taps(self, state: State, stop: int | None = None) -> Iterator[State]:
+        """Yield the state after each block from `state.index` to `stop`; a consumer keeps only what it needs."""
+        for _ in range(state.index, self.depth(state.stack) if stop is None else stop):
+            state = self.step(state)
+            yield state
+
+    def finish(self, state: State) -> Tensor:
+        """What follows the last block (final norm, dropout): (B, T, D)."""
+        raise NotImplementedError(f"{type(self).__name__} does not finish")
+
+    def finished_state(self, state: State) -> State:
+        """`finish`, kept as a state with its mask: what a decoder takes as memory."""
+        return replace(state, hidden=self.finish(state))
+
+    def prepend(self, state: State, tokens: Tensor) -> State:
+        """Put visible tokens (B, R, D) in front of the sequence; masks and position bias grow along."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take extra tokens")
+
+    def drop_prefix(self, state: State, count: int) -> State:
+        """Take the first `count` tokens (put there by `prepend`) out again."""
+        raise NotImplementedError(f"{type(self).__name__} cannot take extra tokens")
+
+    def grid(self, state: State) -> tuple[int, int] | None:
+        """Height and width of the patch grid of an image state; None for text."""
+        return None
+
+    def special_tokens(self, state: State) -> int:
+        """Tokens (CLS, registers, prefix) that stand before the patches of an image state."""
+        return state.prefix
+
+    # ---- head ---------------------------------------------------------------------------------------------------
+    def pool(self, last: Tensor, state: State) -> Tensor:
+        """The head's input from the finished hidden state: (B, T, D) -> (B, D)."""
+        raise NotImplementedError(f"{type(self).__name__} does not pool")
+
+    def set_task(self, task: Task) -> None:
+        """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
+        if task.form in ("classification", "regression"):
+            self.head = nn.Linear(self.feature_width, task.num_labels)
+
+    def language_logits(self, last: Tensor) -> Tensor:
+        """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
+        raise NotImplementedError(f"{type(self).__name__} has no language head")
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """Decoder inputs (B, T) that go with the labels (B, T)."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder")
+
+    def new_cache(self) -> Any:
+        """An empty key/value cache for step-by-step decoding; put into `embed` as `batch['cache']`."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no key/value cache")

@@ -1,0 +1,161 @@
+"""T5, mT5-like, Flan-T5, T5 v1.1, ByT5: encoder and decoder of transformers, run block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+
+from transfer_run.backbones.base import Backbone, Batch, State
+
+_SELF = {"attention": "layer.0.SelfAttention", "norm1": "layer.0.layer_norm", "q": "layer.0.SelfAttention.q",
+         "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v", "out": "layer.0.SelfAttention.o"}  # fmt: skip
+_CROSS = {"cross_attention": "layer.1.EncDecAttention", "cross_norm": "layer.1.layer_norm",
+          "cross_q": "layer.1.EncDecAttention.q", "cross_k": "layer.1.EncDecAttention.k",
+          "cross_v": "layer.1.EncDecAttention.v", "cross_out": "layer.1.EncDecAttention.o"}  # fmt: skip
+
+
+class T5(Backbone):
+    """Encoder-decoder with relative position bias, pre-norm, RMS norms without bias.
+
+    The position bias is computed by block 0 of a stack and handed on in the context, as in the library.
+    """
+
+    family = "t5"
+    stacks = ("encoder", "decoder")
+    model: T5ForConditionalGeneration
+
+    @classmethod
+    def from_architecture(cls, config: dict[str, Any]) -> T5:
+        """Random weights from `config['architecture']` (keyword arguments of `T5Config`); no network."""
+        return cls(T5ForConditionalGeneration(T5Config(**config["architecture"])), config)
+
+    @classmethod
+    def from_folder(cls, folder: str, config: dict[str, Any], **kwargs: Any) -> T5:
+        """Weights from a transformers folder (safetensors) or a hub id; see `backbones/load.py`."""
+        return cls(T5ForConditionalGeneration.from_pretrained(folder, **kwargs), config)
+
+    # ---- architecture
+    def _stack(self, stack: str) -> Any:
+        return self.model.get_submodule(stack)
+
+    def blocks(self, stack: str) -> Sequence[nn.Module]:
+        return self._stack(stack).block
+
+    def width(self, stack: str, index: int | None = None) -> int:
+        return self.model.config.d_model
+
+    def heads(self, stack: str) -> int:
+        return self.model.config.num_heads
+
+    def parts(self, stack: str, index: int) -> dict[str, str]:
+        feed_forward = "layer.1" if stack == "encoder" else "layer.2"
+        gated = self.model.config.is_gated_act
+        names = dict(_SELF) if stack == "encoder" else {**_SELF, **_CROSS}
+        names |= {"norm2": f"{feed_forward}.layer_norm", "mlp": f"{feed_forward}.DenseReluDense",
+                  "mlp_in": f"{feed_forward}.DenseReluDense.{'wi_1' if gated else 'wi'}",
+                  "mlp_out": f"{feed_forward}.DenseReluDense.wo"}  # fmt: skip
+        if gated:
+            names["mlp_gate"] = f"{feed_forward}.DenseReluDense.wi_0"
+        return {name: f"model.{stack}.block.{index}.{path}" for name, path in names.items()}
+
+    def final_norm(self, stack: str) -> nn.Module:
+        return self._stack(stack).final_layer_norm
+
+    # ---- running
+    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+        stack = stack or "encoder"
+        module = self._stack(stack)
+        ids = batch["input_ids"] if stack == "encoder" else batch["decoder_input_ids"]
+        mask = batch.get("attention_mask") if stack == "encoder" else batch.get("decoder_attention_mask")
+        embedded = self.model.shared(ids)
+        context: dict[str, Any] = {"position_bias": None, "cross_position_bias": None, "cache": batch.get("cache")}
+        if stack == "encoder":
+            context["cache"] = None
+        state = State(module.dropout(embedded), stack, mask=mask, context=context)
+        if stack == "decoder":
+            assert memory is not None, "a decoder reads the encoder's memory"
+            state.context["memory"] = memory
+        return self._with_masks(state)
+
+    def _with_masks(self, state: State) -> State:
+        """Build the library's attention masks for the state's present length; the position bias starts anew."""
+        config, hidden, context = self._stack(state.stack).config, state.hidden, state.context
+        if state.stack == "encoder":
+            masks = {"mask": create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=state.mask)}
+        else:
+            cache, memory = context["cache"], context["memory"]
+            self_cache = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            masks = {
+                "mask": create_causal_mask(
+                    config=config, inputs_embeds=hidden, attention_mask=state.mask, past_key_values=self_cache
+                ),
+                "cross_mask": create_bidirectional_mask(
+                    config=config, inputs_embeds=hidden, attention_mask=memory.mask, encoder_hidden_states=memory.hidden
+                ),
+            }
+        return replace(state, context=context | masks | {"position_bias": None, "cross_position_bias": None})
+
+    def _step(self, state: State) -> State:
+        context = state.context
+        memory: State | None = context.get("memory")
+        hidden, bias, cross_bias = self.blocks(state.stack)[state.index](
+            state.hidden,
+            context["mask"],
+            context["position_bias"],
+            None if memory is None else memory.hidden,
+            context.get("cross_mask"),
+            context["cross_position_bias"],
+            past_key_values=context["cache"],
+        )
+        return replace(
+            state, hidden=hidden, context=context | {"position_bias": bias, "cross_position_bias": cross_bias}
+        )
+
+    def with_memory(self, state: State, memory: State) -> State:
+        """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
+        return replace(state, context=state.context | {"memory": memory})
+
+    def finish(self, state: State) -> Tensor:
+        module = self._stack(state.stack)
+        return module.dropout(module.final_layer_norm(state.hidden))
+
+    def prepend(self, state: State, tokens: Tensor) -> State:
+        if state.index:
+            raise ValueError("T5's position bias is made by block 0: put tokens in before it")
+        hidden = torch.cat([tokens.to(state.hidden.dtype), state.hidden], dim=1)
+        mask = state.mask
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(tokens.shape[:2]), mask], dim=1)
+        return self._with_masks(replace(state, hidden=hidden, mask=mask, prefix=state.prefix + tokens.shape[1]))
+
+    def drop_prefix(self, state: State, count: int) -> State:
+        mask = None if state.mask is None else state.mask[:, count:]
+        return replace(state, hidden=state.hidden[:, count:], mask=mask, prefix=state.prefix - count)
+
+    # ---- head
+    def pool(self, last: Tensor, state: State) -> Tensor:
+        """Mean over the real tokens (used by scores and classification heads; text-to-text needs no pooling)."""
+        last, mask = last[:, state.prefix :], None if state.mask is None else state.mask[:, state.prefix :]
+        if mask is None:
+            return last.mean(1)
+        weights = mask.to(last.dtype).unsqueeze(-1)
+        return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+    def language_logits(self, last: Tensor) -> Tensor:
+        if self.model.config.tie_word_embeddings:
+            last = last * self.model.config.d_model**-0.5
+        return self.model.lm_head(last)
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        return self.model._shift_right(labels)
+
+    def new_cache(self) -> EncoderDecoderCache:
+        config = self._stack("decoder").config
+        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))

@@ -1,0 +1,34 @@
+"""What a dataset asks of a model: the prediction's form, the labels, the metrics. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["classification", "regression", "text_to_text", "language_modeling"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset's question to a model.
+
+    Attributes:
+        form: what a prediction is. `classification`: logits (B, num_labels) and integer labels (B,).
+            `regression`: one number per example, float labels (B,). `text_to_text`: logits (B, T, vocabulary) of
+            an encoder-decoder and token labels (B, T), -100 ignored. `language_modeling`: the same from a decoder.
+        num_labels: classes (1 for regression; for text-to-text the number of label words, 0 for free text).
+        label_names: names in the order of the label numbers; for text-to-text the label words.
+        metrics: names of `data/metrics.py`, the first one is the headline.
+        loss: `cross_entropy` (default), `mse` for regression.
+        max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
+    """
+
+    form: Form
+    num_labels: int
+    label_names: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    max_target_length: int = 0
+
+    @property
+    def headline(self) -> str:
+        return self.metrics[0]

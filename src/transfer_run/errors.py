@@ -1,0 +1,39 @@
+"""The errors that a user can cause, each with what to do about it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's words are wrong, or something the user must provide is missing: one message, exit code 2.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: the key, file, row or column it stands in.
+        nearest: valid names close to the wrong one, best first.
+        remedy: what to do.
+    """
+
+    def __init__(self, what: str, *, where: str = "", nearest: Iterable[str] = (), remedy: str = "") -> None:
+        self.what, self.where, self.nearest, self.remedy = what, where, list(nearest), remedy
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where:   {self.where}")
+        if self.nearest:
+            lines.append(f"  nearest: {', '.join(self.nearest)}")
+        if self.remedy:
+            lines.append(f"  do:      {self.remedy}")
+        return "\n".join(lines)
+
+
+def nearest_names(wrong: str, valid: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` valid names closest to `wrong`, best first; a name that only lacks its prefix counts as close."""
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(wrong, names, n=count, cutoff=0.5)
+    close += [n for n in names if n not in close and n.rsplit(".", 1)[-1] == wrong.rsplit(".", 1)[-1]]
+    return close[:count]

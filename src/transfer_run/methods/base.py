@@ -1,0 +1,183 @@
+"""What a method is: a backbone, what the paper adds to it, which of both is trained, and how a batch becomes a loss.
+
+A method is one file with one class and one config `configs/method/KEY.yaml`. The keyword arguments of the class
+are the config's keys, so the signature is the schema:
+
+    class LinearProbe(Method):
+        def __init__(self, backbone, task, *, train_norm: bool = False): ...
+
+Six shapes exist (`shape`); all run through the same runner. `tune`, `stage` and `distil` are fitted and tested;
+`combine`, `score` and `reshape` do their work in `prepare` and set `trains = False` when they take no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.data.task import Task
+
+
+@dataclass
+class Context:
+    """What a real run hands to `Method.prepare` and `Method.conclude`; the memory plan never calls either.
+
+    Attributes:
+        seed: the run's seed.
+        folder: the run's folder, for artifacts.
+        batches: (split, batch_size) -> batches of one pass over `train`, `validation` or `test`, in a fixed
+            shuffled order for train, on the model's device.
+        sources: finished source runs by name.
+        log: writes one line to the run's log.
+    """
+
+    seed: int
+    folder: Path
+    batches: Callable[[str, int], Iterator[Batch]]
+    sources: dict[str, Path] = field(default_factory=dict)
+    log: Callable[[str], None] = print
+
+
+class Method(nn.Module):
+    """Base of all methods. By itself it trains nothing: a subclass marks what is trained.
+
+    Args:
+        backbone: any family; a subclass restricts it in its config (`about.backbones`).
+        task: what the dataset asks for; the backbone's head is made for it here.
+    """
+
+    shape: ClassVar[str] = "tune"
+    trains: ClassVar[bool] = True
+    needs_backbone_gradient: bool = True
+    """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""
+
+    def __init__(self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.task = task
+        self.backbone_dropout = backbone_dropout
+        backbone.set_task(task)
+
+    # ---- what is trained
+    def freeze_backbone(self, *, head: bool = True) -> None:
+        """Freeze the pretrained model; the task's head stays trainable unless `head` is False."""
+        self.backbone.requires_grad_(False)
+        if head:
+            self.backbone.head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Method:
+        """Train mode; with `backbone_dropout` False a frozen pretrained model stays in eval mode."""
+        super().train(mode)
+        if mode and not self.backbone_dropout:
+            self.backbone.model.eval()
+        return self
+
+    def shipped(self) -> dict[str, Tensor]:
+        """The tensors that a finished run stores and exports: all trained parameters and all buffers the method owns.
+
+        A method that owns modules it does not ship (critics, projectors) leaves them out here.
+        """
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        state = self.state_dict()
+        own_buffers = {n for n in state if n not in frozen and n not in trained and not n.startswith("backbone.model.")}
+        if not frozen:
+            own_buffers = set(state) - trained
+        return {name: state[name] for name in sorted(trained | own_buffers) if name in state}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups; override for separate rates (keys as in torch.optim, e.g. `lr`)."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    # ---- before and after training
+    def prepare(self, context: Context) -> None:
+        """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring)."""
+
+    def conclude(self, context: Context) -> dict[str, Any]:
+        """Results beyond the metrics, after the test: goes into `result.json` under `extra`."""
+        return {}
+
+    # ---- batch to prediction
+    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+        """Tap zero as this method feeds it to the blocks (prompt methods put their tokens in here)."""
+        return self.backbone.embed(batch, stack, memory)
+
+    def features(self, batch: Batch) -> Tensor:
+        """The head's input (B, feature_width)."""
+        state = self.backbone.run(self.embed(batch, self.backbone.stacks[0]))
+        return self.backbone.pool(self.backbone.finish(state), state)
+
+    def encode(self, batch: Batch) -> Any:
+        """Encoder-decoders: all that `decode` needs to know of the source; by default the finished encoder state."""
+        return self.backbone.finished_state(self.backbone.run(self.embed(batch, "encoder")))
+
+    def decode(self, batch: Batch, memory: Any) -> Tensor:
+        """Encoder-decoders: vocabulary logits (B, T, V) for `batch['decoder_input_ids']` (B, T)."""
+        state = self.backbone.run(self.embed(batch, "decoder", memory))
+        return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits: (B, num_labels), or (B, T, V) for text-to-text and language modelling."""
+        if self.task.form == "text_to_text":
+            if "decoder_input_ids" not in batch:
+                batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
+            return self.decode(batch, self.encode(batch))
+        if self.task.form == "language_modeling":
+            state = self.backbone.run(self.embed(batch))
+            return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
+        return self.backbone.head(self.features(batch))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss, a scalar; the task's own unless a method adds to it."""
+        return self.task_loss(self(batch), batch["labels"])
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy (labels of -100 ignored) or mean squared error, in float32."""
+        if self.task.form == "regression":
+            return F.mse_loss(logits.squeeze(-1).float(), labels.float())
+        if self.task.form == "language_modeling":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Class numbers (B,), values (B,), or generated token ids (B, <= max_target_length) for text-to-text."""
+        if self.task.form == "text_to_text":
+            return self.generate(batch, self.task.max_target_length)
+        logits = self(batch)
+        return logits.squeeze(-1) if self.task.form == "regression" else logits.argmax(-1)
+
+    # ---- generation
+    def new_cache(self) -> Any:
+        """Key/value caches of everything that decodes; a side network adds its own."""
+        return self.backbone.new_cache()
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_length: int, use_cache: bool = True) -> Tensor:
+        """Greedy answers (B, <= max_length), the start token left out, stopped when every row has ended.
+
+        Args:
+            use_cache: decode one token a step with key/value caches; False recomputes the prefix (for tests).
+        """
+        memory, cache = self.encode(batch), self.new_cache() if use_cache else None
+        rows = batch["input_ids"].shape[0]
+        config = self.backbone.model.config  # type: ignore[union-attr]
+        ids = batch["input_ids"].new_full((rows, 1), config.decoder_start_token_id)
+        ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        for _ in range(max_length):
+            step = {"input_ids": batch["input_ids"], "decoder_input_ids": ids[:, -1:] if use_cache else ids}
+            if use_cache:
+                step["cache"] = cache
+            token = self.decode(step, memory)[:, -1].argmax(-1)
+            token = torch.where(ended, config.pad_token_id, token)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            ended |= token == config.eos_token_id
+            if bool(ended.all()):
+                break
+        return ids[:, 1:]
