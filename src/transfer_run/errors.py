@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -29,6 +30,18 @@ class UserError(Exception):
         if self.remedy:
             lines.append(f"  do:      {self.remedy}")
         return "\n".join(lines)
+
+
+class Preempted(Exception):
+    """The cluster asked the run to stop; its state is saved and the same command goes on from it (exit code 75)."""
+
+
+class RunFailed(Exception):
+    """A run broke for a reason that is not the user's; the traceback stands in the log (exit code 1)."""
+
+    def __init__(self, log: Path, reason: str) -> None:
+        self.log, self.reason = log, reason
+        super().__init__(f"{reason}\n  log: {log}")
 
 
 def nearest_names(wrong: str, valid: Iterable[str], count: int = 3) -> list[str]:

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.data.task import Task
@@ -73,8 +76,31 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.config = config
+        self.provenance: dict[str, Any] = {"source": "random"}  # what was loaded; `build_backbone` writes it
         self.head: nn.Module = nn.Identity()
         self.activation_checkpointing = False
+
+    @classmethod
+    def from_architecture(cls, config: dict[str, Any]) -> Backbone:
+        """Random weights from `config['architecture']`; no network, and no memory under `torch.device("meta")`."""
+        raise NotImplementedError(f"{cls.__name__} cannot be built")
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: dict[str, Any]) -> Backbone:
+        """Weights from a folder as the library writes it; UserError where they do not fit the architecture."""
+        raise NotImplementedError(f"{cls.__name__} cannot be loaded")
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Train mode, but for frozen batch norms: their running statistics are part of the frozen weights."""
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def set_attention(self, implementation: str) -> None:
+        """`sdpa` (fused kernels, the default) or `eager` (the whole attention matrix, as older code kept it)."""
+        self.model.set_attn_implementation(implementation)  # type: ignore[operator]
 
     # ---- architecture -------------------------------------------------------------------------------------------
     def blocks(self, stack: str) -> Sequence[nn.Module]:
@@ -101,6 +127,26 @@ class Backbone(nn.Module):
 
     def part(self, stack: str, index: int, name: str) -> nn.Module:
         return self.get_submodule(self.parts(stack, index)[name])
+
+    def project(self, stack: str, index: int, name: str, hidden: Tensor) -> Tensor:
+        """The block's `q`, `k` or `v` projection of `hidden` (normalised where the block normalises first).
+
+        (B, T, D) -> (B, T, heads * head width). Where the three are fused, only the one asked for is computed.
+        """
+        parts = self.parts(stack, index)
+        if name in parts:
+            return self.get_submodule(parts[name])(hidden)
+        fused = self.get_submodule(parts["qkv"])
+        place = "qkv".index(name)
+        if type(fused) is nn.Linear:  # a wrapped one (LoRA) must run as a whole
+            bias = None if fused.bias is None else fused.bias.chunk(3)[place]
+            return F.linear(hidden, fused.weight.chunk(3)[place], bias)
+        return fused(hidden).chunk(3, dim=-1)[place]
+
+    def finish_modules(self, stack: str) -> list[nn.Module]:
+        """The modules with weights that `finish` applies after the last block."""
+        norm = self.final_norm(stack)
+        return [] if norm is None else [norm]
 
     def final_norm(self, stack: str) -> nn.Module | None:
         """The norm that `finish` applies after the last block, if the stack has one."""
@@ -167,6 +213,25 @@ class Backbone(nn.Module):
         """Take the first `count` tokens (put there by `prepend`) out again."""
         raise NotImplementedError(f"{type(self).__name__} cannot take extra tokens")
 
+    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+        """Run extra query tokens through block `state.index`: they see the state's tokens, nobody sees them.
+
+        The keys and values come from `state.hidden` alone, so the state itself is left exactly as it was, and a
+        frozen block keeps nothing of it for backward (VQT, CVPR 2023, section 3.2). Queries do not see each other.
+
+        Args:
+            state: where the block is about to run, as `embed` or `taps` gave it; no key/value cache.
+            queries: (B, R, D).
+
+        Returns:
+            (B, R, D): the block's output at the queries, both residuals and the feed-forward part included.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no separate queries")
+
+    def with_memory(self, state: State, memory: State) -> State:
+        """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder that reads an encoder")
+
     def grid(self, state: State) -> tuple[int, int] | None:
         """Height and width of the patch grid of an image state; None for text."""
         return None
@@ -183,7 +248,8 @@ class Backbone(nn.Module):
     def set_task(self, task: Task) -> None:
         """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
         if task.form in ("classification", "regression"):
-            self.head = nn.Linear(self.feature_width, task.num_labels)
+            device = next(self.model.parameters()).device
+            self.head = nn.Linear(self.feature_width, task.num_labels, device=device)
 
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""

@@ -80,17 +80,15 @@ class Method(nn.Module):
         return self
 
     def shipped(self) -> dict[str, Tensor]:
-        """The tensors that a finished run stores and exports: all trained parameters and all buffers the method owns.
+        """The tensors that a finished run stores and exports: all trained parameters and all persistent buffers.
 
-        A method that owns modules it does not ship (critics, projectors) leaves them out here.
+        Tied parameters appear once. A method that owns modules it does not ship (critics, projectors) leaves them
+        out here.
         """
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         state = self.state_dict()
-        own_buffers = {n for n in state if n not in frozen and n not in trained and not n.startswith("backbone.model.")}
-        if not frozen:
-            own_buffers = set(state) - trained
-        return {name: state[name] for name in sorted(trained | own_buffers) if name in state}
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        buffers = {name for name, _ in self.named_buffers() if name in state}
+        return {name: state[name] for name in sorted(trained | buffers)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; override for separate rates (keys as in torch.optim, e.g. `lr`)."""
@@ -137,6 +135,18 @@ class Method(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """The training loss, a scalar; the task's own unless a method adds to it."""
         return self.task_loss(self(batch), batch["labels"])
+
+    def training_loss(self, batch: Batch, use_cache: bool = False) -> Tensor:
+        """`loss`; with `use_cache` decoder keys and values are kept until it is there (the paper profile's setting)."""
+        if use_cache and self.task.form == "text_to_text":
+            batch = {**batch, "cache": self.new_cache()}
+        return self.loss(batch)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before epoch `epoch` of `epochs` (schedules of gates, losses, temperatures)."""
+
+    def after_step(self, step: int) -> None:
+        """Called after optimizer step number `step` (rank allocation, weight averages, momentum teachers)."""
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy (labels of -100 ignored) or mean squared error, in float32."""

@@ -1,0 +1,55 @@
+# Every target makes its own environment in .venv when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format bench faults tables clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo "table-KEY-ID  one paper table, e.g. make table-lst-table1 (transfer-list tables names them)"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## make the environment (.venv), pinned by constraints.txt
+
+demo: $(READY)  ## the main job on real data: full, probe, LoRA, LST on a small T5 and a small ViT; a table and a picture
+	$(BIN)/python scripts/demo.py
+
+test: $(READY)  ## all tests that need no GPU
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(READY)  ## the tests that answer quickly
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, time of the command line, merging, planning
+	$(BIN)/python scripts/bench.py
+
+faults: $(READY)  ## break things on purpose: kill, resume, two at once, full disk
+	$(BIN)/python -m pytest -n 2 tests/faults
+
+tables: $(READY)  ## every paper table, memory by plan
+	$(BIN)/transfer-table all
+
+table-%: $(READY)
+	$(BIN)/transfer-table $(shell echo $* | sed 's,-,/,')
+
+clean:  ## remove outputs and caches; the environment stays
+	rm -rf outputs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""The Lightning module around a method: the training step, the metrics, the optimizer, what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from transfer_run.backbones.base import Batch
+from transfer_run.data.base import DataModule
+from transfer_run.experiment.optimization import build_optimizer, build_schedule
+from transfer_run.methods.base import Method
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of one training step: dropout is a function of (seed, step, rank), so a resumed run repeats it."""
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+class TransferModule(pl.LightningModule):
+    """Fits and tests one method on one dataset.
+
+    Args:
+        method: built and prepared.
+        data: set up; gives loaders and metrics.
+        config: the composed config as plain containers (`optimizer`, `trainer`, `dataset`, `hardware`, `seed`).
+    """
+
+    def __init__(self, method: Method, data: DataModule, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.method = method
+        self.data = data
+        self.config = config
+        self.scores = {split: data.metrics(split) for split in ("validation", "test")}
+        self.headline: float | None = None
+
+    # ---- data
+    def _loader(self, split: str) -> Any:
+        world, total = self.trainer.world_size, self.config["dataset"]["batch_size"]
+        return self.data.loader(
+            split,
+            batch_size=total // world,
+            seed=self.config["seed"],
+            num_workers=self.config["hardware"]["num_workers"],
+            world_size=world,
+            rank=self.trainer.global_rank,
+        )
+
+    def train_dataloader(self) -> Any:
+        loader = self._loader("train")
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loader.batch_sampler.set_epoch(self.trainer.current_epoch)
+        if self.trainer.fit_loop.restarting and 0 < progress.ready < len(loader):
+            loader.batch_sampler.start_at(progress.ready)
+        return loader
+
+    def val_dataloader(self) -> Any:
+        return self._loader("validation")
+
+    def test_dataloader(self) -> Any:
+        return self._loader("test")
+
+    # ---- training
+    def on_train_epoch_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader
+        loader.batch_sampler.set_epoch(self.current_epoch)
+        self.method.start_epoch(self.current_epoch, self.trainer.max_epochs or 0)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(step_seed(self.config["seed"], self.global_step, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=self.config["trainer"]["grads_to_none"])
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.method.after_step(self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config["optimizer"]
+        optimizer = build_optimizer(self.method.parameter_groups(), config)
+        by_epoch = config["interval"] == "epoch"
+        total = self.trainer.max_epochs if by_epoch else int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, config, total or 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": config["interval"]}}
+
+    # ---- evaluation
+    def _score(self, split: str, batch: Batch) -> None:
+        self.scores[split].update(self.method.predict(batch), batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def _report(self, split: str) -> None:
+        values = self.scores[split].compute()
+        self.scores[split].reset()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=False)
+        if split == "validation":
+            self.headline = float(values[self.data.task.headline]) if self.data.task.headline in values else None
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    # ---- checkpoints: frozen weights are not saved, they are named
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep = {f"method.{name}" for name in self.method.shipped()}
+        keep |= {f"method.{name}" for name, p in self.method.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `on_save_checkpoint` kept; frozen weights stay as they were built."""
+        expected = {name for name, p in self.named_parameters() if p.requires_grad}
+        missing = sorted(expected - set(state_dict))
+        outcome = super().load_state_dict(state_dict, strict=False, assign=assign)
+        if missing or outcome.unexpected_keys:
+            raise RuntimeError(f"checkpoint does not fit: missing {missing[:5]}, unexpected {outcome.unexpected_keys[:5]}")
+        return outcome

@@ -1,0 +1,106 @@
+"""The story of one run: is it done? is somebody at it? what does it need first? carry it out, record it.
+
+Nothing here imports torch: a finished run answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.experiment.identity import identity, run_folder
+from transfer_run.experiment.record import LOG, read_result, run_log, write_atomically
+from transfer_run.experiment.sources import ensure_sources
+from transfer_run.experiment.summary import show_result
+
+
+def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
+    """Carry out the run that `cfg` describes, once; returns its folder.
+
+    A finished run is shown, not repeated (unless `force`); an unfinished one goes on from its last checkpoint; a run
+    that another process is at is waited for.
+
+    Args:
+        chain: identities of the runs that wait for this one as a source.
+
+    Raises:
+        UserError, Preempted, KeyboardInterrupt, RunFailed.
+    """
+    if cfg.dry_run:
+        from transfer_run.experiment.dry_run import show_dry_run
+
+        show_dry_run(cfg)
+        return run_folder(cfg)
+    folder = run_folder(cfg)
+    if read_result(folder) is None or cfg.force:
+        with _held(folder):
+            if read_result(folder) is None or cfg.force:
+                _carry_out(cfg, folder, chain)
+    else:
+        print(f"finished already: {folder} (force=true repeats it)")
+    if not chain:
+        show_result(folder)
+    if cfg.export:
+        from transfer_run.experiment.export import export_run
+
+        print(f"exported to {export_run(folder, Path(cfg.export))}")
+    return folder
+
+
+def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
+    sources = ensure_sources(cfg, (*chain, identity(cfg)))
+    if cfg.force:
+        _clear(folder)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    from transfer_run.experiment.workers import launch, wanted_processes
+
+    with run_log(folder):
+        LOG.info("run %s", folder)
+        try:
+            if wanted_processes(cfg) > 1:
+                launch(cfg, folder, sources)
+            else:
+                from transfer_run.experiment.train import train
+
+                train(cfg, folder, sources)
+        except (UserError, Preempted, RunFailed):
+            raise
+        except Exception as error:
+            with (folder / "run.log").open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, the result first, so that nothing looks finished meanwhile."""
+    (folder / "result.json").unlink(missing_ok=True)
+    for path in (folder / "metrics.csv", *(folder / "checkpoints").rglob("*")):
+        if path.is_file():
+            path.unlink()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the run against other processes; wait, and say so, while another one is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        print(f"{folder} is being carried out by {who}; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

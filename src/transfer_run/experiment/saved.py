@@ -1,0 +1,106 @@
+"""A finished model on disk: what was trained, and everything needed to use it again, or a refusal to load.
+
+    checkpoints/model/
+      model.safetensors   the trained tensors (all tensors when nothing was frozen)
+      model.json          method and backbone with their settings, provenance, task, label names, input transform
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from transfer_run.backbones.load import build_backbone
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.experiment.record import write_json
+from transfer_run.methods.base import Method
+from transfer_run.methods.build import build_method
+
+
+def save_model(method: Method, folder: Path, config: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
+    """Write the model folder; the description last, so that a half-written folder is never taken for a model.
+
+    Args:
+        config: the composed config with `method` and `backbone` nodes.
+        transform: what turns a raw example into a batch (`DataModule.transform_description`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.shipped().items()}
+    partial = folder / ".model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+    complete = all(p.requires_grad for p in method.parameters())
+    write_json(
+        folder / "model.json",
+        {
+            "schema": 1,
+            "method": config["method"],
+            "backbone": config["backbone"],
+            "provenance": method.backbone.provenance,
+            "task": {**vars(method.task)},
+            "transform": dict(transform),
+            "complete": complete,
+            "tensors": len(tensors),
+        },
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`model.json` of a model folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no saved model (model.json is missing).", remedy="name a run's checkpoints/model folder"
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
+    """The finished model, complete and in eval mode.
+
+    Args:
+        backbone_weights: where the frozen backbone's weights are, when not where the run found them.
+
+    Raises:
+        UserError: tensors are missing, unexpected or of another shape, or the backbone's weights are not those the
+            model was trained on.
+    """
+    about = read_description(folder)
+    task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["task"].items()})
+    config = dict(about["backbone"])
+    if backbone_weights is not None:
+        config["weights"] = backbone_weights
+    backbone = build_backbone(config, weights=not about["complete"])
+    known, found = about["provenance"].get("checksum"), backbone.provenance.get("checksum")
+    if not about["complete"] and known != found:
+        raise UserError(
+            "The backbone's weights are not those this model was trained on.",
+            where=f"{folder}: expected checksum {known}, found {found}",
+            remedy="name the folder with the original weights",
+        )
+    method = build_method(about["method"], backbone, task)
+    tensors = load_file(folder / "model.safetensors")
+    wanted = method.shipped()
+    wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or unexpected or wrong:
+        raise UserError(
+            f"{folder / 'model.safetensors'} does not fit the model that model.json describes.",
+            where=f"missing {missing[:3]}, unexpected {unexpected[:3]}, of another shape {wrong[:3]}",
+            remedy="carry out the run again with force=true",
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+    return method.eval()

@@ -1,0 +1,259 @@
+"""What the values of a config may be, and one clear error for each that is something else.
+
+The type of a value is that of its default. Where the default alone does not tell, `about.options` of the same file
+says it, in one of two forms:
+
+    gate: [learnable, none, one]      the only choices
+    reduction_factor: int >= 1        a type: int, float, str, bool, dict, list, list[int], list[float], list[str],
+                                      with `?` where null is allowed (`int?`), and a bound: `>= 1`, `> 0`, `<= 1`,
+                                      `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transfer_run.errors import UserError, nearest_names
+
+ABOUT = "about"
+"""The key of the nodes that describe instead of setting anything."""
+
+_SCALARS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+_COMPARE: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    ">=": (operator.ge, "of at least"),
+    ">": (operator.gt, "above"),
+    "<=": (operator.le, "of at most"),
+    "<": (operator.lt, "below"),
+}
+_NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+_GRAMMAR = re.compile(
+    rf"(?P<name>int|float|str|bool|dict|list)(?:\[(?P<item>int|float|str|bool)\])?(?P<nullable>\?)?"
+    rf"(?: (?:(?P<sign>>=|>|<=|<) (?P<bound>{_NUMBER})|in (?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})))?"
+)
+
+
+@dataclass(frozen=True)
+class Type:
+    """What one value may be.
+
+    Attributes:
+        name: int, float, str, bool, dict, list, any or choice.
+        item: type of a list's items.
+        bounds: (`>=`, `>`, `<=` or `<`, number) pairs, all of which hold.
+        choices: the only values, of a choice.
+    """
+
+    name: str
+    item: str | None = None
+    nullable: bool = False
+    bounds: tuple[tuple[str, float], ...] = ()
+    choices: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        if self.name == "choice":
+            return "one of " + ", ".join(_shown(choice) for choice in self.choices)
+        text = _SCALARS.get(self.name, {"dict": "keys with values, as {a: 1}"}.get(self.name, "a list, as [1,2]"))
+        if self.item:
+            text = f"a list of {_SCALARS[self.item].removeprefix('a ')}{'' if self.item == 'str' else 's'}, as [1,2]"
+        limits = " and ".join(f"{_COMPARE[sign][1]} {number:g}" for sign, number in self.bounds)
+        return " ".join(part for part in (text, limits) if part) + (" or null" if self.nullable else "")
+
+    def convert(self, value: Any) -> Any:
+        """`value` as this type: 1 becomes 1.0 where a float is meant, 1e3 becomes 1000 where an int is.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if self.name == "any" or (value is None and self.nullable):
+            return value
+        if self.name == "choice":
+            return self._choose(value)
+        if self.name == "dict":
+            if not isinstance(value, dict):
+                raise ValueError
+            return value
+        if self.name == "list":
+            if not isinstance(value, list):
+                raise ValueError
+            return [self._within(_scalar(self.item, item)) if self.item else item for item in value]
+        return self._within(_scalar(self.name, value))
+
+    def _choose(self, value: Any) -> Any:
+        for choice in self.choices:
+            if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+                return choice
+        raise ValueError
+
+    def _within(self, value: Any) -> Any:
+        if not all(_COMPARE[sign][0](value, number) for sign, number in self.bounds):
+            raise ValueError
+        return value
+
+
+def _scalar(name: str, value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "int" and number and value == value // 1:
+        return int(value)
+    if name == "float" and number:
+        return float(value)
+    if name == "bool" and isinstance(value, bool):
+        return value
+    if name == "str" and (isinstance(value, str) or (isinstance(value, int) and number)):
+        return str(value)
+    raise ValueError
+
+
+def _shown(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def parse_type(option: Any) -> Type:
+    """The type that an entry of `about.options` describes.
+
+    Raises:
+        ValueError: it is neither a list of choices nor a type of the grammar.
+    """
+    if isinstance(option, list) and option and not any(isinstance(choice, list | dict) for choice in option):
+        return Type("choice", choices=tuple(option))
+    match = _GRAMMAR.fullmatch(option) if isinstance(option, str) else None
+    if match is None or (match["item"] and match["name"] != "list"):
+        raise ValueError(f"{option!r} is neither a type, as `int? >= 1`, nor a list of choices")
+    bounds: tuple[tuple[str, float], ...] = ()
+    if match["sign"]:
+        bounds = ((match["sign"], float(match["bound"])),)
+    elif match["low"]:
+        bounds = ((">=", float(match["low"])), ("<=", float(match["high"])))
+    return Type(match["name"], match["item"], bool(match["nullable"]), bounds)
+
+
+def type_of(default: Any) -> Type:
+    """The type that a default value stands for; null stands for anything."""
+    if isinstance(default, list):
+        kinds = {type(item).__name__ for item in default}
+        kinds = {"float"} if kinds == {"int", "float"} else kinds
+        item = kinds.pop() if len(kinds) == 1 else None
+        return Type("list", item if item in _SCALARS else None)
+    name = type(default).__name__
+    return Type(name if name in _SCALARS else "any")
+
+
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted key; an empty mapping is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def options(declared: Mapping[str, Any]) -> dict[str, Type]:
+    """The types that the `about.options` of a config and of its nodes declare, by dotted key.
+
+    Raises:
+        UserError: an entry is no type, or names a key that its node does not have.
+    """
+    found: dict[str, Type] = {}
+    nodes = {"": declared, **{f"{key}.": node for key, node in declared.items() if isinstance(node, Mapping)}}
+    for prefix, node in nodes.items():
+        about = node.get(ABOUT) or {}
+        for key, option in (about.get("options") or {}).items():
+            place = f"{prefix}about.options.{key}"
+            try:
+                found[prefix + key] = parse_type(option)
+            except ValueError as error:
+                raise UserError(f"{place}: {error}.", where=place) from error
+            if prefix and not _has(node, key):
+                keys = [name for name in flatten(node) if not name.startswith(f"{ABOUT}.")]
+                raise UserError(f"{place} describes a key that does not exist.", nearest=nearest_names(key, keys))
+    return found
+
+
+def _has(node: Any, dotted: str) -> bool:
+    for key in dotted.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def check(values: dict[str, Any], declared: Mapping[str, Any], where: Callable[[str], str] = lambda key: key) -> None:
+    """Compare a config with what its defaults declare; values are put into their declared type in place.
+
+    Args:
+        values: the composed config, plain containers, interpolations resolved.
+        declared: the same choices without anybody's changes: all keys there are, with their defaults.
+        where: the place that sets a key, for the message.
+
+    Raises:
+        UserError: a key that does not exist, or a value of the wrong type or out of its bounds.
+    """
+    types = options(declared)
+    unknown = next(_unknown(values, declared, types), None)
+    if unknown is not None:
+        raise unknown_key(unknown, declared, where(unknown))
+    _convert(values, declared, types, where, "")
+
+
+def _unknown(values: Mapping[str, Any], declared: Mapping[str, Any], types: Mapping[str, Type], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key == ABOUT or (path in types and types[path].name == "dict"):
+            continue
+        if key not in declared:
+            yield path
+        elif isinstance(value, Mapping) and isinstance(declared[key], Mapping):
+            yield from _unknown(value, declared[key], types, f"{path}.")
+
+
+def _convert(
+    values: dict[str, Any], declared: Mapping[str, Any], types: Mapping[str, Type], where: Callable[[str], str], prefix: str
+) -> None:
+    for key, default in declared.items():
+        path = f"{prefix}{key}"
+        if key == ABOUT:
+            continue
+        if key not in values:
+            raise UserError(f"{path} was taken out, but a run needs it.", where=where(path), remedy="leave it in")
+        kind = types.get(path)
+        if kind is None and isinstance(default, Mapping):
+            if not isinstance(values[key], dict):
+                raise UserError(
+                    f"{path} is a group of keys, not a value.",
+                    where=where(path),
+                    nearest=[f"{path}.{name}" for name in default if name != ABOUT][:3],
+                )
+            _convert(values[key], default, types, where, f"{path}.")
+            continue
+        values[key] = _converted(path, values[key], kind or type_of(default), where)
+
+
+def _converted(path: str, value: Any, kind: Type, where: Callable[[str], str]) -> Any:
+    try:
+        return kind.convert(value)
+    except (ValueError, OverflowError):
+        near = nearest_names(str(value), [str(choice) for choice in kind.choices if choice is not None])
+        shown = _shown(value) if not isinstance(value, str) else repr(value)
+        raise UserError(f"{path} must be {kind}, not {shown}.", where=where(path), nearest=near) from None
+
+
+def unknown_key(key: str, declared: Mapping[str, Any], where: str) -> UserError:
+    """The error for a key that does not exist, with the nearest ones that do, groups of keys included."""
+    leaves = [path for path in flatten(declared) if ABOUT not in path.split(".")]
+    groups = {path.rsplit(".", depth)[0] for path in leaves for depth in range(1, path.count(".") + 1)}
+    valid = {*leaves, *groups}
+    near = nearest_names(key, valid)
+    beside = [path for path in valid if path.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = list(dict.fromkeys(nearest_names(key, beside) + near))[:3]
+    return UserError(
+        f"There is no key {key!r}.", where=where, nearest=near, remedy="`transfer-run --cfg job` shows every key"
+    )

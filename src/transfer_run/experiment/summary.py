@@ -1,0 +1,39 @@
+"""The last thing a run prints: what it reached, what it trained, what it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from transfer_run.experiment.record import read_result
+
+GIB = 2**30
+
+
+def size(bytes_: float) -> str:
+    """Bytes for people: GiB from a tenth of one on, else MiB."""
+    return f"{bytes_ / GIB:.2f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.1f} MiB"
+
+
+def show_result(folder: Path) -> None:
+    """Print the finished run of `folder` as a table."""
+    result = read_result(folder)
+    assert result is not None, f"{folder} has no result"
+    table = Table(title=f"{result['method']} on {result['backbone']}, {result['dataset']}", show_header=False)
+    for name, value in result["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    counts = result["parameters"]
+    table.add_row("trainable parameters", f"{counts['trainable']:,} of {counts['total']:,} ({counts['trainable_pct']:.2f} %)")
+    memory = result["memory"]
+    if memory:
+        table.add_row(f"peak memory ({memory['source']})", f"{size(memory['peak'])} in {memory['peak_phase']}")
+        kinds = sorted(memory["by_kind"].items(), key=lambda item: -item[1])
+        table.add_row("  of it", ", ".join(f"{kind} {size(value)}" for kind, value in kinds if value))
+        if memory.get("predicted_peak"):
+            off = 100 * (memory["predicted_peak"] / max(1, memory["peak"]) - 1)
+            table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({off:+.1f} %)")
+    table.add_row("training", f"{result['time']['fit_seconds']:.1f} s, {result['time']['samples_per_second']:.0f} samples/s")
+    table.add_row("folder", str(folder))
+    Console().print(table)

@@ -1,0 +1,155 @@
+"""Carry out one run in this process: build, prepare, fit, test, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from transfer_run.backbones.base import Batch
+from transfer_run.backbones.load import build_backbone
+from transfer_run.data.base import DataModule
+from transfer_run.data.load import build_data
+from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.experiment.identity import identity
+from transfer_run.experiment.loggers import build_loggers
+from transfer_run.experiment.metrics_csv import MetricsCsv
+from transfer_run.experiment.module import TransferModule
+from transfer_run.experiment.plan import Plan, plan_run
+from transfer_run.experiment.progress import progress_callback
+from transfer_run.experiment.record import LOG, environment, write_json
+from transfer_run.experiment.saved import save_model
+from transfer_run.experiment.sources import model_folder, resolved_backbone
+from transfer_run.hardware.trainer import build_trainer, device_of
+from transfer_run.memory.callback import MemoryCallback
+from transfer_run.methods.base import Context, Method
+from transfer_run.methods.build import build_method
+
+
+def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
+    """Build, prepare, fit, test and record the run of `cfg` in `folder`; goes on from a checkpoint that is there.
+
+    Args:
+        sources: folders of the finished source runs by name.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = build_data(config["dataset"], config["backbone"], cfg.seed)
+    data.setup()
+    backbone = build_backbone(resolved_backbone(cfg, sources), weights=method_needs_weights(config))
+    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+    method = build_method(config["method"], backbone, data.task)
+
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        config["trainer"]["checkpoint_every"],
+        config["trainer"]["checkpoint_minutes"],
+        keep_best=config["trainer"]["select"] == "best",
+    )
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    memory = MemoryCallback(config["trainer"]["tracked_steps"]) if cfg.profiler.memory else None
+    metrics = MetricsCsv(folder / "metrics.csv")
+    callbacks: list[Callback] = [c for c in (memory, checkpoints, progress_callback(cfg.trainer.progress)) if c]
+    trainer = build_trainer(config, folder, callbacks, [metrics, *build_loggers(config, folder)])
+    module = TransferModule(method, data, config)
+
+    context = _context(config, folder, sources, data)
+    resume = checkpoints.last if checkpoints.last.is_file() else None
+    if resume is None:
+        method.prepare(context)
+    else:
+        LOG.info("going on from %s", resume)
+        metrics.go_on_from(_step_of(resume))
+    seconds = _fit(trainer, module, resume)
+    if checkpoints.keep_best and checkpoints.best_path.is_file():
+        _load_weights(module, checkpoints.best_path)
+    scores = trainer.test(module, verbose=False)[0] if data.has("test") else {}
+    if trainer.is_global_zero:
+        extra = method.conclude(context)
+        save_model(method, model_folder(folder), config, data.transform_description)
+        plan = plan_run(cfg) if cfg.profiler.memory else None
+        result = _result(cfg, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
+        write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
+        if memory is not None and plan is not None:
+            LOG.info("%s", memory.compare(plan))
+
+
+def method_needs_weights(config: dict[str, Any]) -> bool:
+    """Pretraining starts from random weights, whatever the backbone's config names."""
+    return bool(config["method"]["about"].get("pretrained", True))
+
+
+def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], data: DataModule) -> Context:
+    device = device_of(config["hardware"])
+
+    def batches(split: str, batch_size: int) -> Iterator[Batch]:
+        for batch in data.loader(split, batch_size=batch_size, seed=config["seed"]):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    return Context(config["seed"], folder, batches, sources, partial(LOG.info, "%s"))
+
+
+def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:
+    """Fit; seconds of training and samples a second of this process's part."""
+    if not module.method.trains:
+        return {"fit_seconds": 0.0, "samples_per_second": 0.0}
+    begin, first = time.perf_counter(), 0 if resume is None else _step_of(resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
+    spent = time.perf_counter() - begin
+    samples = (trainer.global_step - first) * module.config["dataset"]["batch_size"] * trainer.accumulate_grad_batches
+    return {"fit_seconds": round(spent, 3), "samples_per_second": round(samples / max(spent, 1e-9), 3)}
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+
+
+def _load_weights(module: TransferModule, checkpoint: Path) -> None:
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _validation(trainer: pl.Trainer) -> dict[str, float]:
+    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("validation/")}
+
+
+def count_parameters(method: Method) -> dict[str, float]:
+    """Scalars in all and trained; tied parameters count once."""
+    total = sum(p.numel() for p in method.parameters())
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
+
+
+def _result(
+    cfg: DictConfig,
+    method: Method,
+    trainer: pl.Trainer,
+    scores: dict[str, float],
+    seconds: dict[str, float],
+    memory: MemoryCallback | None,
+    plan: Plan | None,
+) -> dict[str, Any]:
+    """`result.json` of the contract."""
+    measured = memory.result() if memory is not None else {}
+    if plan is not None:
+        measured["predicted_peak"] = plan.memory["peak"]
+    return {
+        "schema": 1,
+        "status": "finished",
+        "identity": identity(cfg),
+        "method": cfg.method.name,
+        "backbone": cfg.backbone.name,
+        "dataset": cfg.dataset.name,
+        "seed": cfg.seed,
+        "metrics": {name: round(float(value), 6) for name, value in sorted(scores.items())},
+        "parameters": count_parameters(method),
+        "memory": measured,
+        "time": {**seconds, "steps": trainer.global_step, "epochs": trainer.current_epoch},
+        "environment": environment(),
+    }

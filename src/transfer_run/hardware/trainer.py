@@ -1,0 +1,69 @@
+"""The Lightning trainer of a run: devices, strategy, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+
+
+def build_trainer(
+    config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
+    """The trainer for `config['hardware']` and `config['trainer']`.
+
+    Args:
+        folder: the run's folder; nothing is written elsewhere.
+    """
+    hardware, settings = config["hardware"], config["trainer"]
+    return pl.Trainer(
+        accelerator=hardware["accelerator"],
+        devices=hardware["devices"],
+        num_nodes=hardware["nodes"],
+        strategy=_strategy(hardware),
+        precision=hardware["precision"],
+        deterministic=hardware["deterministic"],
+        max_epochs=settings["max_epochs"] if settings["max_steps"] is None else -1,
+        max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
+        gradient_clip_val=settings["gradient_clip"],
+        accumulate_grad_batches=settings["accumulate"],
+        check_val_every_n_epoch=settings["validate_every"],
+        log_every_n_steps=settings["log_every"],
+        default_root_dir=folder,
+        callbacks=callbacks,
+        logger=loggers or False,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders shard by rank themselves
+    )
+
+
+def _strategy(hardware: Mapping[str, Any]) -> Strategy | str:
+    """Methods may own parameters that a step does not use (gates of dropped layers), so DDP looks for them."""
+    if hardware["strategy"] == "fsdp":
+        return FSDPStrategy()
+    if world_size(hardware) > 1:
+        return DDPStrategy(find_unused_parameters=True)
+    return "auto"
+
+
+def world_size(hardware: Mapping[str, Any]) -> int:
+    """Processes that the run takes: devices on this machine times machines."""
+    return int(hardware["devices"]) * int(hardware["nodes"])
+
+
+def device_of(hardware: Mapping[str, Any]) -> torch.device:
+    """The device that a single-process run computes on."""
+    if hardware["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if hardware["accelerator"] == "mps" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

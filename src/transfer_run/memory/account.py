@@ -1,0 +1,111 @@
+"""The books: what was allocated when, and what of it was alive at a peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+KINDS = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
+
+
+@dataclass(slots=True)
+class Allocation:
+    """One storage's life.
+
+    Attributes:
+        bytes: as the allocator counts; `raw`: as asked for.
+        born, died: event numbers; `died` is None while it lives.
+        kind: one of `KINDS`; may be set after the fact.
+        phase: the phase it was made in.
+        module: dotted name of the module (or of the parameter) it belongs to.
+        shape, dtype: of the first tensor seen on it.
+    """
+
+    bytes: int
+    raw: int
+    born: int
+    kind: str
+    phase: str
+    module: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    died: int | None = None
+
+    def alive_at(self, event: int) -> bool:
+        return self.born <= event and (self.died is None or self.died > event)
+
+
+@dataclass
+class PhasePeak:
+    """The most that was alive at once during one phase, by kind."""
+
+    bytes: int
+    module: str
+    by_kind: dict[str, int]
+
+
+@dataclass
+class MemoryReport:
+    """What the memory was at its peak.
+
+    Attributes:
+        peak: bytes; `phase` and `module`: where it was reached.
+        by_kind: bytes alive at the peak by kind; they add up to `peak`.
+        phases: each phase's own peak.
+        largest: allocations alive at the peak, largest first.
+    """
+
+    peak: int
+    phase: str
+    module: str
+    by_kind: dict[str, int]
+    phases: dict[str, PhasePeak]
+    largest: list[Allocation] = field(default_factory=list)
+
+    def as_dict(self, source: str) -> dict[str, Any]:
+        """The `memory` node of `result.json` (all in bytes), with the detail that the report shows."""
+        return {
+            "unit": "bytes",
+            "source": source,
+            "peak": self.peak,
+            "peak_phase": self.phase,
+            "by_kind": dict(self.by_kind),
+            "predicted_peak": None,
+            "peak_module": self.module,
+            "phases": {name: {"peak": p.bytes, "module": p.module, "by_kind": p.by_kind} for name, p in self.phases.items()},
+            "largest": [
+                {"bytes": a.bytes, "shape": list(a.shape), "dtype": str(a.dtype).removeprefix("torch."), "kind": a.kind,
+                 "module": a.module}
+                for a in self.largest
+            ],
+        }  # fmt: skip
+
+
+def by_kind(alive: Iterable[Allocation]) -> dict[str, int]:
+    """Bytes of each of `KINDS`."""
+    sums = dict.fromkeys(KINDS, 0)
+    for allocation in alive:
+        sums[allocation.kind] += allocation.bytes
+    return sums
+
+
+def report(allocations: list[Allocation], peaks: dict[str, tuple[int, int, str]], largest: int = 12) -> MemoryReport:
+    """Rebuild the live sets at the peaks.
+
+    Args:
+        peaks: phase -> bytes, event number, module.
+        largest: how many of the largest allocations to keep.
+    """
+    if not peaks:
+        return MemoryReport(0, "setup", "", dict.fromkeys(KINDS, 0), {})
+    phases = {
+        name: PhasePeak(size, module, by_kind(a for a in allocations if a.alive_at(event)))
+        for name, (size, event, module) in peaks.items()
+    }
+    phase = max(peaks, key=lambda name: peaks[name][0])
+    _, event, module = peaks[phase]
+    alive = sorted((a for a in allocations if a.alive_at(event)), key=lambda a: -a.bytes)
+    return MemoryReport(peaks[phase][0], phase, module, phases[phase].by_kind, phases, alive[:largest])

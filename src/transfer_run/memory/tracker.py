@@ -1,0 +1,248 @@
+"""Follows every storage from allocation to release, and knows what it is for.
+
+    with MemoryTracker() as tracker:              ops ──> storages ──> allocations (born, bytes, kind, phase, module)
+        with tracker.phase("forward"): ...        weakref.finalize ──> released (died)
+        with tracker.phase("backward"): ...
+    tracker.report()                              the set alive at the peak, rebuilt from born and died
+
+The same class follows real CPU tensors (a measurement) and fake ones (a prediction). A storage counts once however
+many tensors view it; in-place operations count nothing; what a storage is for may become known later (a gradient is
+one when it lands in `.grad`), so the live set is not copied at every new peak but rebuilt afterwards.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from transfer_run.memory.account import Allocation, MemoryReport, report
+from transfer_run.memory.places import ModulePlaces, leaf_shapes
+
+DEFAULT_KIND = {"forward": "activations", "backward": "activations", "evaluation": "activations"}
+"""What a new storage is taken for in a phase until something is known of it; `other` elsewhere."""
+
+_DEVICE = torch.ops.prim.device.default
+_ADD_INTO = torch.ops.aten.add_.Tensor
+
+
+def exact(size: int) -> int:
+    """Bytes as asked for: what a CPU allocator hands out, near enough."""
+    return size
+
+
+def cuda_block(size: int) -> int:
+    """Bytes that PyTorch's caching CUDA allocator counts: multiples of 512 bytes; of 2 MiB from 10 MiB on."""
+    granule = 2 * 2**20 if size >= 10 * 2**20 else 512
+    return -(-size // granule) * granule
+
+
+class MemoryTracker(TorchDispatchMode):
+    """Counts the bytes of all storages alive, by kind, phase and module.
+
+    Args:
+        rounding: bytes asked for -> bytes counted (`exact`, `cuda_block`).
+        places: names the module that works; None: modules stay unnamed.
+
+    A tracker may be left and entered again (Lightning callbacks do, for a few steps of a long run): releases are seen
+    in between, allocations are not, so name what is there on entering (`hold`).
+    """
+
+    def __init__(self, rounding: Callable[[int], int] = exact, places: ModulePlaces | None = None) -> None:
+        super().__init__()
+        self.rounding = rounding
+        self.places = places
+        self.current = 0
+        self.allocations: list[Allocation] = []
+        self.peaks: dict[str, tuple[int, int, str]] = {}  # phase -> bytes, event, module
+        self._live: dict[int, Allocation] = {}  # by the address of the storage
+        self._clock = 0
+        self._phase = "setup"
+
+    # ---- what is told to the tracker
+    def mark(self, phase: str) -> None:
+        """From here on everything happens in `phase`."""
+        self._phase = phase
+        self._note_peak("")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Everything inside happens in phase `name`."""
+        before = self._phase
+        self.mark(name)
+        try:
+            yield
+        finally:
+            self.mark(before)
+
+    def hold(self, tensors: Iterable[Tensor | None], kind: str, module: str = "") -> None:
+        """These tensors are of this kind: counted from now on if they were not yet, else renamed, also in the past."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            known = self._live.get(tensor.untyped_storage()._cdata)
+            if known is None:
+                self._add(tensor, kind, module)
+            else:
+                known.kind = kind
+                known.module = module or known.module
+
+    def hold_model(self, model: torch.nn.Module) -> None:
+        """Parameters and buffers, and the gradients that are there."""
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self.hold([tensor], "parameters", name)
+        self.hold_gradients(model)
+
+    def hold_gradients(self, model: torch.nn.Module) -> None:
+        """What lies in `.grad` is a gradient; call it when backward has ended."""
+        for name, parameter in model.named_parameters():
+            self.hold([parameter.grad], "gradients", name)
+
+    def hold_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """What lies in the optimizer's state; call it when a step has ended."""
+        self.hold((leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)), "optimizer")
+
+    def reserve(self, size: int, what: str) -> None:
+        """Memory that no tensor stands for and that stays (a library's workspace)."""
+        self._book(size, "other", what, (size,), torch.uint8)
+
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """These tensors do not count (they lie on another device than the one predicted)."""
+        for tensor in tensors:
+            self._release(tensor.untyped_storage()._cdata)
+
+    def report(self) -> MemoryReport:
+        """What was alive at the peak, and at each phase's own."""
+        return report(self.allocations, self.peaks)
+
+    # ---- what the tracker sees
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:
+            return func(*args)
+        kwargs = kwargs or {}
+        self._see_inputs(args)
+        out = func(*args, **kwargs)
+        self._see_outputs(out)
+        if func is _ADD_INTO and self._phase == "backward":
+            self._see_accumulation(*args[:2])
+        return out
+
+    def __enter__(self) -> MemoryTracker:
+        _RESIZES.watch(self)
+        if self.places is not None:
+            self.places.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if self.places is not None:
+            self.places.__exit__()
+        _RESIZES.unwatch(self)
+
+    def _see_inputs(self, args: Any) -> None:
+        """A storage that nobody named before its first use was there already: it counts as `other` from now on."""
+        for value in args:
+            if isinstance(value, Tensor):
+                if value.untyped_storage()._cdata not in self._live:
+                    self._add(value, "other", "")
+            elif isinstance(value, (list, tuple)):
+                self._see_inputs(value)
+
+    def _see_outputs(self, out: Any) -> None:
+        if isinstance(out, Tensor):
+            known = self._live.get(out.untyped_storage()._cdata)
+            if known is None:
+                self._add_new(out)
+            elif known.raw != out.untyped_storage().nbytes():
+                self._resize(out.untyped_storage())
+        elif isinstance(out, (list, tuple)):
+            for value in out:
+                self._see_outputs(value)
+
+    def _see_accumulation(self, total: Tensor, addend: Any) -> None:
+        """What is added to a gradient in place is a gradient too (kept gradients, several backward passes)."""
+        known = self._live.get(total.untyped_storage()._cdata)
+        if known is not None and known.kind == "gradients" and isinstance(addend, Tensor):
+            self.hold([addend], "gradients")
+
+    # ---- booking
+    def _add_new(self, tensor: Tensor) -> None:
+        kind = DEFAULT_KIND.get(self._phase, "other")
+        place = "" if self.places is None else self.places.here()
+        if self._phase == "backward":
+            node = torch._C._current_autograd_node()
+            if node is not None and tuple(tensor.shape) in leaf_shapes(node):
+                kind = "gradients"
+        self._add(tensor, kind, place)
+
+    def _add(self, tensor: Tensor, kind: str, module: str) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        allocation = self._book(storage.nbytes(), kind, module, tuple(tensor.shape), tensor.dtype)
+        self._live[key] = allocation
+        weakref.finalize(storage, self._release, key).atexit = False
+
+    def _book(self, size: int, kind: str, module: str, shape: tuple[int, ...], dtype: torch.dtype) -> Allocation:
+        self._clock += 1
+        allocation = Allocation(self.rounding(size), size, self._clock, kind, self._phase, module, shape, dtype)
+        self.allocations.append(allocation)
+        self.current += allocation.bytes
+        self._note_peak(module)
+        return allocation
+
+    def _release(self, key: int) -> None:
+        allocation = self._live.pop(key, None)
+        if allocation is not None:
+            self._clock += 1
+            allocation.died = self._clock
+            self.current -= allocation.bytes
+
+    def _resize(self, storage: torch.UntypedStorage) -> None:
+        """The old block is given back after the new one is there, as the allocator does it; the kind stays."""
+        before = self._live.get(storage._cdata)
+        if before is None or before.raw == storage.nbytes():
+            return
+        after = self._book(storage.nbytes(), before.kind, before.module, before.shape, before.dtype)
+        self._release(storage._cdata)
+        self._live[storage._cdata] = after
+
+    def _note_peak(self, module: str) -> None:
+        if self.current > self.peaks.get(self._phase, (-1, 0, ""))[0]:
+            self.peaks[self._phase] = (self.current, self._clock, module)
+
+
+class _Resizes:
+    """`UntypedStorage.resize_` (used by FSDP) is no operator: trackers that are active are told of it here."""
+
+    def __init__(self) -> None:
+        self.trackers: list[MemoryTracker] = []
+
+    def watch(self, tracker: MemoryTracker) -> None:
+        if not self.trackers:
+            trackers = self.trackers
+
+            def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+                result = super(torch.UntypedStorage, storage).resize_(size)
+                for one in trackers:
+                    one._resize(storage)
+                return result
+
+            torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        self.trackers.append(tracker)
+
+    def unwatch(self, tracker: MemoryTracker) -> None:
+        self.trackers.remove(tracker)
+        if not self.trackers:
+            del torch.UntypedStorage.resize_
+
+
+_RESIZES = _Resizes()

@@ -1,0 +1,63 @@
+"""From a method's config to the method: import, check the fit, instantiate."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.methods.base import Method
+
+
+def method_class(target: str) -> type[Method]:
+    """The class that `about.target` names, `package.module.Class`.
+
+    Raises:
+        UserError: the module or the class does not exist, or is no Method.
+    """
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise UserError(
+            f"The method's module {module_name!r} cannot be imported.",
+            where=f"method.about.target: {target}",
+            remedy="put the file beside the folder that holds method/NAME.yaml, or on PYTHONPATH",
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        names = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method) and v is not Method]
+        raise UserError(
+            f"{module_name} has no method class {class_name!r}.",
+            where=f"method.about.target: {target}",
+            nearest=nearest_names(class_name, names) or names,
+        )
+    return found
+
+
+def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> Method:
+    """The method on its backbone, untrained.
+
+    Args:
+        config: the `method` node as plain containers: `name`, `about`, and the keyword arguments of the class.
+
+    Raises:
+        UserError: the method is not defined on this family of backbones.
+    """
+    about = config["about"]
+    families = about.get("backbones")
+    if families and backbone.family not in families:
+        raise UserError(
+            f"method={config['name']} is not defined on backbone={backbone.config.get('name')}, "
+            f"a model of family {backbone.family!r}.",
+            where="method, backbone",
+            remedy=f"choose a backbone of {', '.join(families)} (transfer-list backbones)",
+        )
+    settings = {key: value for key, value in config.items() if key not in ("name", "about")}
+    method: Method = method_class(about["target"])(backbone, task, **settings)
+    return method
