@@ -78,6 +78,9 @@ class Backbone(nn.Module):
         self.config = config
         self.provenance: dict[str, Any] = {"source": "random"}  # what was loaded; `build_backbone` writes it
         self.head: nn.Module = nn.Identity()
+        # The linear classifier that the weights came with, kept beside the model, not in it: weight (source classes,
+        # feature_width) and bias (source classes,); scores such as LEEP ask it, nothing trains or ships it.
+        self.source_head: tuple[Tensor, Tensor] | None = None
         self.activation_checkpointing = False
 
     @classmethod
@@ -187,8 +190,8 @@ class Backbone(nn.Module):
 
     def run(self, state: State, stop: int | None = None) -> State:
         """Run blocks `state.index` to `stop` (exclusive; default: all that are left)."""
-        for state in self.taps(state, stop):  # noqa: B007 - the last one is the result
-            pass
+        for after in self.taps(state, stop):
+            state = after
         return state
 
     def taps(self, state: State, stop: int | None = None) -> Iterator[State]:
@@ -254,6 +257,17 @@ class Backbone(nn.Module):
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
         raise NotImplementedError(f"{type(self).__name__} has no language head")
+
+    def untie_language_head(self) -> nn.Module:
+        """Give the language head weights of its own where it shares the token table's; returns the head."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        table = self.model.get_input_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise NotImplementedError(f"{type(self).__name__} has no language head")
+        if head.weight is table.weight:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+            self.model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        return head
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder inputs (B, T) that go with the labels (B, T)."""

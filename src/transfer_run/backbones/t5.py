@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.checkpoints import new_transformer, read_transformer, stored_config
 
 _SELF = {"attention": "layer.0.SelfAttention", "norm1": "layer.0.layer_norm", "q": "layer.0.SelfAttention.q",
          "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v", "out": "layer.0.SelfAttention.o"}  # fmt: skip
@@ -24,7 +27,8 @@ _CROSS = {"cross_attention": "layer.1.EncDecAttention", "cross_norm": "layer.1.l
 class T5(Backbone):
     """Encoder-decoder with relative position bias, pre-norm, RMS norms without bias.
 
-    The position bias is computed by block 0 of a stack and handed on in the context, as in the library.
+    The position bias is computed by block 0 of a stack and handed on in the context, as in the library. Tokens put
+    in front count as standing before the text: distances between text tokens stay what they were.
     """
 
     family = "t5"
@@ -33,13 +37,26 @@ class T5(Backbone):
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> T5:
-        """Random weights from `config['architecture']` (keyword arguments of `T5Config`); no network."""
-        return cls(T5ForConditionalGeneration(T5Config(**config["architecture"])), config)
+        model = new_transformer(T5ForConditionalGeneration, config.get("architecture"))
+        tied = config["architecture"].get("tie_word_embeddings", True)
+        if not tied:  # the library ties the head of every new T5; v1.1 and Flan have one of their own, unscaled
+            head = torch.empty_like(model.shared.weight).normal_(std=model.config.initializer_factor)
+            model.lm_head.weight = nn.Parameter(head)
+        return cls(model, config)._with_head(tied)
 
     @classmethod
-    def from_folder(cls, folder: str, config: dict[str, Any], **kwargs: Any) -> T5:
-        """Weights from a transformers folder (safetensors) or a hub id; see `backbones/load.py`."""
-        return cls(T5ForConditionalGeneration.from_pretrained(folder, **kwargs), config)
+    def from_folder(cls, folder: Path, config: dict[str, Any]) -> T5:
+        architecture = config.get("architecture")
+        model = read_transformer(T5ForConditionalGeneration, folder, architecture)
+        stored = architecture or stored_config(folder)
+        tied = stored.get("scale_decoder_outputs", stored.get("tie_word_embeddings", True))
+        return cls(model, config)._with_head(tied)
+
+    def _with_head(self, tied: bool) -> T5:
+        """A tied head takes its input times d^-1/2; the library forgets on saving whether it was tied."""
+        self.model.config.scale_decoder_outputs = tied
+        self.model.config.tie_word_embeddings = tied
+        return self
 
     # ---- architecture
     def _stack(self, stack: str) -> Any:
@@ -68,6 +85,10 @@ class T5(Backbone):
     def final_norm(self, stack: str) -> nn.Module:
         return self._stack(stack).final_layer_norm
 
+    def finish_modules(self, stack: str) -> list[nn.Module]:
+        own_head = stack == "decoder" and self.model.lm_head.weight is not self.model.shared.weight
+        return [self.final_norm(stack), self.model.lm_head] if own_head else [self.final_norm(stack)]
+
     # ---- running
     def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         stack = stack or "encoder"
@@ -80,12 +101,13 @@ class T5(Backbone):
             context["cache"] = None
         state = State(module.dropout(embedded), stack, mask=mask, context=context)
         if stack == "decoder":
-            assert memory is not None, "a decoder reads the encoder's memory"
+            if memory is None:
+                raise ValueError("a decoder reads the encoder's memory: give `finished_state` of the encoder")
             state.context["memory"] = memory
         return self._with_masks(state)
 
     def _with_masks(self, state: State) -> State:
-        """Build the library's attention masks for the state's present length; the position bias starts anew."""
+        """Build the library's attention masks and the position bias for the state's present length."""
         config, hidden, context = self._stack(state.stack).config, state.hidden, state.context
         if state.stack == "encoder":
             masks = {"mask": create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=state.mask)}
@@ -100,7 +122,11 @@ class T5(Backbone):
                     config=config, inputs_embeds=hidden, attention_mask=memory.mask, encoder_hidden_states=memory.hidden
                 ),
             }
-        return replace(state, context=context | masks | {"position_bias": None, "cross_position_bias": None})
+        bias = None
+        if state.index:  # past block 0, which would make it
+            first: Any = self.blocks(state.stack)[0]
+            bias = first.layer[0].SelfAttention.compute_bias(hidden.shape[1], hidden.shape[1], device=hidden.device)
+        return replace(state, context=context | masks | {"position_bias": bias, "cross_position_bias": None})
 
     def _step(self, state: State) -> State:
         context = state.context
@@ -119,16 +145,17 @@ class T5(Backbone):
         )
 
     def with_memory(self, state: State, memory: State) -> State:
-        """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
-        return replace(state, context=state.context | {"memory": memory})
+        same_length = memory.hidden.shape[1] == state.context["memory"].hidden.shape[1]
+        changed = replace(state, context=state.context | {"memory": memory})
+        return changed if same_length else self._with_masks(changed)
 
     def finish(self, state: State) -> Tensor:
         module = self._stack(state.stack)
         return module.dropout(module.final_layer_norm(state.hidden))
 
     def prepend(self, state: State, tokens: Tensor) -> State:
-        if state.index:
-            raise ValueError("T5's position bias is made by block 0: put tokens in before it")
+        if state.index and state.context["cache"] is not None:
+            raise ValueError("with a key/value cache tokens are put in before block 0")
         hidden = torch.cat([tokens.to(state.hidden.dtype), state.hidden], dim=1)
         mask = state.mask
         if mask is not None:
@@ -137,7 +164,25 @@ class T5(Backbone):
 
     def drop_prefix(self, state: State, count: int) -> State:
         mask = None if state.mask is None else state.mask[:, count:]
-        return replace(state, hidden=state.hidden[:, count:], mask=mask, prefix=state.prefix - count)
+        shorter = replace(state, hidden=state.hidden[:, count:], mask=mask, prefix=state.prefix - count)
+        return self._with_masks(shorter)
+
+    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+        """As in the base; queries have no place in the text, so their position bias is 0 everywhere."""
+        layers: Any = self.blocks(state.stack)[state.index].layer  # type: ignore[union-attr]
+        seen = layers[0].layer_norm(state.hidden)
+        queries = self._read(layers[0], layers[0].SelfAttention, queries, seen, state.mask)
+        if state.stack == "decoder":
+            memory = state.context["memory"]
+            queries = self._read(layers[1], layers[1].EncDecAttention, queries, memory.hidden, memory.mask)
+        return layers[-1](queries)
+
+    def _read(self, layer: Any, attention: Any, queries: Tensor, seen: Tensor, mask: Tensor | None) -> Tensor:
+        width = self.model.config.d_kv
+        q = split_heads(attention.q(layer.layer_norm(queries)), width)
+        k, v = split_heads(attention.k(seen), width), split_heads(attention.v(seen), width)
+        dropout = attention.dropout if attention.training else 0.0
+        return queries + layer.dropout(attention.o(attend(q, k, v, mask, scale=1.0, dropout=dropout)))
 
     # ---- head
     def pool(self, last: Tensor, state: State) -> Tensor:
@@ -149,9 +194,18 @@ class T5(Backbone):
         return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     def language_logits(self, last: Tensor) -> Tensor:
-        if self.model.config.tie_word_embeddings:
+        if self.model.config.scale_decoder_outputs:  # the library ties always and keeps what v1.1 says of it here
             last = last * self.model.config.d_model**-0.5
         return self.model.lm_head(last)
+
+    def untie_language_head(self) -> nn.Module:
+        """As in the base; the factor that tied heads take their input by is folded into the new weights."""
+        head = super().untie_language_head()
+        if self.model.config.scale_decoder_outputs:
+            with torch.no_grad():
+                head.weight.mul_(self.model.config.d_model**-0.5)
+            self.model.config.scale_decoder_outputs = False
+        return head
 
     def shift_right(self, labels: Tensor) -> Tensor:
         return self.model._shift_right(labels)

@@ -65,6 +65,9 @@ class TransferModule(pl.LightningModule):
         return self._loader("test")
 
     # ---- training
+    def on_train_start(self) -> None:
+        self.method.start_fit(int(self.trainer.estimated_stepping_batches))
+
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
         loader.batch_sampler.set_epoch(self.current_epoch)

@@ -6,6 +6,7 @@ user's. Nothing has to be registered anywhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,16 @@ KINDS = {
 }
 """What `transfer-list` calls it: the config group that holds it."""
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The fast loader, reading 1e-3 as the number that OmegaConf reads (YAML 1.1 would want 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+_PACKAGE = re.compile(r"#\s*@package\s+(\S+)")
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Entry:
         title: the paper's title, or what the file's first comment says.
         family: a method's family, a backbone's family, a dataset's form; a table's method.
         file: where it is written.
-        content: the file as plain data, files it builds on included.
+        content: what it adds to a config, as plain data from the config's root, files it builds on included.
     """
 
     name: str
@@ -88,17 +98,38 @@ def entry(group: str, name: str, folders: Sequence[Path] = ()) -> Entry:
     Raises:
         UserError: there is none of that name, or its file is no YAML mapping.
     """
-    files = _files(group, folders)
+    files = _files(group, folders, hidden=True)
     if name not in files:
         raise unknown_choice(group, name, folders)
     content = _read(group, name, files)
-    node = content.get(group) if isinstance(content.get(group), dict) else content
+    node = content.get(group)
+    node = node if isinstance(node, dict) else {}
     about = node.get("about") or {}
-    family = about.get("family") or node.get("family") or node.get("form") or ""
-    if group == "table":
-        family = name.rpartition("/")[0]
-    title = about.get("title") or content.get("title") or _comment(files[name])
-    return Entry(name, str(title), str(family), files[name], content)
+    family = (
+        name.rpartition("/")[0] if group == "table" else about.get("family") or node.get("family") or node.get("form")
+    )
+    title = about.get("title") or node.get("title") or _comment(files[name])
+    return Entry(name, str(title), str(family or ""), files[name], content)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file of keys.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(
+            f"{file.name} is not valid YAML: {problem}.", where=f"{file}{line}", remedy="mend the file"
+        ) from error
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{file.name} holds no keys.", where=str(file), remedy="write KEY: VALUE lines")
+    return content or {}
 
 
 def unknown_choice(group: str, name: str, folders: Sequence[Path] = (), where: str = "") -> UserError:
@@ -122,41 +153,55 @@ def nearest_choices(wrong: str, valid: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(close))[:3]
 
 
-def _files(group: str, folders: Sequence[Path]) -> dict[str, Path]:
+def _files(group: str, folders: Sequence[Path], *, hidden: bool = False) -> dict[str, Path]:
+    """The group's files by name; those that begin with `_` are there to be built on, not to be chosen."""
     found: dict[str, Path] = {}
     for root in (config_root(), *folders):
         for path in sorted((root / group).rglob("*.yaml")):
-            found.setdefault(path.relative_to(root / group).with_suffix("").as_posix(), path)
+            if hidden or not path.name.startswith("_"):
+                found.setdefault(path.relative_to(root / group).with_suffix("").as_posix(), path)
     return found
 
 
 def _read(group: str, name: str, files: Mapping[str, Path]) -> dict[str, Any]:
-    """The file's content over that of the files of its group that its defaults list names."""
-    try:
-        own = yaml.load(files[name].read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{files[name]} is not valid YAML.", where=f"{files[name]}{line}", remedy=str(error)) from error
-    if not isinstance(own, dict):
-        raise UserError(f"{files[name]} holds no keys.", where=str(files[name]), remedy="write KEY: VALUE lines")
+    """What the file adds to a config, over what the files of its group that its defaults list names add."""
+    own = read_yaml(files[name])
     content: dict[str, Any] = {}
     for item in own.pop("defaults", []):
-        parent = str(item).removeprefix(f"/{group}/")
+        parent = str(item).partition("@")[0].removeprefix(f"/{group}/")
         beside = f"{name.rpartition('/')[0]}/{parent}".lstrip("/")
         for candidate in (beside, parent):
             if isinstance(item, str) and candidate in files and candidate != name:
-                content = _merged(content, _read(group, candidate, files))
+                content = merged(content, _read(group, candidate, files))
                 break
-    return _merged(content, own)
+    return merged(
+        content, _placed(own, _package(files[name]) or f"{group}/{name}".rpartition("/")[0].replace("/", "."))
+    )
 
 
-def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+def _package(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        match = _PACKAGE.match(line)
+        if match:
+            return match[1]
+    return ""
+
+
+def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:
+    for key in reversed(package.split(".") if package != "_global_" else []):
+        content = {key: content}
+    return content
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings over one another; where both hold a key that is no mapping in both, `above` wins."""
+    result = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
 
 
 def _comment(file: Path) -> str:

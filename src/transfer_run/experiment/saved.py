@@ -24,7 +24,7 @@ from transfer_run.methods.build import build_method
 
 
 def save_model(method: Method, folder: Path, config: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
-    """Write the model folder; the description last, so that a half-written folder is never taken for a model.
+    """Write the settled method; the description last, so that a half-written folder is never taken for a model.
 
     Args:
         config: the composed config with `method` and `backbone` nodes.
@@ -66,6 +66,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _with_weights(about: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+    """The backbone's config naming the very weights that the run found: seed, folder, or commit of the hub."""
+    provenance = about["provenance"]
+    config = {**about["backbone"], "weights": weights or provenance["weights"]}
+    if weights is None and provenance["source"] == "hub":
+        config |= {"weights": "hub", "revision": provenance["commit"] or provenance["revision"]}
+    return config
+
+
 def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     """The finished model, complete and in eval mode.
 
@@ -78,9 +87,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     """
     about = read_description(folder)
     task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["task"].items()})
-    config = dict(about["backbone"])
-    if backbone_weights is not None:
-        config["weights"] = backbone_weights
+    config = _with_weights(about, backbone_weights)
     backbone = build_backbone(config, weights=not about["complete"])
     known, found = about["provenance"].get("checksum"), backbone.provenance.get("checksum")
     if not about["complete"] and known != found:
@@ -90,6 +97,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
             remedy="name the folder with the original weights",
         )
     method = build_method(about["method"], backbone, task)
+    method.settle()
     tensors = load_file(folder / "model.safetensors")
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)

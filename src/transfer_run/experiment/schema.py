@@ -1,7 +1,7 @@
 """What the values of a config may be, and one clear error for each that is something else.
 
-The type of a value is that of its default. Where the default alone does not tell, `about.options` of the same file
-says it, in one of two forms:
+The type of a value is that of its default. Where the default alone does not tell, configs/options.yaml says it, and
+for a method's or a dataset's own keys `about.options` of its file, in one of two forms:
 
     gate: [learnable, none, one]      the only choices
     reduction_factor: int >= 1        a type: int, float, str, bool, dict, list, list[int], list[float], list[str],
@@ -108,11 +108,10 @@ def _scalar(name: str, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """A value as it is written in YAML or on the command line."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def parse_type(option: Any) -> Type:
@@ -157,28 +156,33 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def options(declared: Mapping[str, Any]) -> dict[str, Type]:
-    """The types that the `about.options` of a config and of its nodes declare, by dotted key.
+    """The types that the `about.options` of a config's nodes declare, by dotted key.
 
     Raises:
         UserError: an entry is no type, or names a key that its node does not have.
     """
     found: dict[str, Type] = {}
-    nodes = {"": declared, **{f"{key}.": node for key, node in declared.items() if isinstance(node, Mapping)}}
-    for prefix, node in nodes.items():
-        about = node.get(ABOUT) or {}
+    for name, node in declared.items():
+        about = (node.get(ABOUT) if isinstance(node, Mapping) else None) or {}
         for key, option in (about.get("options") or {}).items():
-            place = f"{prefix}about.options.{key}"
+            place = f"{name}.about.options.{key}"
             try:
-                found[prefix + key] = parse_type(option)
+                found[f"{name}.{key}"] = parse_type(option)
             except ValueError as error:
                 raise UserError(f"{place}: {error}.", where=place) from error
-            if prefix and not _has(node, key):
-                keys = [name for name in flatten(node) if not name.startswith(f"{ABOUT}.")]
+            if not has(node, key):
+                keys = [leaf for leaf in flatten(node) if not leaf.startswith(f"{ABOUT}.")]
                 raise UserError(f"{place} describes a key that does not exist.", nearest=nearest_names(key, keys))
     return found
 
 
-def _has(node: Any, dotted: str) -> bool:
+def all_types(declared: Mapping[str, Any], general: Mapping[str, Any]) -> dict[str, Type]:
+    """The types that are said: for all runs in `general`, and over them those of the nodes' own `about.options`."""
+    return {**{key: parse_type(option) for key, option in general.items()}, **options(declared)}
+
+
+def has(node: Any, dotted: str) -> bool:
+    """Does a nested mapping have this dotted key?"""
     for key in dotted.split("."):
         if not isinstance(node, Mapping) or key not in node:
             return False
@@ -186,25 +190,33 @@ def _has(node: Any, dotted: str) -> bool:
     return True
 
 
-def check(values: dict[str, Any], declared: Mapping[str, Any], where: Callable[[str], str] = lambda key: key) -> None:
+def check(
+    values: dict[str, Any],
+    declared: Mapping[str, Any],
+    where: Callable[[str], str] = lambda key: key,
+    general: Mapping[str, Any] | None = None,
+) -> None:
     """Compare a config with what its defaults declare; values are put into their declared type in place.
 
     Args:
         values: the composed config, plain containers, interpolations resolved.
         declared: the same choices without anybody's changes: all keys there are, with their defaults.
         where: the place that sets a key, for the message.
+        general: options by dotted key from the root; those in an `about` win over them.
 
     Raises:
         UserError: a key that does not exist, or a value of the wrong type or out of its bounds.
     """
-    types = options(declared)
+    types = all_types(declared, general or {})
     unknown = next(_unknown(values, declared, types), None)
     if unknown is not None:
         raise unknown_key(unknown, declared, where(unknown))
     _convert(values, declared, types, where, "")
 
 
-def _unknown(values: Mapping[str, Any], declared: Mapping[str, Any], types: Mapping[str, Type], prefix: str = "") -> Iterator[str]:
+def _unknown(
+    values: Mapping[str, Any], declared: Mapping[str, Any], types: Mapping[str, Type], prefix: str = ""
+) -> Iterator[str]:
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key == ABOUT or (path in types and types[path].name == "dict"):
@@ -216,7 +228,11 @@ def _unknown(values: Mapping[str, Any], declared: Mapping[str, Any], types: Mapp
 
 
 def _convert(
-    values: dict[str, Any], declared: Mapping[str, Any], types: Mapping[str, Type], where: Callable[[str], str], prefix: str
+    values: dict[str, Any],
+    declared: Mapping[str, Any],
+    types: Mapping[str, Type],
+    where: Callable[[str], str],
+    prefix: str,
 ) -> None:
     for key, default in declared.items():
         path = f"{prefix}{key}"

@@ -17,6 +17,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
+from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.checkpoints import Checkpoints
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
@@ -40,6 +41,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
         sources: folders of the finished source runs by name.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     data = build_data(config["dataset"], config["backbone"], cfg.seed)
     data.setup()
@@ -70,10 +72,12 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     seconds = _fit(trainer, module, resume)
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
-    scores = trainer.test(module, verbose=False)[0] if data.has("test") else {}
+    method.settle()
+    scores = trainer.test(module, verbose=False)[0] if method.tests else {}
     if trainer.is_global_zero:
         extra = method.conclude(context)
-        save_model(method, model_folder(folder), config, data.transform_description)
+        if method.tests:
+            save_model(method, model_folder(folder), config, data.transform_description)
         plan = plan_run(cfg) if cfg.profiler.memory else None
         result = _result(cfg, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
         write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
@@ -93,7 +97,9 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
         for batch in data.loader(split, batch_size=batch_size, seed=config["seed"]):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
-    return Context(config["seed"], folder, batches, sources, partial(LOG.info, "%s"))
+    return Context(
+        config["seed"], folder, batches, sources, partial(LOG.info, "%s"), batch_size=config["dataset"]["batch_size"]
+    )
 
 
 def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:

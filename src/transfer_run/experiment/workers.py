@@ -110,7 +110,6 @@ def main() -> None:
     sources = {name: Path(path) for name, path in json.loads(sys.argv[2]).items()}
     cfg = OmegaConf.load(folder / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    sys.path[:0] = [str(path) for path in cfg.get("search_path", [])]
     first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     try:
         with run_log(folder, console=first):

@@ -37,6 +37,16 @@ class Allocation:
     def alive_at(self, event: int) -> bool:
         return self.born <= event and (self.died is None or self.died > event)
 
+    def as_dict(self) -> dict[str, Any]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {
+            "bytes": self.bytes,
+            "shape": list(self.shape),
+            "dtype": dtype,
+            "kind": self.kind,
+            "module": self.module,
+        }
+
 
 @dataclass
 class PhasePeak:
@@ -45,6 +55,9 @@ class PhasePeak:
     bytes: int
     module: str
     by_kind: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"peak": self.bytes, "module": self.module, "by_kind": dict(self.by_kind)}
 
 
 @dataclass
@@ -75,13 +88,9 @@ class MemoryReport:
             "by_kind": dict(self.by_kind),
             "predicted_peak": None,
             "peak_module": self.module,
-            "phases": {name: {"peak": p.bytes, "module": p.module, "by_kind": p.by_kind} for name, p in self.phases.items()},
-            "largest": [
-                {"bytes": a.bytes, "shape": list(a.shape), "dtype": str(a.dtype).removeprefix("torch."), "kind": a.kind,
-                 "module": a.module}
-                for a in self.largest
-            ],
-        }  # fmt: skip
+            "phases": {name: phase.as_dict() for name, phase in self.phases.items()},
+            "largest": [allocation.as_dict() for allocation in self.largest],
+        }
 
 
 def by_kind(alive: Iterable[Allocation]) -> dict[str, int]:

@@ -14,7 +14,14 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
-_PASSES_ON = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "UnsafeViewBackward0", "CloneBackward0")
+_PASSES_ON = (
+    "TBackward0",
+    "TransposeBackward0",
+    "ToCopyBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "CloneBackward0",
+)
 
 
 class ModulePlaces:
@@ -72,7 +79,7 @@ class ModulePlaces:
 
 
 def leaf_shapes(node: Any) -> set[tuple[int, ...]]:
-    """Shapes (and transposed shapes) of the leaves whose gradients `node` makes, directly or through views and casts."""
+    """Shapes, also transposed, of the leaves whose gradients `node` makes, directly or through views and casts."""
     shapes = set()
     for follower, _ in node.next_functions:
         for _ in range(3):

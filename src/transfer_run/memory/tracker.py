@@ -62,6 +62,7 @@ class MemoryTracker(TorchDispatchMode):
         self.allocations: list[Allocation] = []
         self.peaks: dict[str, tuple[int, int, str]] = {}  # phase -> bytes, event, module
         self._live: dict[int, Allocation] = {}  # by the address of the storage
+        self._names: dict[int, str] = {}  # of parameters, by id
         self._clock = 0
         self._phase = "setup"
 
@@ -96,6 +97,7 @@ class MemoryTracker(TorchDispatchMode):
     def hold_model(self, model: torch.nn.Module) -> None:
         """Parameters and buffers, and the gradients that are there."""
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._names[id(tensor)] = name
             self.hold([tensor], "parameters", name)
         self.hold_gradients(model)
 
@@ -106,16 +108,27 @@ class MemoryTracker(TorchDispatchMode):
 
     def hold_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """What lies in the optimizer's state; call it when a step has ended."""
-        self.hold((leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)), "optimizer")
+        for parameter, state in optimizer.state.items():
+            tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+            self.hold(tensors, "optimizer", self._names.get(id(parameter), ""))
 
     def reserve(self, size: int, what: str) -> None:
         """Memory that no tensor stands for and that stays (a library's workspace)."""
         self._book(size, "other", what, (size,), torch.uint8)
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
-        """These tensors do not count (they lie on another device than the one predicted)."""
+        """These tensors do not count from here on (they lie on another device than the one predicted)."""
         for tensor in tensors:
-            self._release(tensor.untyped_storage()._cdata)
+            key = tensor.untyped_storage()._cdata
+            if key in self._live:
+                self._release(key)
+                self._live[key] = Allocation(0, 0, self._clock, "other", self._phase, "", (), tensor.dtype)
+
+    def reset(self) -> None:
+        """Forget the peaks and whatever has died; go on from what is alive."""
+        self.allocations = [a for a in self.allocations if a.died is None]
+        self.peaks = {}
+        self._note_peak("")
 
     def report(self) -> MemoryReport:
         """What was alive at the peak, and at each phase's own."""
@@ -189,7 +202,7 @@ class MemoryTracker(TorchDispatchMode):
         key = storage._cdata
         allocation = self._book(storage.nbytes(), kind, module, tuple(tensor.shape), tensor.dtype)
         self._live[key] = allocation
-        weakref.finalize(storage, self._release, key).atexit = False
+        weakref.finalize(storage, _released, weakref.ref(self), key).atexit = False
 
     def _book(self, size: int, kind: str, module: str, shape: tuple[int, ...], dtype: torch.dtype) -> Allocation:
         self._clock += 1
@@ -218,6 +231,12 @@ class MemoryTracker(TorchDispatchMode):
     def _note_peak(self, module: str) -> None:
         if self.current > self.peaks.get(self._phase, (-1, 0, ""))[0]:
             self.peaks[self._phase] = (self.current, self._clock, module)
+
+
+def _released(tracker: weakref.ref[MemoryTracker], key: int) -> None:
+    alive = tracker()
+    if alive is not None:
+        alive._release(key)
 
 
 class _Resizes:

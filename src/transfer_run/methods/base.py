@@ -26,6 +26,19 @@ from transfer_run.data.task import Task
 
 
 @dataclass
+class Candidate:
+    """One of several backbones that a method compares, with the data set as that backbone reads it.
+
+    Attributes:
+        backbone: built, with its weights.
+        batches: as in `Context`, through this backbone's tokenizer or image transform.
+    """
+
+    backbone: Backbone
+    batches: Callable[[str, int], Iterator[Batch]]
+
+
+@dataclass
 class Context:
     """What a real run hands to `Method.prepare` and `Method.conclude`; the memory plan never calls either.
 
@@ -36,6 +49,8 @@ class Context:
             shuffled order for train, on the model's device.
         sources: finished source runs by name.
         log: writes one line to the run's log.
+        batch_size: the run's `dataset.batch_size`.
+        candidates: the backbones that `method.pool` names; each is built when it is called.
     """
 
     seed: int
@@ -43,6 +58,8 @@ class Context:
     batches: Callable[[str, int], Iterator[Batch]]
     sources: dict[str, Path] = field(default_factory=dict)
     log: Callable[[str], None] = print
+    batch_size: int = 32
+    candidates: dict[str, Callable[[], Candidate]] = field(default_factory=dict)
 
 
 class Method(nn.Module):
@@ -55,6 +72,8 @@ class Method(nn.Module):
 
     shape: ClassVar[str] = "tune"
     trains: ClassVar[bool] = True
+    tests: ClassVar[bool] = True
+    """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
     needs_backbone_gradient: bool = True
     """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""
 
@@ -94,9 +113,21 @@ class Method(nn.Module):
         """Optimizer groups; override for separate rates (keys as in torch.optim, e.g. `lr`)."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def counted_parameters(self) -> int:
+        """Trained parameters as papers count them: the task's fresh head left out."""
+        head = {id(p) for p in self.backbone.head.parameters()}
+        return sum(p.numel() for p in self.parameters() if p.requires_grad and id(p) not in head)
+
     # ---- before and after training
     def prepare(self, context: Context) -> None:
         """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring)."""
+
+    def start_fit(self, total_steps: int) -> None:
+        """Called before the first optimizer step with the number of steps there will be (rank and mask schedules)."""
+
+    def settle(self) -> None:
+        """Take the form that ships: fold in what only training needed. Called before saving, and before loading into
+        a freshly built method; training cannot go on afterwards. Outputs stay the same."""
 
     def conclude(self, context: Context) -> dict[str, Any]:
         """Results beyond the metrics, after the test: goes into `result.json` under `extra`."""
@@ -107,18 +138,22 @@ class Method(nn.Module):
         """Tap zero as this method feeds it to the blocks (prompt methods put their tokens in here)."""
         return self.backbone.embed(batch, stack, memory)
 
+    def run(self, state: State) -> State:
+        """All blocks of the state's stack, as this method runs them."""
+        return self.backbone.run(state)
+
     def features(self, batch: Batch) -> Tensor:
         """The head's input (B, feature_width)."""
-        state = self.backbone.run(self.embed(batch, self.backbone.stacks[0]))
+        state = self.run(self.embed(batch, self.backbone.stacks[0]))
         return self.backbone.pool(self.backbone.finish(state), state)
 
     def encode(self, batch: Batch) -> Any:
         """Encoder-decoders: all that `decode` needs to know of the source; by default the finished encoder state."""
-        return self.backbone.finished_state(self.backbone.run(self.embed(batch, "encoder")))
+        return self.backbone.finished_state(self.run(self.embed(batch, "encoder")))
 
     def decode(self, batch: Batch, memory: Any) -> Tensor:
         """Encoder-decoders: vocabulary logits (B, T, V) for `batch['decoder_input_ids']` (B, T)."""
-        state = self.backbone.run(self.embed(batch, "decoder", memory))
+        state = self.run(self.embed(batch, "decoder", memory))
         return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
 
     def forward(self, batch: Batch) -> Tensor:
@@ -128,7 +163,7 @@ class Method(nn.Module):
                 batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
             return self.decode(batch, self.encode(batch))
         if self.task.form == "language_modeling":
-            state = self.backbone.run(self.embed(batch))
+            state = self.run(self.embed(batch))
             return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
         return self.backbone.head(self.features(batch))
 

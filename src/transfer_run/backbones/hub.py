@@ -1,0 +1,136 @@
+"""Weights and tokenizer files from the hub: what is cached is used without asking, what is missing is fetched once.
+
+Offline means offline: with HF_HUB_OFFLINE=1 no request is made, and without a network the first one fails at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from transfer_run.errors import UserError
+
+SAFE = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
+PICKLED = ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
+TOKENIZER = ["*token*.json", "*.model", "vocab.*", "merges.txt", "config.json"]
+
+
+def fetch_weights(hub: str, revision: str | None) -> Path:
+    """The local snapshot of `hub` at `revision`, downloaded with a progress bar when it is not cached.
+
+    Safetensors where the repository has them; else `pytorch_model.bin`, which is later read by PyTorch's restricted
+    loader (tensors only, no code).
+
+    Raises:
+        UserError: no network, no access, no such repository or revision, or no weights in it.
+    """
+    for patterns in (SAFE, PICKLED):
+        folder = _cached(hub, revision, patterns)
+        if folder is not None and weight_files(folder):
+            return folder
+    _refuse_offline(hub, revision)
+    for patterns in (SAFE, PICKLED):
+        folder = _download(hub, revision, patterns)
+        if weight_files(folder):
+            return folder
+    raise UserError(
+        f"The hub's {hub} holds neither model.safetensors nor pytorch_model.bin.",
+        where=f"backbone.hub={hub}, backbone.revision={revision}",
+        remedy="choose another revision, or give a folder: backbone.weights=PATH",
+    )
+
+
+def fetch_tokenizer(hub: str, revision: str | None) -> Path:
+    """The local snapshot with the tokenizer files of `hub` at `revision`.
+
+    Raises:
+        UserError: as `fetch_weights`.
+    """
+    folder = _cached(hub, revision, TOKENIZER)
+    if folder is not None and tokenizer_files(folder):
+        return folder
+    _refuse_offline(hub, revision)
+    return _download(hub, revision, TOKENIZER)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, safetensors before pickles; none when a shard of them is missing."""
+    for index, single in (
+        ("model.safetensors.index.json", "model.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            shards = {folder / name for name in json.loads((folder / index).read_text())["weight_map"].values()}
+            return sorted(shards) if all(shard.is_file() for shard in shards) else []
+    return []
+
+
+def tokenizer_files(folder: Path) -> bool:
+    """Does the folder hold a tokenizer (rather than only the model's config)?"""
+    names = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "vocab.txt", "vocab.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit hash of a hub snapshot, which is the name of its folder."""
+    return folder.name if len(folder.name) == 40 and folder.parent.name == "snapshots" else None
+
+
+def _cached(hub: str, revision: str | None, patterns: list[str]) -> Path | None:
+    try:
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, local_files_only=True))
+    except OSError:  # not cached: the caller decides whether to fetch or to refuse
+        return None
+
+
+def _download(hub: str, revision: str | None, patterns: list[str]) -> Path:
+    where = f"backbone.hub={hub}, backbone.revision={revision}"
+    try:
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, etag_timeout=5))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{hub} is only given to users who accepted its licence.",
+            where=where,
+            remedy="accept it on the model's page and log in (hf auth login), or give a folder: backbone.weights=PATH",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"The hub's {hub} has no revision {revision!r}.", where=where, remedy="backbone.revision=main, or a commit"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"The hub has no model {hub!r}, or it is private.",
+            where=where,
+            remedy="check backbone.hub, log in (hf auth login), or give a folder: backbone.weights=PATH",
+        ) from error
+    except Exception as error:  # the network's many errors have no common base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"The weights of {hub} are not on this machine and could not be fetched: {reason}",
+            where=where,
+            remedy=_remedy(hub, revision),
+        ) from error
+
+
+def _refuse_offline(hub: str, revision: str | None) -> None:
+    offline = constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+    if offline:
+        raise UserError(
+            f"{hub} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.",
+            where=f"backbone.hub={hub}, backbone.revision={revision}",
+            remedy=_remedy(hub, revision),
+        )
+
+
+def _remedy(hub: str, revision: str | None) -> str:
+    at = f" --revision {revision}" if revision and revision != "main" else ""
+    return (
+        "backbone.weights=PATH for a folder that holds the model, backbone.weights=random for untrained weights, "
+        f"or fetch it where there is a network: hf download {hub}{at}"
+    )

@@ -1,0 +1,143 @@
+"""From a backbone's config to the backbone: random weights, a folder, or the hub.
+
+    backbone.weights=random      the architecture of the config, untrained; `random:SEED` for the weights of that seed
+    backbone.weights=PATH        a transformers folder, a timm folder or file, or the model of an earlier run
+    backbone.weights=hub         `backbone.hub` at `backbone.revision`, from the cache or downloaded
+
+Only the module of the family asked for is imported: a text model never waits for timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.checkpoints import checksum, fill
+from transfer_run.backbones.hub import commit_of, fetch_weights
+from transfer_run.errors import UserError, nearest_names
+
+FAMILIES = {
+    "t5": "transfer_run.backbones.t5:T5",
+    "encoder": "transfer_run.backbones.encoder:Encoder",
+    "decoder": "transfer_run.backbones.decoder:Decoder",
+    "vit": "transfer_run.backbones.vit:ViT",
+    "cnn": "transfer_run.backbones.cnn:CNN",
+    "clip": "transfer_run.backbones.clip:CLIP",
+}
+RANDOM = "random"
+
+
+def family_class(family: str) -> type[Backbone]:
+    """The class of a family of backbones.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    if family not in FAMILIES:
+        raise UserError(
+            f"There is no family of backbones {family!r}.",
+            where="backbone.family",
+            nearest=nearest_names(family, FAMILIES) or sorted(FAMILIES),
+        )
+    module, name = FAMILIES[family].split(":")
+    found: type[Backbone] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str = "cpu") -> Backbone:
+    """The backbone that `config` describes.
+
+    Args:
+        config: the composed `backbone` node as plain containers: name, family, weights, hub, revision, architecture.
+        weights: False builds the architecture with random weights, whatever `config` says.
+        device: where it shall be; on `meta` it takes no memory and no weights are read.
+
+    Returns:
+        The backbone in train mode, its `provenance` telling what was loaded: `source` (random, folder, run, hub),
+        `weights`, and off the meta device the `checksum` of all its tensors; for the hub also `revision` and `commit`.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit the architecture.
+    """
+    family = family_class(config["family"])
+    source = str(config.get("weights") or RANDOM)
+    if device == "meta":
+        with torch.device("meta"):
+            return family.from_architecture(config)
+    if not weights or source.split(":")[0] == RANDOM:
+        backbone = _random(family, config, source if weights else RANDOM)
+    elif source == "hub":
+        backbone = _from_hub(family, config)
+    else:
+        backbone = _from_path(family, config, source)
+    backbone.provenance["checksum"] = checksum(backbone.model)
+    return backbone.to(device)
+
+
+def _random(family: type[Backbone], config: dict[str, Any], source: str) -> Backbone:
+    """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
+    _, _, words = source.partition(":")
+    if words and not words.isdigit():
+        raise UserError(
+            f"{words!r} is no seed.", where="backbone.weights", remedy="backbone.weights=random or random:SEED"
+        )
+    seed = int(words) if words else torch.initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = family.from_architecture(config)
+    backbone.provenance = {"source": RANDOM, "weights": f"{RANDOM}:{seed}"}
+    return backbone
+
+
+def _from_hub(family: type[Backbone], config: dict[str, Any]) -> Backbone:
+    hub, revision = config.get("hub"), config.get("revision")
+    if not hub:
+        raise UserError(
+            f"The backbone {config.get('name')!r} is on no hub.",
+            where="backbone.weights=hub",
+            remedy="backbone.weights=random, or a folder: backbone.weights=PATH",
+        )
+    folder = fetch_weights(hub, revision)
+    backbone = family.from_folder(folder, config)
+    backbone.provenance = {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
+    return backbone
+
+
+def _from_path(family: type[Backbone], config: dict[str, Any], source: str) -> Backbone:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"The weights {source!r} are neither a folder nor a file.",
+            where="backbone.weights",
+            nearest=nearest_names(source, ("hub", RANDOM)),
+            remedy="hub, random, or the path of a folder with config.json and model.safetensors",
+        )
+    if (path / "model.json").is_file():
+        return _from_run(family, config, path)
+    backbone = family.from_folder(path, config)
+    backbone.provenance = {"source": "folder", "weights": source}
+    return backbone
+
+
+def _from_run(family: type[Backbone], config: dict[str, Any], folder: Path) -> Backbone:
+    """The backbone inside the model that an earlier run saved: its tensors are named `backbone.model.*`."""
+    from safetensors.torch import load_file
+
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if not about.get("complete", False):
+        raise UserError(
+            "That run kept its backbone frozen and stored only what it trained: there is no whole backbone in it.",
+            where=str(folder),
+            remedy="name a run that trained the whole backbone (method=full, method=pretrain), or an exported folder",
+        )
+    backbone = family.from_architecture(config)
+    prefix = "backbone.model."
+    tensors = load_file(folder / "model.safetensors")
+    fill(backbone.model, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, folder)
+    backbone.provenance = {"source": "run", "weights": str(folder)}
+    return backbone

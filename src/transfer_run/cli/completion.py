@@ -1,0 +1,62 @@
+"""What TAB offers: Hydra's completion, with nested choices (`dataset=glue/rte`) and the closed choices of a key."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+from hydra._internal.core_plugins.bash_completion import BashCompletion
+from hydra.types import RunMode
+
+from transfer_run.cli.flags import read_flags
+from transfer_run.errors import UserError
+from transfer_run.experiment import registry
+from transfer_run.experiment.compose import CONFIG_NAME, GROUPS, Composer
+from transfer_run.experiment.words import separate
+
+
+def complete(line: str) -> list[str]:
+    """Words that may stand where the last word of the command line stands.
+
+    Args:
+        line: the command line so far, the command's name included.
+    """
+    words = line.split()[1:]
+    word = "" if line[-1:].isspace() or not words else words.pop()
+    try:
+        flags = read_flags(words)
+        others, folders = separate(flags.words, flags.config_dir, ())
+    except UserError:
+        return []
+    plus = word[: len(word) - len(word.lstrip("+"))]
+    key, equals, _ = word.lstrip("+").partition("=")
+    composer = Composer(folders)
+    if equals and key in GROUPS:
+        offered = [f"{plus}{key}={name}" for name in registry.names(key, folders)]
+    elif equals and (choices := _choices(composer, others, key)):
+        offered = [f"{plus}{key}={choice}" for choice in choices]
+    else:
+        offered = _hydra(composer, others, word)
+    return sorted({offer for offer in offered if offer.startswith(word)})
+
+
+def _choices(composer: Composer, words: list[str], key: str) -> list[str]:
+    """The closed choices of a key under the words so far."""
+    try:
+        kind = composer.types(words).get(key)
+    except UserError:
+        return []
+    return ["null" if choice is None else str(choice) for choice in kind.choices] if kind else []
+
+
+def _hydra(composer: Composer, words: list[str], word: str) -> list[str]:
+    """Hydra's offers, but no group inside a group: a nested choice is written `dataset=glue/rte`."""
+    with contextlib.suppress(UserError):
+        words = composer.normalise(words)
+    quiet = io.StringIO()
+    with contextlib.redirect_stderr(quiet), contextlib.suppress(SystemExit, UserError):
+        composer.load(words, RunMode.MULTIRUN)
+        offers = BashCompletion(composer.loader)._query(CONFIG_NAME, " ".join([*words, word]) if word else "")
+        inner = tuple(f"{group}/" for group in (*GROUPS, "table"))
+        return [f"{offer}=" if offer in GROUPS else offer for offer in offers if not offer.startswith(inner)]
+    return []

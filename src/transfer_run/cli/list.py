@@ -1,0 +1,92 @@
+"""`transfer-list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_run.cli.exits import exit_code
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.registry import KINDS, Entry, entries, nearest_choices
+
+HELP = f"""\
+transfer-list KIND [PATTERN] [--format json] [--config-dir DIR]
+
+What there is to choose from, with the paper's title and the family: {", ".join(KINDS)}.
+
+  transfer-list methods
+  transfer-list methods 'peft/*'     names that fit the pattern; without * and ? names that contain it
+  transfer-list datasets glue --format json
+  transfer-list methods --config-dir my_configs     your own beside the packaged ones
+"""
+
+
+def main() -> None:
+    """Entry point."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `transfer-list methods | head` ends quietly
+    sys.exit(exit_code(lambda: show(sys.argv[1:])))
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Print the list that the arguments ask for.
+
+    Raises:
+        UserError: no such kind, flag, folder, or nothing fits the pattern.
+    """
+    flags = _read(arguments)
+    if flags.help or flags.kind is None:
+        print(HELP)
+        return
+    if flags.kind not in KINDS:
+        near = nearest_names(flags.kind, KINDS) or list(KINDS)
+        raise UserError(f"There is no list of {flags.kind!r}.", nearest=near, remedy=f"one of {', '.join(KINDS)}")
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise UserError(f"The folder of configs {flags.config_dir} does not exist.", where="--config-dir")
+    folders = [Path(flags.config_dir).resolve()] if flags.config_dir else []
+    found = _fitting(entries(KINDS[flags.kind], folders), flags.pattern)
+    if flags.format == "json":
+        fields = [{"name": e.name, "title": e.title, "family": e.family, "file": str(e.file)} for e in found]
+        print(json.dumps(fields, indent=1, ensure_ascii=False))
+        return
+    for line in columns(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0):
+        print(line)
+
+
+def _fitting(found: Sequence[Entry], pattern: str | None) -> list[Entry]:
+    if pattern is None:
+        return list(found)
+    wildcard = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    fitting = [entry for entry in found if fnmatch.fnmatchcase(entry.name, wildcard)]
+    if not fitting:
+        raise UserError(f"Nothing is called {pattern!r}.", nearest=nearest_choices(pattern, [e.name for e in found]))
+    return fitting
+
+
+def columns(found: Sequence[Entry], width: int) -> list[str]:
+    """Name, family and title side by side; titles are cut at `width` characters, or never when it is 0."""
+    first = max((len(entry.name) for entry in found), default=0)
+    second = max((len(entry.family) for entry in found), default=0)
+    lines = [f"{entry.name:{first}}  {entry.family:{second}}  {entry.title}".rstrip() for entry in found]
+    return [line if not width or len(line) <= width else f"{line[: max(width - 3, 1)].rstrip()}..." for line in lines]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message[:1].upper()}{message[1:]}.", remedy="`transfer-list --help` explains the words")
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("kind", nargs="?")
+    parser.add_argument("pattern", nargs="?")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument("--config-dir", "-cd")
+    return parser.parse_args(arguments)

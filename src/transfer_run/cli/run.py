@@ -1,0 +1,133 @@
+"""`transfer-run`: carry out one run, or with `-m` a sweep of runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfer_run.cli.exits import DONE, exit_code
+from transfer_run.cli.flags import read_flags
+from transfer_run.errors import Preempted, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from omegaconf import DictConfig
+
+    from transfer_run.experiment.compose import Composer
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the command line asks for; nothing heavy is imported before its words are known to be valid.
+
+    Raises:
+        UserError, RunFailed, Preempted, KeyboardInterrupt.
+    """
+    flags = read_flags(arguments)
+    if flags.help:
+        from transfer_run.cli.help import help_text
+
+        print(help_text())
+        return DONE
+    if flags.shell_completion:
+        return _completion(flags.words)
+    from transfer_run.experiment.compose import Composer
+    from transfer_run.experiment.words import separate
+
+    words, folders = separate(flags.words, flags.config_dir, ())
+    composer = Composer(folders)
+    if flags.cfg or flags.info or flags.hydra_help or flags.resolve or flags.package:
+        return _show(flags, composer, words)
+    words = composer.normalise(words)
+    if flags.multirun or _wants_launcher(composer, words):
+        from transfer_run.cli.sweep import sweep
+
+        return sweep(composer, words)
+    carry(composer.compose(words))
+    return DONE
+
+
+def carry(cfg: DictConfig) -> Path:
+    """Carry out one run; returns its folder.
+
+    Raises:
+        UserError, RunFailed, Preempted, KeyboardInterrupt: anything else is logged in the run's folder first.
+    """
+    from transfer_run.experiment.compose import make_importable
+    from transfer_run.experiment.identity import run_folder
+    from transfer_run.experiment.run import carry_out
+
+    make_importable(cfg)
+    folder = run_folder(cfg)
+    try:
+        return carry_out(cfg)
+    except (UserError, RunFailed, Preempted):
+        raise
+    except Exception as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "run.log").open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+
+
+def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:
+    """A single run, too, goes where its launcher sends it (`hardware=slurm`): as a sweep of one."""
+    from hydra.types import RunMode
+
+    if not any(word.startswith(("hydra/launcher=", "hydra.mode=", "hardware=", "experiment=")) for word in words):
+        return False
+    hydra = composer.load(words, RunMode.RUN).hydra
+    return hydra.mode == RunMode.MULTIRUN or hydra.runtime.choices["hydra/launcher"] != "basic"
+
+
+def _completion(words: Sequence[str]) -> int:
+    from transfer_run.cli.completion import complete
+    from transfer_run.experiment.compose import CONFIG_NAME, Composer
+
+    query = [word.partition("=")[2] for word in words if word.startswith("query=")]
+    if query:
+        print((" " if query[0] == "bash" else "\n").join(complete(os.environ.get("COMP_LINE", ""))))
+    else:
+        from hydra._internal.hydra import Hydra
+
+        try:
+            Hydra("transfer-run", Composer().loader).shell_completion(CONFIG_NAME, list(words))
+        except ValueError as error:
+            remedy = 'eval "$(transfer-run --shell-completion install=bash)"'
+            raise UserError(f"{str(error).splitlines()[0]}.", where="--shell-completion", remedy=remedy) from error
+    return DONE
+
+
+def _show(flags: Namespace, composer: Composer, words: Sequence[str]) -> int:
+    """Hydra's own `--cfg`, `--info` and `--hydra-help`, of words that are known to be valid."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import get_args_parser
+
+    from transfer_run.experiment.compose import CONFIG_NAME
+
+    if not (flags.cfg or flags.info or flags.hydra_help):
+        raise UserError("--resolve and --package go with --cfg.", remedy="add --cfg job")
+    words = composer.normalise(words)
+    if not flags.hydra_help:
+        composer.compose(words)
+    hydra = Hydra("transfer-run", composer.loader)
+    if flags.cfg:
+        hydra.show_cfg(CONFIG_NAME, list(words), flags.cfg, flags.package, flags.resolve)
+    elif flags.info:
+        hydra.show_info(flags.info, CONFIG_NAME, list(words))
+    else:
+        hydra.hydra_help(CONFIG_NAME, get_args_parser(), get_args_parser().parse_args([]))
+    return DONE
+
+
+if __name__ == "__main__":
+    main()

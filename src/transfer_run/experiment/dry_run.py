@@ -1,0 +1,43 @@
+"""`dry_run=true`: everything that can be known before a run, and nothing carried out."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from transfer_run.experiment.plan import plan_run
+from transfer_run.experiment.sources import Tree, source_tree
+from transfer_run.experiment.summary import size
+
+
+def show_dry_run(cfg: DictConfig) -> None:
+    """Print the tree of runs, the batch's shapes, the trained parameters and the plan of the run itself."""
+    console = Console()
+    tree = source_tree(cfg)
+    table = Table(title="what would run")
+    for column in ("run", "method", "backbone", "dataset", "state", "planned peak"):
+        table.add_column(column)
+    for depth, run in tree.walk():
+        table.add_row(*_row(depth, run))
+    console.print(table)
+    plan = plan_run(cfg)
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in plan.shapes.items())
+    counts = plan.parameters
+    console.print(f"batch:   {shapes}")
+    console.print(
+        f"trained: {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable_pct']:.2f} %)",
+        highlight=False,
+    )
+    console.print(plan.report)
+    console.print(f"folder:  {tree.folder}")
+    console.print("dry_run=true: nothing was carried out")
+
+
+def _row(depth: int, run: Tree) -> tuple[str, ...]:
+    name = "  " * depth + (run.name or "this run")
+    if run.cfg is None:
+        return name, "", "", "", "exists", ""
+    state = "finished" if run.finished else "would run"
+    peak = size(plan_run(run.cfg).memory["peak"])
+    return name, run.cfg.method.name, run.cfg.backbone.name, run.cfg.dataset.name, state, peak

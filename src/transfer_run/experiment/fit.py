@@ -1,0 +1,133 @@
+"""Do method, backbone and dataset fit together, and do the files that a config names exist?"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment import registry
+
+TEXT, IMAGES = "text", "images"
+READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES}, "clip": {TEXT, IMAGES}}
+"""What the families of backbones read; a family that is not named here is not checked."""
+
+ANSWERS = {
+    "t5": {"classification", "regression", "text_to_text"},
+    "encoder": {"classification", "regression"},
+    "decoder": {"classification", "regression", "language_modeling"},
+    "vit": {"classification", "regression"},
+    "cnn": {"classification", "regression"},
+    "clip": {"classification", "regression"},
+}
+"""The forms of task that a family can answer; a form that no family names here is not checked."""
+
+
+def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
+    """Refuse a method on a backbone it is not defined on, and a dataset that the backbone cannot read or answer.
+
+    Args:
+        values: the composed config as plain containers.
+        folders: the user's own config folders, for the names in the message.
+
+    Raises:
+        UserError: naming both and what would fit instead.
+    """
+    method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
+    family, form = str(backbone.get("family")), str(dataset.get("form"))
+    on = f"backbone={backbone['name']} (family {family})"
+    families = method.get("about", {}).get("backbones")
+    if families and family not in families:
+        raise UserError(
+            f"method={method['name']} is not defined on {on}.",
+            where="method, backbone",
+            remedy=_instead(
+                ("backbone", _backbones(families, folders)),
+                ("method", _methods(lambda about: family in about.get("backbones", [family]), folders)),
+            ),
+        )
+    kind = reads(dataset)
+    if kind not in READS.get(family, {kind}):
+        fitting = {name for name, what in READS.items() if kind in what and name in (families or READS)}
+        datasets = registry.entries("dataset", folders)
+        fits = [e.name for e in datasets if reads(e.content.get("dataset", {})) in READS[family]]
+        raise UserError(
+            f"dataset={dataset['name']} holds {kind}, which {on} does not read.",
+            where="dataset, backbone",
+            remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", fits)),
+        )
+    if any(form in forms for forms in ANSWERS.values()) and form not in ANSWERS.get(family, {form}):
+        fitting = {name for name, forms in ANSWERS.items() if form in forms and name in (families or ANSWERS)}
+        raise UserError(
+            f"dataset={dataset['name']} asks for {form}, which {on} does not answer.",
+            where="dataset, backbone",
+            remedy=_instead(("backbone", _backbones(fitting, folders))),
+        )
+    tasks = method.get("about", {}).get("tasks")
+    posed = "text_to_text" if family == "t5" else form
+    if tasks and not {form, posed} & set(tasks):
+        fitting_methods = _methods(lambda about: {form, posed} & set(about.get("tasks", [form])), folders)
+        raise UserError(
+            f"method={method['name']} does not train on dataset={dataset['name']}, a task of {form}.",
+            where="method, dataset",
+            remedy=f"choose a dataset of {' or '.join(tasks)}; " + _instead(("method", fitting_methods)),
+        )
+
+
+def reads(dataset: Mapping[str, Any]) -> str:
+    """Whether a dataset's examples are text or images."""
+    return TEXT if dataset.get("max_source_length") is not None else IMAGES
+
+
+def _backbones(families: Any, folders: Sequence[Path]) -> list[str]:
+    return [entry.name for entry in registry.entries("backbone", folders) if entry.family in families]
+
+
+def _methods(fits: Callable[[Mapping[str, Any]], Any], folders: Sequence[Path]) -> list[str]:
+    about = {e.name: e.content.get("method", {}).get("about") or {} for e in registry.entries("method", folders)}
+    return [name for name, what in about.items() if fits(what)]
+
+
+def _instead(*choices: tuple[str, Sequence[str]]) -> str:
+    """`choose backbone=a, b, ... or method=c, d`, at most six of each."""
+    parts = [f"{group}={', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" for group, names in choices if names]
+    return "choose " + ", or ".join(parts) if parts else ""
+
+
+def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
+    """Refuse data and weights that are not there; paths become absolute, for they are part of the run's identity.
+
+    Args:
+        values: the composed config, changed in place.
+        where: the place that sets a key, for the message.
+
+    Raises:
+        UserError: a file or folder does not exist.
+    """
+    dataset, backbone = values["dataset"], values["backbone"]
+    if dataset.get("path"):
+        dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
+    weights = backbone.get("weights")
+    if weights and weights not in ("hub", "random") and not weights.startswith("run:"):
+        backbone["weights"] = _existing(weights, "backbone.weights", where, ["hub", "random"])
+    tokenizer = backbone.get("tokenizer")
+    if tokenizer and tokenizer.startswith((".", "/", "~")):
+        backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
+
+
+def _existing(place: str, key: str, where: Callable[[str], str], words: list[str]) -> str:
+    path = Path(place).expanduser().absolute()
+    if path.exists() or (glob.has_magic(place) and glob.glob(str(path), recursive=True)):
+        return str(path.parent.resolve() / path.name)
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    beside = [str(Path(place).parent / entry.name) for entry in path.parent.glob("*")] if folder == path.parent else []
+    raise UserError(
+        f"{key}={place} does not exist.",
+        where=where(key),
+        nearest=nearest_names(place, words + beside),
+        remedy=f"{folder} exists; name a file or folder in it"
+        if folder != path.parent
+        else "name a file or folder that exists",
+    )

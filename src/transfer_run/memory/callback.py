@@ -1,0 +1,132 @@
+"""Measures a run's peak memory while Lightning trains it: a few batches are followed closely, the rest run untouched.
+
+train batch ──> forward ──> backward ──> step      the first `tracked_steps` optimizer steps (two, so that the
+validation / test batch ──> evaluation             optimizer's states are there), the first batch of each
+                                                   evaluation, and every later batch larger than all before
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from transfer_run.memory.gauges import CudaGauge, Gauge, TrackerGauge
+from transfer_run.memory.report import explain_difference
+
+
+class MemoryCallback(Callback):
+    """Peak memory by phase and kind, on any device.
+
+    Args:
+        tracked_steps: optimizer steps that are followed from the start.
+    """
+
+    def __init__(self, tracked_steps: int = 2) -> None:
+        self.tracked_steps = tracked_steps
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the largest batch followed, by split
+        self._gauge: Gauge | None = None
+        self._steps = 0
+        self._open = False
+
+    # ---- the result
+    def result(self) -> dict[str, Any]:
+        """The `memory` node of `result.json`, in bytes; empty when nothing was measured."""
+        if self._gauge is None:
+            return {}
+        return self._gauge.report().as_dict(self._gauge.source)
+
+    def compare(self, plan: Any) -> str:
+        """Prediction beside measurement in words, with the reason where they differ by more than 2 %.
+
+        Args:
+            plan: `experiment.plan.Plan` of the same run.
+        """
+        planned = {name: tuple(shape) for name, (shape, _) in plan.shapes.items()}
+        return explain_difference(plan.memory, self.result(), planned, self.shapes)
+
+    # ---- training
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._gauge is None:
+            model = getattr(pl_module, "method", pl_module)
+            self._gauge = CudaGauge(model) if trainer.strategy.root_device.type == "cuda" else TrackerGauge(model)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._larger("train", batch) or self._steps < self.tracked_steps:
+            self._begin("forward", batch, trainer.optimizers)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._mark("backward")
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._steps += 1
+        self._mark("step")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end()
+
+    # ---- evaluation
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._larger("validation", batch):
+            self._begin("evaluation", batch, trainer.optimizers)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._end()
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._larger("test", batch):
+            self._begin("evaluation", batch, trainer.optimizers)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    # ---- episodes
+    def _larger(self, split: str, batch: Any) -> bool:
+        """Is this batch larger, in elements, than all of its split so far? The first one is."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in batch.items()}
+        before = self.shapes.get(split)
+        if before is not None and _elements(shapes) <= _elements(before):
+            return False
+        self.shapes[split] = shapes
+        return True
+
+    def _begin(self, phase: str, batch: Any, optimizers: list[Optimizer]) -> None:
+        assert self._gauge is not None
+        self._gauge.open(phase, [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], optimizers)
+        self._open = True
+
+    def _mark(self, phase: str) -> None:
+        if self._open and self._gauge is not None:
+            self._gauge.mark(phase)
+
+    def _end(self) -> None:
+        if self._open and self._gauge is not None:
+            self._gauge.close()
+        self._open = False
+
+
+def _elements(shapes: dict[str, tuple[int, ...]]) -> int:
+    total = 0
+    for shape in shapes.values():
+        count = 1
+        for size in shape:
+            count *= size
+        total += count
+    return total

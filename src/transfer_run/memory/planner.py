@@ -1,0 +1,230 @@
+"""Rehearses a run on fake tensors: the very steps the trainer takes, with every byte counted and none allocated.
+
+build on meta ──> make_fake ──> Rehearsal ──> forward, zero_grad, backward, clip, step   (twice: states count)
+                                          └─> predict                                     (evaluation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from transfer_run.memory.account import MemoryReport
+from transfer_run.memory.cuda import CUBLAS_WORKSPACE, CountsAsCuda
+from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
+from transfer_run.memory.paper import attend_eagerly, keep_as_given
+from transfer_run.memory.places import ModulePlaces
+from transfer_run.memory.tracker import MemoryTracker, cuda_block, exact
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""What a batch is made of: name -> shape, dtype."""
+
+_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "fp16": torch.float16}
+
+
+class Trainable(Protocol):
+    """What the rehearsal asks of a method (`methods/base.py` gives it)."""
+
+    trains: bool
+
+    def training_loss(self, batch: Any, use_cache: bool = False) -> Tensor: ...
+    def loss(self, batch: Any) -> Tensor: ...
+    def predict(self, batch: Any) -> Tensor: ...
+    def new_cache(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the run is carried out, as far as memory feels it.
+
+    Attributes:
+        target: the machine whose memory is predicted, `cuda` or `cpu`.
+        precision: Lightning's name: `32-true`, `bf16-mixed`, `16-mixed`, `bf16-true`, `16-true`.
+        gradient_clip: norm; None: no clipping.
+        accumulate: batches per optimizer step.
+        grads_to_none: False: gradients are zeroed but kept.
+        use_cache: decoder keys and values are kept until the loss is there.
+        paper: the setting of the papers of 2022 (`memory/paper.py`): eager attention, keys and values and the
+            output alive during backward, gradients kept, optimizers one tensor at a time, no library workspace.
+    """
+
+    target: str = "cuda"
+    precision: str = "32-true"
+    gradient_clip: float | None = 1.0
+    accumulate: int = 1
+    grads_to_none: bool = True
+    use_cache: bool = False
+    paper: bool = False
+
+    def as_paper(self) -> Setting:
+        return replace(self, paper=True, grads_to_none=False, use_cache=True)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The half type that `precision` names."""
+        return _DTYPES.get(self.precision.split("-")[0])
+
+    @property
+    def mixed(self) -> bool:
+        return self.precision.endswith("mixed")
+
+
+class Rehearsal:
+    """One method with its optimizer on fake tensors; can be measured at any batch size.
+
+    Args:
+        method: built for real or on the meta device; it is converted in place and of no other use afterwards.
+        make_optimizer: builds the optimizer over the (fake) parameters; not called when the method takes no step.
+        shapes: batch size -> what a batch of that size is made of.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        make_optimizer: Callable[[], Optimizer],
+        shapes: Callable[[int], Shapes],
+        setting: Setting,
+    ) -> None:
+        self.method: Any = method
+        self.shapes = shapes
+        self.setting = setting
+        self.mode = fake_mode()
+        make_fake(method, self.mode, None if setting.mixed else setting.dtype)
+        if setting.paper:
+            attend_eagerly(method)
+        self.places = ModulePlaces(method)
+        self.tracker = MemoryTracker(cuda_block if setting.target == "cuda" else exact, self.places)
+        self.optimizer = self._optimizer(make_optimizer) if self.method.trains else None
+        self._stepped = False
+        self._reserved: set[str] = set()
+
+    def measure(self, batch_size: int, evaluate: bool = True) -> MemoryReport:
+        """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
+        with ExitStack() as stack:
+            modes = [self.mode, AnswersNo(), self.tracker]
+            if self.setting.target == "cuda":
+                modes.append(CountsAsCuda())
+            for mode in modes:
+                stack.enter_context(mode)
+            self.tracker.mark("setup")
+            self.tracker.hold_model(self.method)
+            batch = self._batch(batch_size)
+            if self.optimizer is not None:
+                self.method.train()
+                if not self._stepped:
+                    self._train_step(batch)
+                    self._stepped = True
+                self.tracker.reset()
+                self._train_step(batch)
+            else:
+                self.tracker.reset()
+            if evaluate:
+                self._evaluate(batch)
+            report = self.tracker.report()
+            del batch
+        return report
+
+    # ---- the steps
+    def _train_step(self, batch: dict[str, Tensor]) -> None:
+        """In Lightning's order: the old gradients are let go of after forward and before backward."""
+        assert self.optimizer is not None
+        for part in range(min(self.setting.accumulate, 2)):
+            self._accumulate(batch, first=part == 0)
+        self.tracker.mark("step")
+        if self.setting.gradient_clip is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.setting.gradient_clip, foreach=self._foreach)
+        self.optimizer.step()
+        self.tracker.hold_optimizer(self.optimizer)
+        if self.setting.target == "cuda":  # step counters stay on the host
+            self.tracker.forget(s["step"] for s in self.optimizer.state.values() if isinstance(s.get("step"), Tensor))
+
+    def _accumulate(self, batch: dict[str, Tensor], first: bool) -> None:
+        """Forward and backward of one batch."""
+        assert self.optimizer is not None
+        kept: list[Any] = []  # alive until backward has ended
+        self.tracker.mark("forward")
+        self._reserve("forward")
+        with self._precision():
+            loss = (
+                self._paper_loss(batch, kept)
+                if self.setting.paper
+                else self.method.training_loss(batch, use_cache=self.setting.use_cache)
+            )
+        if first:
+            self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
+        self.tracker.mark("backward")
+        self._reserve("backward")
+        loss.backward()
+        self.tracker.hold_gradients(self.method)
+
+    def _paper_loss(self, batch: dict[str, Tensor], kept: list[Any]) -> Tensor:
+        """The loss with a key/value cache of the papers' time; cache and output are put into `kept`."""
+        whole: dict[str, Any] = dict(batch)
+        if self.setting.use_cache and self.method.task.form == "text_to_text":
+            whole["cache"] = keep_as_given(self.method.new_cache())
+        kept.append(whole)
+        hook = self.method.register_forward_hook(lambda module, args, output: kept.append(output))
+        try:
+            loss: Tensor = self.method.loss(whole)
+        finally:
+            hook.remove()
+        return loss
+
+    def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        self.tracker.mark("evaluation")
+        self.method.eval()
+        with torch.no_grad(), self._precision():
+            self.method.predict(batch)
+
+    # ---- parts
+    @property
+    def _foreach(self) -> bool:
+        """PyTorch updates all parameters at once on CUDA, with temporaries as large as they are; not in 2022."""
+        return self.setting.target == "cuda" and not self.setting.paper
+
+    def _optimizer(self, make_optimizer: Callable[[], Optimizer]) -> Optimizer:
+        with self.mode:
+            optimizer = make_optimizer()
+        for group in optimizer.param_groups:
+            if "foreach" in group and group["foreach"] is None and not group.get("fused"):
+                group["foreach"] = self._foreach
+        return optimizer
+
+    def _batch(self, size: int) -> dict[str, Tensor]:
+        half = None if self.setting.mixed else self.setting.dtype
+        batch = {}
+        for name, (shape, dtype) in self.shapes(size).items():
+            batch[name] = torch.empty(shape, dtype=half if half is not None and dtype.is_floating_point else dtype)
+        self.tracker.hold(batch.values(), "inputs")
+        return batch
+
+    @contextmanager
+    def _precision(self) -> Any:
+        """Autocast for mixed precision; the default dtype for true half precision (Lightning does the same)."""
+        if self.setting.dtype is None:
+            yield
+        elif self.setting.mixed:
+            with torch.autocast("cpu", dtype=self.setting.dtype):
+                yield
+        else:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(self.setting.dtype)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(before)
+
+    def _reserve(self, thread: str) -> None:
+        """cuBLAS takes a workspace in the thread of forward and one in that of backward, once."""
+        if self.setting.target != "cuda" or self.setting.paper:
+            return
+        if thread not in self._reserved:
+            self._reserved.add(thread)
+            self.tracker.reserve(CUBLAS_WORKSPACE, f"cuBLAS workspace ({thread})")

@@ -1,0 +1,202 @@
+"""A memory plan or measurement in words: what makes up the peak, what would lower it and what would not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from transfer_run.memory.account import KINDS
+
+GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice depends on.
+
+    Attributes:
+        batch_size: examples a device and step.
+        trainable_pct: share of the parameters that is trained.
+        through_backbone: does backward visit the backbone's blocks?
+        checkpointing: are activations computed again in backward?
+        precision: `32-true`, `bf16-mixed`, ...
+        optimizer: its config name.
+        gradients_kept: zeroed gradients are kept between steps.
+        paper: amounts in the papers' GB of 1000 MiB.
+    """
+
+    batch_size: int
+    trainable_pct: float
+    through_backbone: bool = True
+    checkpointing: bool = False
+    precision: str = "32-true"
+    optimizer: str = "adamw"
+    gradients_kept: bool = False
+    paper: bool = False
+
+
+def amount(size: float, paper: bool = False) -> str:
+    """Bytes for people: GiB, below a tenth of one MiB; `paper`: the papers' GB of 1000 MiB."""
+    if paper:
+        return f"{size / PAPER_GB:.2f} GB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
+
+
+def memory_report(memory: Mapping[str, Any], facts: Facts, title: str = "memory plan") -> Group:
+    """Tables of the phases and of the largest tensors, then the reasons.
+
+    Args:
+        memory: as in `result.json` (`MemoryReport.as_dict`).
+    """
+    unit = " (GB = 1000 MiB, as the papers count)" if facts.paper else ""
+    lines = ["", *reasons(memory, facts)]
+    return Group(_phases(memory, facts, title + unit), _largest(memory, facts), "\n".join(lines))
+
+
+def _phases(memory: Mapping[str, Any], facts: Facts, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("phase")
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    table.add_column("peak", justify="right", style="bold")
+    for name, phase in memory["phases"].items():
+        if name in ("setup", "between"):
+            continue
+        cells = [amount(phase["by_kind"][kind], facts.paper) if phase["by_kind"][kind] else "-" for kind in KINDS]
+        marked = f"{name} *" if name == memory["peak_phase"] else name
+        table.add_row(marked, *cells, amount(phase["peak"], facts.paper))
+    return table
+
+
+def _largest(memory: Mapping[str, Any], facts: Facts) -> Table:
+    """The largest tensors alive at the peak, those of one shape and kind together."""
+    groups: Counter[tuple[str, str, str]] = Counter()
+    sizes: dict[tuple[str, str, str], int] = {}
+    places: dict[tuple[str, str, str], str] = {}
+    for tensor in memory["largest"]:
+        key = (str(tuple(tensor["shape"])), tensor["dtype"], tensor["kind"])
+        groups[key] += 1
+        sizes[key] = tensor["bytes"]
+        places.setdefault(key, tensor["module"])
+    table = Table(title="largest tensors alive at the peak", title_justify="left")
+    for column in ("count", "each", "shape", "dtype", "kind", "first made in"):
+        table.add_column(column, justify="right" if column in ("count", "each") else "left")
+    for key in sorted(groups, key=lambda k: -groups[k] * sizes[k]):
+        table.add_row(str(groups[key]), amount(sizes[key], facts.paper), *key, places[key] or "(outside modules)")
+    return table
+
+
+def reasons(memory: Mapping[str, Any], facts: Facts) -> list[str]:
+    """Why the peak is what it is, what would lower it and what would not; one sentence a line."""
+    peak, kinds = max(1, memory["peak"]), memory["by_kind"]
+    where = f" ({memory['peak_module']})" if memory.get("peak_module") else ""
+    ordered = sorted((kind for kind in KINDS if kinds[kind] > 0), key=lambda kind: -kinds[kind])
+    shares = [f"{kind} {_share(kinds[kind], peak)}" for kind in ordered]
+    lines = [
+        f"The peak of {amount(peak, facts.paper)} is reached in {memory['peak_phase']}{where}.",
+        f"It is made up of {', '.join(shares)}.",
+    ]
+    lines += [f"+ {line}" for line in _lowers(kinds, memory["peak_phase"], facts)]
+    lines += [f"- {line}" for line in _does_not_lower(kinds, peak, facts)]
+    return lines
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if part >= 0.005 * whole else "under 1 %"
+
+
+def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
+    """Changes that would lower the peak, with what they could save at most."""
+    activations, states = kinds["activations"], kinds["gradients"] + kinds["optimizer"]
+    heavy = activations > 0.25 * sum(kinds.values())
+    lines = []
+    if heavy and facts.batch_size > 1:
+        half = amount(activations / 2, facts.paper)
+        lines.append(f"half the batch would save about {half}: activations grow with it")
+    if phase == "evaluation":
+        lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
+        return lines
+    if heavy and facts.through_backbone:
+        lines.append("side-tuning (method=lst) would save most activations: backward does not visit the backbone")
+        if not facts.checkpointing:
+            lines.append("hardware.activation_checkpointing=true would keep one hidden state a block, for more time")
+    if heavy and facts.precision.startswith("32"):
+        lines.append("hardware.precision=bf16-mixed would keep most activations in half the bytes")
+    if facts.trainable_pct > 20 and states > 0.1 * sum(kinds.values()):
+        lines.append(f"training few weights (LoRA, adapters, LST) would save up to {amount(states, facts.paper)} "
+                     "of gradients and optimizer states")  # fmt: skip
+        if facts.optimizer in ("adam", "adamw"):
+            lines.append(f"optimizer=adafactor would save nearly {amount(kinds['optimizer'], facts.paper)} of states")
+    if facts.gradients_kept and kinds["gradients"] > 0.02 * sum(kinds.values()):
+        lines.append("trainer.grads_to_none=true would free the gradients between the steps")
+    return lines
+
+
+def _does_not_lower(kinds: Mapping[str, int], peak: int, facts: Facts) -> list[str]:
+    """Changes that users try and that would not help here."""
+    lines = []
+    states, activations = kinds["gradients"] + kinds["optimizer"], kinds["activations"]
+    if facts.through_backbone and activations > 0.5 * peak:
+        lines.append(
+            f"activations are {_share(activations, peak)} of the peak; LoRA, adapters and the like keep most of them, "
+            "for backward still visits every block"
+        )
+    if facts.trainable_pct <= 20 and states < 0.1 * peak:
+        lines.append(f"training still fewer weights would not help: gradients and optimizer are {_share(states, peak)}")
+    if not facts.through_backbone and not facts.checkpointing:
+        lines.append("checkpointing the backbone would not help: its blocks keep nothing for backward")
+    if activations < 0.25 * peak:
+        lines.append(f"a smaller batch would hardly help: activations are {_share(activations, peak)}")
+    return lines
+
+
+def explain_difference(
+    predicted: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    planned: Mapping[str, tuple[int, ...]],
+    seen: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> str:
+    """Prediction beside measurement, and why they differ where it is by more than 2 %.
+
+    Args:
+        predicted, measured: `memory` nodes as in `result.json`.
+        planned: the planned batch's shapes by name.
+        seen: the largest batch followed, by split.
+    """
+    if not measured:
+        return f"predicted peak {amount(predicted['peak'])}; nothing was measured"
+    off = predicted["peak"] / max(1, measured["peak"]) - 1
+    text = (
+        f"peak memory: predicted {amount(predicted['peak'])} in {predicted['peak_phase']}, measured "
+        f"{amount(measured['peak'])} in {measured['peak_phase']} ({measured['source']}), {100 * off:+.1f} %"
+    )
+    if abs(off) <= 0.02:
+        return text
+    causes = _shape_causes(planned, seen)
+    if predicted["peak_phase"] != measured["peak_phase"]:
+        causes.append(f"the peak lies in {measured['peak_phase']}, not in {predicted['peak_phase']}")
+    if measured["source"] == "cuda":
+        causes.append("the allocator's counters include libraries' workspaces, which a plan does not know")
+    kind = max(KINDS, key=lambda k: abs(predicted["by_kind"][k] - measured["by_kind"][k]))
+    causes.append(
+        f"most of the difference is in {kind}: predicted {amount(predicted['by_kind'][kind])}, "
+        f"measured {amount(measured['by_kind'][kind])}"
+    )
+    return f"{text}: {'; '.join(causes)}"
+
+
+def _shape_causes(
+    planned: Mapping[str, tuple[int, ...]], seen: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> list[str]:
+    causes = []
+    for split, shapes in seen.items():
+        other = {n: s for n, s in shapes.items() if n in planned and planned[n] != s}
+        if other:
+            words = ", ".join(f"{name} {planned[name]} -> {shape}" for name, shape in other.items())
+            causes.append(f"the largest {split} batch has other shapes than the plan's ({words})")
+    return causes

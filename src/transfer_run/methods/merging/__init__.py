@@ -1,0 +1,1 @@
+"""Several checkpoints of one architecture become one, tensor by tensor, without ever holding a whole model."""

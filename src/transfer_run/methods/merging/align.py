@@ -1,0 +1,121 @@
+"""Which tensors are merged, which are taken over as they are, and which stand in the way; all before anything is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transfer_run.errors import UserError
+from transfer_run.methods.merging.checkpoint import Checkpoint, Entry
+from transfer_run.methods.merging.tied import tied_names
+
+VOCABULARY = re.compile(r"shared|embed_tokens|word_embeddings|wte|lm_head")
+"""Matrices with a row a token: fine-tuned ones may have lost the padding rows of the base."""
+
+
+
+@dataclass
+class Layout:
+    """What a merge does with each tensor.
+
+    Attributes:
+        merged: entries of the merged tensors as they will be written, in string order of their names.
+        copied: tensors taken over unchanged, and from where (excluded ones, integer buffers).
+        tied: further names of merged tensors that hold the same values.
+    """
+
+    merged: dict[str, Entry] = field(default_factory=dict)
+    copied: dict[str, Checkpoint] = field(default_factory=dict)
+    tied: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def numel(self) -> int:
+        """d: scalars that are merged; tied ones count once."""
+        return sum(entry.numel for entry in self.merged.values())
+
+    def entries(self) -> dict[str, Entry]:
+        """Everything that the merged checkpoint holds."""
+        tied = {other: self.merged[name] for name, others in self.tied.items() for other in others}
+        return {**self.merged, **tied, **{name: source.entries[name] for name, source in self.copied.items()}}
+
+
+def align(
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    exclude: Sequence[str] = (),
+    *,
+    mismatched: str = "refuse",
+) -> Layout:
+    """Compare the checkpoints and decide.
+
+    Args:
+        models: at least one.
+        base: theta_0; None where the rule needs none: then the first model stands for it.
+        exclude: regular expressions (matched from the start of the name): taken from the base, else the first model.
+        mismatched: `refuse`, or `exclude` tensors that not all models have in one shape (task heads).
+
+    Raises:
+        UserError: naming every tensor that is missing somewhere, or of another shape.
+    """
+    if not models:
+        raise UserError("There is nothing to merge.", where="method.models", remedy="method.models=[FOLDER,FOLDER]")
+    first = base or models[0]
+    names = _names(models, base)
+    excluded = {name for name in names if any(re.match(pattern, name) for pattern in exclude)}
+    layout = Layout(tied=tied_names((first, *models), names - excluded))
+    tied = {other for others in layout.tied.values() for other in others}
+    problems: list[str] = []
+    for name in sorted(names - excluded - tied):
+        entry = next(c.entries[name] for c in (first, *models) if name in c.entries)
+        if not entry.dtype.is_floating_point:
+            layout.copied |= {name: first} if name in first.entries else {}
+            continue
+        shape, problem = _fit(name, models, base)
+        if problem is None:
+            layout.merged[name] = Entry(entry.dtype, shape)
+        elif mismatched == "exclude":
+            excluded.add(name)
+        else:
+            problems.append(problem)
+    if problems:
+        raise UserError(
+            f"The checkpoints do not fit each other: {len(problems)} tensors are missing somewhere or differ.",
+            where="\n           ".join(problems),
+            remedy="merge models fine-tuned from one checkpoint; leave task heads out: method.exclude=['classifier.*']",
+        )
+    for name in layout.tied.keys() - layout.merged.keys():  # left out after all, with all its names
+        excluded.update(layout.tied.pop(name))
+    layout.copied |= {name: first for name in sorted(excluded) if name in first.entries}
+    if base is not None and any(model.changed is not None for model in models):
+        layout.copied |= {name: base for name in sorted(base.entries.keys() - names)}
+    return layout
+
+
+def _names(models: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:
+    """Every name that somebody has; for adapters only what one of them changes."""
+    names = {name for model in models for name in (model.entries if model.changed is None else model.changed)}
+    if base is not None and any(model.changed is None for model in models):
+        names |= base.entries.keys()
+    return names
+
+
+def _fit(
+    name: str, models: Sequence[Checkpoint], base: Checkpoint | None
+) -> tuple[tuple[int, ...], str | None]:
+    """The shape of the merged tensor, and what stands in the way if anything does."""
+    everyone = [base, *models] if base is not None else list(models)
+    missing = [c.where for c in everyone if name not in c.entries]
+    if missing:
+        return (), f"{name}: missing in {', '.join(missing)}"
+    odd = [f"{c.entries[name].dtype} in {c.where}" for c in everyone if not c.entries[name].dtype.is_floating_point]
+    if odd:
+        return (), f"{name}: {', '.join(odd)}"
+    shapes = {model.entries[name].shape for model in models}
+    known = models[0].entries[name].shape
+    if len(shapes) == 1:
+        own = base.entries[name].shape if base is not None else known
+        longer = len(own) == 2 and own[1:] == known[1:] and own[0] > known[0]
+        if own == known or (longer and VOCABULARY.search(name)):
+            return known, None
+    return (), f"{name}: " + ", ".join(f"{list(c.entries[name].shape)} in {c.where}" for c in everyone)

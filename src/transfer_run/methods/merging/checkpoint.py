@@ -1,0 +1,195 @@
+"""Checkpoints on disk, read piece by piece: no tensor, let alone a model, is ever loaded whole.
+
+A safetensors file is an 8-byte length, a JSON header (dtype, shape, byte range of every tensor) and the bytes. They
+are read with plain reads into fresh memory: pages of a memory-mapped file would count as resident, and eight mapped
+models make eight resident models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfer_run.errors import UserError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself accepts
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's dtype and shape, without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint:
+    """Named tensors that can be read in flat, row-major pieces.
+
+    Attributes:
+        where: folder or file, for messages.
+        entries: every tensor's dtype and shape by name.
+        changed: names that differ from the base this checkpoint stands on (adapters); None: any may.
+    """
+
+    where: str
+    entries: dict[str, Entry]
+    changed: frozenset[str] | None = None
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of the flattened tensor, a copy that the caller may change."""
+        raise NotImplementedError(f"{type(self).__name__} does not read")
+
+    def difference(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        """The same piece minus the base's values `base`, in the dtype of `base`."""
+        return self.read(name, start, stop).to(base.dtype).sub_(base)
+
+
+class StateDict(Checkpoint):
+    """Tensors in memory, of a live model or a test."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str = "memory") -> None:
+        self.where, self.tensors = where, {name: tensor.detach() for name, tensor in tensors.items()}
+        self.entries = {name: Entry(t.dtype, tuple(t.shape)) for name, t in self.tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self.tensors[name].reshape(-1)[start:stop].to("cpu", copy=True)
+
+
+class Ones(Checkpoint):
+    """The start of (IA)^3 vectors: every value is one."""
+
+    def __init__(self, like: Checkpoint) -> None:
+        self.where, self.entries = "ones", dict(like.entries)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return torch.ones(stop - start, dtype=self.entries[name].dtype)
+
+
+@dataclass
+class _Shard:
+    path: Path
+    offsets: dict[str, int] = field(default_factory=dict)  # byte position of each tensor in the file
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """One or several safetensors files.
+
+    Args:
+        files: the shards; every tensor name stands in one of them.
+        prefix: taken off the names that have it.
+
+    Raises:
+        UserError: a file is missing, cut short or no safetensors file, or two shards hold one name.
+    """
+
+    def __init__(self, files: list[Path], prefix: str = "", where: str | None = None) -> None:
+        self.where, self.entries, self.metadata = where or str(files[0]), {}, {}
+        self._shards: dict[str, tuple[_Shard, str]] = {}
+        for path in files:
+            shard = _Shard(path)
+            for raw, entry, offset in self._header(path):
+                name = raw.removeprefix(prefix)
+                if name in self.entries:
+                    raise UserError(f"The tensor {name!r} stands twice in {self.where}.", where=str(path))
+                self.entries[name], self._shards[name], shard.offsets[raw] = entry, (shard, raw), offset
+
+    def _header(self, path: Path) -> list[tuple[str, Entry, int]]:
+        """Name, entry and byte offset of every tensor of one file."""
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > LARGEST_HEADER:
+                    raise ValueError("its header is too long")
+                header: dict[str, Any] = json.loads(file.read(length))
+            self.metadata |= header.pop("__metadata__", {})
+            size, found = path.stat().st_size, []
+            for name, about in header.items():
+                begin, end = about["data_offsets"]
+                entry = Entry(DTYPES[about["dtype"]], tuple(about["shape"]))
+                if end - begin != entry.nbytes or 8 + length + end > size:
+                    raise ValueError(f"the bytes of {name!r} are not all there")
+                found.append((name, entry, 8 + length + begin))
+            return found
+        except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} cannot be read as a safetensors file.",
+                where=f"{type(error).__name__}: {error}",
+                remedy="copy or download the file again",
+            ) from error
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        shard, raw = self._shards[name]
+        dtype = self.entries[name].dtype
+        bytes_ = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)
+        with shard.path.open("rb", buffering=0) as file:
+            file.seek(shard.offsets[raw] + start * dtype.itemsize)
+            view, done = memoryview(bytes_.numpy()), 0
+            while done < len(view):
+                got = file.readinto(view[done:])
+                if not got:
+                    raise UserError(f"{shard.path} ended while {raw!r} was read.", remedy="copy the file again")
+                done += got
+        return bytes_.view(dtype)
+
+
+def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
+    """The checkpoint in a safetensors file or in a folder, whoever wrote it.
+
+    Understood: a file; a folder with `*.safetensors.index.json` (shards), `model.safetensors`, peft's
+    `adapter_model.safetensors`, or one safetensors file of any name; a finished run's folder or its
+    `checkpoints/model`, whose names become those of the backbone's own library (`backbone.model.` is taken off).
+
+    Raises:
+        UserError: nothing to read is there.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return SafetensorsCheckpoint([path])
+    if (path / "checkpoints" / "model" / "model.json").is_file():
+        path = path / "checkpoints" / "model"
+    if (path / "model.json").is_file():
+        return SafetensorsCheckpoint([path / "model.safetensors"], prefix="backbone.model.", where=str(path))
+    files = _shards_of(path) or [path / name for name in ("model.safetensors", "adapter_model.safetensors")]
+    present = [file for file in files if file.is_file()] or sorted(path.glob("*.safetensors"))
+    if not path.is_dir() or len(present) != 1 and present != files:
+        raise UserError(
+            f"There is no safetensors checkpoint in {path}." if path.is_dir() else f"{path} does not exist.",
+            where=f"found {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}" if path.is_dir() else "",
+            remedy="name a folder with model.safetensors (save_pretrained writes one), or the file itself",
+        )
+    return SafetensorsCheckpoint(present, where=str(path))
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    """The files that an index names, in order; none without an index."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        weights: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / name for name in sorted(set(weights.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise UserError(f"{index} names files that are not there: {', '.join(missing)}.", remedy="download them")
+        return files
+    return []

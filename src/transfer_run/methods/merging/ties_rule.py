@@ -1,0 +1,141 @@
+"""TIES on pieces: trim, elect, merge (Yadav et al., section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from transfer_run.errors import UserError
+from transfer_run.methods.merging.engine import Job, Place, SquareSum, model_weights
+from transfer_run.methods.merging.task_vectors import TaskVectorRule
+from transfer_run.methods.merging.trim import Trim
+
+
+class TiesRule(TaskVectorRule):
+    """Keep the largest changes of each model, elect one sign per parameter, merge what agrees with it.
+
+    Args:
+        scale: lambda.
+        keep: q, the share of each task vector that is kept; 1 trims nothing.
+        scope: threshold over the whole model (`global`) or each tensor (`tensor`).
+        threshold: `kth` keeps |tau| >= the r-th smallest with r = d - int(d q), hence int(d q) + 1 entries and all that
+            tie with the last; `exact` keeps int(d q), earlier positions first where magnitudes tie.
+        resolve: whose sign wins: `mass` (the summed change), `normfrac` (the model with the largest share T^2 / ||T||^2),
+            `normmass` (the signed sum of these shares), `none`.
+        merge: `dis-mean`, `dis-sum`, `dis-max` over the entries of the elected sign (over all non-zero ones without
+            election), or plain `mean`, `sum` over all models.
+        weights: factors after the election: of a weighted mean, of the sum's terms, of the magnitudes in `dis-max`.
+    """
+
+    def __init__(
+        self,
+        scale: float | None = 1.0,
+        keep: float = 0.2,
+        scope: str = "global",
+        threshold: str = "kth",
+        resolve: str = "mass",
+        merge: str = "dis-mean",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(scale)
+        if resolve == "none" and merge == "dis-max":
+            raise UserError(
+                "dis-max takes the largest change of the elected sign, and resolve=none elects none.",
+                where="method.resolve, method.merge",
+                remedy="method.resolve=mass, or method.merge=dis-mean or dis-sum",
+            )
+        self.trim = Trim(keep, scope, threshold)
+        self.resolve, self.rule, self.weights = resolve, merge, weights
+        self.majority: float | None = None
+        self._balance = 0
+        self._cancelled: list[Place] = []
+
+    # ---- before the merge
+    def survey(self, job: Job) -> None:
+        self.factors = model_weights(self.weights, job.count)
+        self.majority, self._balance, self._cancelled = None, 0, []
+        self.trim.survey(job)
+        self.norms = self._square_norms(job) if self.resolve in ("normfrac", "normmass") else []
+
+    def _square_norms(self, job: Job) -> list[float]:
+        """||T_i||^2 of the trimmed task vectors; 1 for a model that changed nothing (its shares are then 0, not NaN)."""
+        sums = [SquareSum() for _ in job.models]
+        for place in job.all_places():
+            for total, row in zip(sums, self.trimmed(job, place, job.base_values(place)), strict=True):
+                total.add(row)
+        return [total.value or 1.0 for total in sums]
+
+    # ---- one piece
+    def trimmed(self, job: Job, place: Place, base: Tensor) -> list[Tensor]:
+        """T: the trimmed task vectors at `place`."""
+        return self.trim(job, place, [job.difference(place, i, base) for i in range(job.count)])
+
+    def task_vector(self, job: Job, place: Place, base: Tensor) -> Tensor:
+        rows = self.trimmed(job, place, base)
+        if self.rule in ("mean", "sum") or self.resolve == "none":
+            return self._merge_all(rows)
+        signs = self.elect(rows)
+        return self._merge_agreeing(rows, self._settled(signs, rows, place))
+
+    def elect(self, rows: list[Tensor]) -> Tensor:
+        """Signs of one piece, 0 where the models cancel out."""
+        if self.resolve == "mass":
+            total = rows[0].clone()
+            for row in rows[1:]:
+                total.add_(row)
+            return total.sign_()
+        if self.resolve == "normmass":
+            total = torch.zeros_like(rows[0])
+            for row, norm in zip(rows, self.norms, strict=True):
+                total.add_(row.square().div_(norm).copysign_(row))
+            return total.sign_()
+        best, winner = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        for row, norm in zip(rows, self.norms, strict=True):
+            share = row.square().div_(norm)
+            torch.where(share > best, row, winner, out=winner)
+            torch.maximum(share, best, out=best)
+        return winner.sign_()
+
+    def _settled(self, signs: Tensor, rows: list[Tensor], place: Place) -> Tensor:
+        """The signs with zeros replaced by the majority; before that is known, a place that needs it is noted."""
+        open_ = signs == 0
+        if self.majority is not None:
+            return signs.masked_fill_(open_, self.majority)
+        self._balance += int(signs.sum(dtype=torch.float64))
+        if bool(open_.any()) and any(bool(row[open_].any()) for row in rows):
+            self._cancelled.append(place)
+        return signs
+
+    def unsettled(self) -> Iterable[Place]:
+        """Places where changes cancel out: now that all signs are counted, the global majority decides there."""
+        self.majority = float((self._balance > 0) - (self._balance < 0))
+        return self._cancelled if self.majority else ()
+
+    def _merge_agreeing(self, rows: list[Tensor], signs: Tensor) -> Tensor:
+        """Aggregate the entries of the elected sign; a sign of 0 selects the negative ones."""
+        side = torch.where(signs > 0, 1.0, -1.0).to(signs.dtype)
+        total, count = torch.zeros_like(signs), torch.zeros_like(signs)
+        for row, factor in zip(rows, self.factors, strict=True):
+            agreeing = row.mul_(side).clamp_(min=0)  # magnitudes of what agrees, 0 elsewhere
+            if self.rule == "dis-mean":
+                count.add_((agreeing > 0).to(count.dtype).mul_(factor))
+            agreeing.mul_(factor)
+            total = torch.maximum(total, agreeing, out=total) if self.rule == "dis-max" else total.add_(agreeing)
+        if self.rule == "dis-max":
+            return total.mul_(signs)
+        if self.rule == "dis-mean":
+            total.div_(count.masked_fill_(count == 0, 1))
+        return total.mul_(side)
+
+    def _merge_all(self, rows: list[Tensor]) -> Tensor:
+        """Aggregate without election."""
+        total, count = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        for row, factor in zip(rows, self.factors, strict=True):
+            if self.rule == "dis-mean":
+                count.add_((row != 0).to(count.dtype).mul_(factor))
+            total.add_(row.mul_(factor))
+        if self.rule == "mean":
+            return total.div_(sum(self.factors))
+        return total.div_(count.masked_fill_(count == 0, 1)) if self.rule == "dis-mean" else total

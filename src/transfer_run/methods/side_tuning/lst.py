@@ -1,0 +1,225 @@
+"""LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning (Sung, Cho, Bansal; NeurIPS 2022).
+
+    tap zero ─ first_down ─▶ s ─▶ g s + (1-g) down(tap) ─▶ side block ─▶ s ...  ─ final_norm ─ final_up ─▶ frozen head
+                                           ▲
+                            output of frozen block i, widths D -> D/r
+
+A copy of the backbone, r times narrower, reads every kept block's output through a learned map and a gate and alone
+makes the prediction. Gradients visit the side network only. Spec: docs of the method, sections named in the comments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context, Method
+from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, task_stacks
+from transfer_run.methods.side_tuning.extra_tokens import ExtraTokens
+from transfer_run.methods.side_tuning.mixing import ScheduledGate, build_mix, small_linear
+from transfer_run.methods.side_tuning.narrow import side_blocks
+from transfer_run.methods.side_tuning.pruning import Order, PruningChain, decision_parameters, squared_gradients
+
+Gate = Literal["learnable", "none", "one", "schedule-linear", "schedule-hyperbolic"]
+Kept = Mapping[str, Sequence[int] | None]
+ALL_LAYERS: Kept = {"encoder": None, "decoder": None}
+TEACHER_TEMPERATURE = 0.1
+
+
+class FinalUp(nn.Module):
+    """h = W s + b, d' -> D; with `merge` a learned gate mixes the backbone's own last state in (`merge_last`)."""
+
+    def __init__(
+        self, narrow: int, width: int, *, bias: bool, merge: bool, gate_init: float, temperature: float
+    ) -> None:
+        super().__init__()
+        self.up = small_linear(narrow, width, bias=bias)
+        self.alpha = nn.Parameter(torch.full((), float(gate_init))) if merge else None
+        self.temperature = temperature
+        self.reads_last = merge
+
+    def forward(self, side: Tensor, last: Callable[[], Tensor]) -> Tensor:
+        hidden: Tensor = self.up(side)
+        if self.alpha is None:
+            return hidden
+        gate = torch.sigmoid(self.alpha / self.temperature)
+        return gate * hidden + (1 - gate) * last()
+
+
+class LST(LadderTuning):
+    """Ladder Side-Tuning.
+
+    Args:
+        reduction_factor: r; every width of the side blocks is the backbone's divided by it, the heads stay.
+        side_layers: kept layers, `encoder` (also the only stack of other families) and `decoder`; None: all.
+        gate: `learnable`; `none` adds the ladder without a gate; `one` has no ladders (the side-tuning and
+            network-pruning ablations); `schedule-*` moves one value with the epochs.
+        gate_init, gate_temperature: alpha and T in g = sigmoid(alpha / T).
+        ladder_bias: biases in first_down, down and final_up.
+        fuse_after: mix the ladder in after the side block instead of before it.
+        merge_last: a learned gate mixes the backbone's last state into the output.
+        lambda_distill: weight of the divergence from the backbone's own predictions (language tasks).
+        init: where side blocks start: `fisher` and `magnitude` prune the backbone, `random` uses the library's rule.
+        init_samples: samples of the Fisher pass.
+        prune_order: order of kept rows, `ascending` or as `released`.
+        prune_compat: score rows by logarithms as the released BART code does, which keeps the least important ones.
+        backbone_dropout: the frozen model's dropout is active in training, as in the paper.
+        extra_width: width of visual features in `extra_embeds` that only the side encoder sees; 0: none.
+        memory_mode: `official` keeps for backward what the released code keeps. Equal numbers.
+
+    Raises:
+        UserError: layers that do not exist, a reduction factor that leaves no valid width, extra tokens or a
+            distillation where they are not defined.
+    """
+
+    def __init__(
+        self, backbone: Backbone, task: Task, *, reduction_factor: int = 8, side_layers: Kept = ALL_LAYERS,
+        gate: Gate = "learnable", gate_init: float = 0.0, gate_temperature: float = 0.1, ladder_bias: bool = True,
+        fuse_after: bool = False, merge_last: bool = False, lambda_distill: float = 0.0,
+        init: Literal["fisher", "magnitude", "random"] = "fisher", init_samples: int = 1024,
+        prune_order: Order = "ascending", prune_compat: bool = False, backbone_dropout: bool = True,
+        extra_width: int = 0, memory_mode: MemoryMode = "efficient",
+    ) -> None:  # fmt: skip
+        efficient = memory_mode == "efficient"
+        if lambda_distill and task.form not in ("text_to_text", "language_modeling"):
+            raise UserError(
+                "Distillation compares the side network with the backbone's own predictions, which a new head lacks.",
+                where="method.lambda_distill",
+                remedy="set method.lambda_distill=0, or choose a language task",
+            )
+        if extra_width and backbone.family != "t5":
+            raise UserError(
+                f"Extra tokens are defined for the encoder of T5, not for {backbone.config.get('name')}.",
+                where="method.extra_width",
+                remedy="set method.extra_width=0",
+            )
+
+        def ladder(stack: str) -> Ladder:
+            kept = kept_layers(backbone, stack, side_layers)
+            width = backbone.width(stack)
+            narrow = width // reduction_factor
+            steps = side_blocks(backbone, stack, kept, reduction_factor, eager=not efficient)
+            maps = {} if gate == "one" else {i: small_linear(width, narrow, bias=ladder_bias) for i in kept}
+            mix = build_mix(gate, backbone.depth(stack), init=gate_init, temperature=gate_temperature, lean=efficient)
+            return Ladder(small_linear(width, narrow, bias=ladder_bias), maps, mix, steps, fuse_after=fuse_after)
+
+        with torch.device(next(backbone.parameters()).device):
+            ladders = {stack: ladder(stack) for stack in task_stacks(backbone, task)}
+            width = backbone.width(backbone.stacks[0])
+            output = FinalUp(
+                width // reduction_factor, width, bias=ladder_bias, merge=merge_last, gate_init=gate_init,
+                temperature=gate_temperature,
+            )  # fmt: skip
+        super().__init__(backbone, task, ladders, output, backbone_dropout=backbone_dropout, memory_mode=memory_mode)
+        self.extra = ExtraTokens(backbone, extra_width) if extra_width else None
+        self.reduction_factor, self.lambda_distill = reduction_factor, lambda_distill
+        self.init, self.init_samples = init, init_samples
+        self.prune_order, self.prune_compat = prune_order, prune_compat
+
+    def begin(self, ladder: Ladder, tap_zero: Tensor, state: State, batch: Batch) -> State:
+        """s_0; in the vision-and-language variant the visual tokens stand behind the text of the side encoder."""
+        if self.extra is None or state.stack != "encoder":
+            return super().begin(ladder, tap_zero, state, batch)
+        tokens, seen = self.extra(batch, self.backbone.model.get_input_embeddings().weight)
+        rate = ladder.steps.input_dropout
+        both = torch.cat([tap_zero, F.dropout(tokens, rate, self.training)], dim=1)
+        mask = state.mask if state.mask is not None else seen.new_ones(tap_zero.shape[:2])
+        side = super().begin(ladder, both, state, batch)
+        context = side.context | {"extra": tokens.shape[1]}
+        return replace(side, mask=torch.cat([mask, seen.to(mask.dtype)], dim=1), context=context)
+
+    def loss(self, batch: Batch) -> Tensor:
+        if not self.lambda_distill:
+            return super().loss(batch)
+        logits, state = self.language(batch)
+        with torch.no_grad():
+            teacher = self.backbone.language_logits(self.backbone.finish(state))
+        # As released: only the teacher is sharpened, the sum over positions is divided by the batch.
+        divergence = F.kl_div(
+            logits.float().log_softmax(-1), (teacher.float() / TEACHER_TEMPERATURE).log_softmax(-1),
+            reduction="batchmean", log_target=True,
+        )  # fmt: skip
+        return self.task_loss(logits, batch["labels"]) + self.lambda_distill * divergence
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        for ladder in self.ladders.values():
+            if isinstance(ladder.mix, ScheduledGate):
+                ladder.mix.start_epoch(epoch, epochs)
+
+    # ---- initialisation from the backbone
+    def prepare(self, context: Context) -> None:
+        """Cut the side blocks out of the backbone (spec, "Structural pruning").
+
+        Fisher: evaluation mode, one sample a backward pass, float32, loss of the true label on the plain backbone
+        (outside language tasks under the fresh head, as in the paper's BART runs).
+
+        Raises:
+            UserError: a Fisher pass without training data.
+        """
+        if self.init == "random":
+            return
+        importance = self.fisher(context) if self.init == "fisher" else None
+        self.cut_from_backbone(importance)
+        context.log(f"side blocks cut out of the backbone by {self.init}")
+
+    def fisher(self, context: Context) -> dict[str, Tensor]:
+        """Importance of the matrices that the pruning decides on, by parameter name of the backbone."""
+        head, training = self.backbone.head, self.training
+        plain = Method(self.backbone, self.task)  # the plain backbone, under the head that is there
+        self.backbone.head = head
+        plain.eval()
+        parameters = decision_parameters(self.backbone, self.ladders)
+        batches = context.batches("train", 1)
+        total = squared_gradients(plain.loss, parameters, batches, self.init_samples)
+        self.train(training)
+        if not any(bool(t.any()) for t in total.values()):
+            raise UserError(
+                "The Fisher pass saw no gradient: the training split is empty or its labels are all ignored.",
+                where="method.init=fisher",
+                remedy="check the data, or set method.init=magnitude",
+            )
+        return total
+
+    @torch.no_grad()
+    def cut_from_backbone(self, importance: Mapping[str, Tensor] | None) -> PruningChain:
+        """Load pruned weights into every side block and final side norm; returns the chain with its decisions."""
+        chain = PruningChain(
+            self.backbone, importance, self.reduction_factor, order=self.prune_order, logs=self.prune_compat
+        )
+        for stack in self.ladders:
+            steps = self.side_steps(stack)
+            steps.inherit(self.backbone, stack, chain.columns)
+            for index in range(self.backbone.depth(stack)):
+                pruned = chain.block(stack, index)  # dropped layers too: the chain passes through them
+                if index in steps.kept:
+                    steps.blocks[str(index)].load_state_dict(pruned, strict=False)
+            norm = self.backbone.final_norm(stack)
+            if steps.norm is not None and norm is not None:
+                steps.norm.load_state_dict(chain.norm(norm))
+        return chain
+
+
+def kept_layers(backbone: Backbone, stack: str, side_layers: Kept) -> list[int]:
+    """The kept layer indices of a stack, ascending.
+
+    Raises:
+        UserError: an index outside the stack, or none at all.
+    """
+    key = "decoder" if stack == "decoder" and len(backbone.stacks) > 1 else "encoder"
+    depth, wanted = backbone.depth(stack), side_layers.get(key)
+    kept = sorted(set(range(depth) if wanted is None else wanted))
+    if not kept or kept[0] < 0 or kept[-1] >= depth:
+        raise UserError(
+            f"The {stack} of {backbone.config.get('name')} has layers 0 to {depth - 1}; kept are {kept}.",
+            where=f"method.side_layers.{key}",
+            remedy="name at least one layer that exists, or null for all",
+        )
+    return kept

@@ -1,0 +1,225 @@
+"""Structural pruning: side blocks cut out of the backbone's weights, row by row (LST, "Structural pruning").
+
+One decision keeps some rows R of a matrix (or of several that share their rows); the rows that the decision before
+it kept are the matrix's columns C. So one chain runs through the stacks:
+
+    token table -> C;  per block:  {q, k, v} -> R;  {out} -> R;  {mlp_in, mlp_gate} -> R;  {mlp_out} -> R;  next block
+    W becomes W[R][:, C], its bias b[R]; a norm (and a LayerScale) takes the running C; then C <- R
+
+The decoder of an encoder-decoder goes on with the C of the last encoder block. Channels of successive layers do not
+correspond and a side head mixes rows of several heads: consequences of the method, kept as they are.
+
+Other families follow the same chain. A norm that stands behind its sublayer (BERT) is cut after `out` and `mlp_out`
+instead of before {q, k, v} and `mlp_in`. A fused qkv matrix is cut as its three parts. Where key/value groups have
+fewer rows than the queries, {q} and {k, v} are two decisions on the same C, and `out` reads the rows kept of q.
+The first matrix is the token table, in a ViT the patch projection. Norms of single heads stay at 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from transfer_run.backbones.base import Backbone, Batch
+
+Order = Literal["ascending", "released"]
+SUBLAYERS = (
+    ("norm1", "qkv", ("qkv", "q", "k", "v"), "out"),
+    ("cross_norm", "cross_qkv", ("cross_q", "cross_k", "cross_v"), "cross_out"),
+    ("norm2", "mlp_in", ("mlp_gate", "mlp_in"), "mlp_out"),
+)  # norm, label of the decision, matrices that read the residual stream, matrix that writes to it
+
+
+def kept_rows(
+    importances: Iterable[Tensor], columns: Tensor | None, keep: int, *, order: Order = "ascending", logs: bool = False
+) -> Tensor:
+    """The `keep` most important rows that some matrices share.
+
+    Args:
+        importances: one (rows, cols) tensor a matrix; row j scores sum over c of |product of the matrices' [j, c]|.
+            Products of squared gradients underflow in float32, so scores are in float64.
+        columns: the columns that count; None: all.
+        order: `ascending`, or `released`: the iteration order of a Python set, in which the released code stores
+            rows (which rows meet in a side head depends on it).
+        logs: score by |sum of logarithms| as the released BART code does, which keeps the LEAST important rows.
+
+    Returns:
+        (keep,) int64.
+    """
+    chosen = [i.double() if columns is None else i.double()[:, columns] for i in importances]
+    product = torch.stack([i.log() for i in chosen]).sum(0) if logs else torch.stack(chosen).prod(0)
+    ranked = torch.argsort(product.abs().sum(1), stable=True)
+    pruned = ranked[: len(ranked) - keep]
+    if order == "released":
+        rows = list(set(range(len(ranked))) - set(pruned.tolist()))
+        return torch.tensor(rows, dtype=torch.int64, device=ranked.device)
+    return ranked[len(ranked) - keep :].sort().values
+
+
+def squared_gradients(
+    loss: Callable[[Batch], Tensor], parameters: Mapping[str, nn.Parameter], batches: Iterator[Batch], samples: int
+) -> dict[str, Tensor]:
+    """Diagonal Fisher information: the sum over samples of the squared gradient of the sample's loss (not divided).
+
+    Args:
+        loss: the loss of one batch; batches hold one sample each.
+        parameters: what to differentiate by; may be frozen, and is so again afterwards.
+        samples: at most so many are drawn.
+    """
+    names, tensors = list(parameters), list(parameters.values())
+    was = [p.requires_grad for p in tensors]
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    try:
+        for p in tensors:
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            for _, batch in zip(range(samples), batches, strict=False):
+                for name, grad in zip(names, torch.autograd.grad(loss(batch), tensors), strict=True):
+                    total[name] += grad.detach().float().square()
+    finally:
+        for p, flag in zip(tensors, was, strict=True):
+            p.requires_grad_(flag)
+    return total
+
+
+@dataclass
+class Matrix:
+    """A weight (rows = outputs, columns = inputs), or one third of a fused qkv weight.
+
+    Attributes:
+        name: of its module in the block.
+        transposed: stored as (inputs, outputs), as in GPT-2.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    importance: Tensor
+    transposed: bool
+
+
+class PruningChain:
+    """Walks the decisions through a backbone and hands out the pruned weights of one block after the other.
+
+    Args:
+        backbone: real weights.
+        importance: parameter name -> importance of the same shape; None: the weights themselves (`magnitude`).
+        reduction: r; rows // r rows are kept, of a projection into heads (head width // r) for every head.
+        order, logs: see `kept_rows`.
+
+    Attributes:
+        columns: the running C.
+        decisions: label (`encoder.0.qkv`) -> rows kept.
+    """
+
+    def __init__(
+        self, backbone: Backbone, importance: Mapping[str, Tensor] | None, reduction: int, *,
+        order: Order = "ascending", logs: bool = False,
+    ) -> None:  # fmt: skip
+        self.backbone, self.importance, self.reduction = backbone, importance, reduction
+        self.order, self.logs = order, logs
+        self.names = {id(p): name for name, p in backbone.named_parameters()}
+        self.decisions: dict[str, Tensor] = {}
+        table = first_parameter(backbone)
+        rows = self._importance(table)
+        rows = rows.flatten(1) if rows.dim() > 2 else rows.T  # a patch projection (D, C, p, p); a token table (V, D)
+        self.columns = self._rows("first", [rows], None, len(rows) // reduction)
+
+    def block(self, stack: str, index: int) -> dict[str, Tensor]:
+        """Pruned weights of a block under their names in the block; the running C moves past it."""
+        block, parts = self.backbone.blocks(stack)[index], self.backbone.parts(stack, index)
+        inside = {id(module): name for name, module in block.named_modules()}
+        modules = {name: self.backbone.get_submodule(path) for name, path in parts.items()}
+        cut: dict[str, Tensor] = {}
+        for norm, label, readers, writer in SUBLAYERS:
+            if writer not in modules:
+                continue
+            names = [name for name in readers if name in modules]
+            names = ["qkv"] if "qkv" in names else names
+            reading = [m for n in names for m in self._matrices(modules[n], inside, 3 if n == "qkv" else 1)]
+            writing = self._matrices(modules[writer], inside)
+            head = writing[0].weight.shape[1] // self.backbone.heads(stack) if label != "mlp_in" else 1
+            if self.backbone.pre_norm:
+                self._cut_channels(modules[norm], inside, cut)
+            self._cut_readers(f"{stack}.{index}.{label}", reading, head, cut)
+            self._cut_rows(f"{stack}.{index}.{writer}", writing, self.columns, 1, cut)
+            if not self.backbone.pre_norm:
+                self._cut_channels(modules[norm], inside, cut)
+            scale = getattr(block, "ls2" if label == "mlp_in" else "ls1", nn.Identity())
+            self._cut_channels(scale, inside, cut)
+        return cut
+
+    def norm(self, module: nn.Module) -> dict[str, Tensor]:
+        """A norm's parameters at the running C."""
+        return {name: p.detach()[self.columns].clone() for name, p in module.named_parameters()}
+
+    def _cut_readers(self, label: str, matrices: Sequence[Matrix], head: int, cut: dict[str, Tensor]) -> None:
+        """q, k, v (or gate and in) jointly; key/value groups with fewer rows than q by a decision of their own."""
+        count, columns = len(matrices[0].weight), self.columns
+        groups = [m for m in matrices if len(m.weight) != count]
+        if groups:
+            self._cut_rows(f"{label}.groups", groups, columns, head, cut)
+        self._cut_rows(label, [m for m in matrices if len(m.weight) == count], columns, head, cut)
+
+    def _cut_rows(
+        self, label: str, matrices: Sequence[Matrix], columns: Tensor, head: int, cut: dict[str, Tensor]
+    ) -> None:
+        """One decision: the rows that `matrices` share; C <- R."""
+        count = len(matrices[0].weight)
+        keep = count // head * (head // self.reduction) if head > 1 else count // self.reduction
+        self.columns = rows = self._rows(label, [m.importance for m in matrices], columns, keep)
+        pieces: dict[str, list[Tensor]] = {}
+        for m in matrices:
+            pieces.setdefault(f"{m.name}.weight", []).append(m.weight[rows][:, columns])
+            if m.bias is not None:
+                pieces.setdefault(f"{m.name}.bias", []).append(m.bias[rows])
+        turned = {f"{m.name}.weight" for m in matrices if m.transposed}
+        for name, tensors in pieces.items():
+            whole = torch.cat(tensors)
+            cut[name] = whole.T.contiguous() if name in turned else whole
+
+    def _cut_channels(self, module: nn.Module, inside: Mapping[int, str], cut: dict[str, Tensor]) -> None:
+        cut |= {f"{inside[id(module)]}.{name}": tensor for name, tensor in self.norm(module).items()}
+
+    def _rows(self, label: str, scores: Iterable[Tensor], columns: Tensor | None, keep: int) -> Tensor:
+        rows = kept_rows(scores, columns, keep, order=self.order, logs=self.logs)
+        self.decisions[label] = rows
+        return rows
+
+    def _matrices(self, module: nn.Module, inside: Mapping[int, str], thirds: int = 1) -> list[Matrix]:
+        turned = isinstance(module, Conv1D)
+        weight, bias = module.get_parameter("weight").detach(), module.bias
+        scores = self._importance(module.get_parameter("weight"))
+        weights = (weight.T if turned else weight).chunk(thirds)
+        importances = (scores.T if turned else scores).chunk(thirds)
+        biases = [None] * thirds if bias is None else bias.detach().chunk(thirds)  # type: ignore[operator]
+        name = inside[id(module)]
+        return [Matrix(name, w, b, i, turned) for w, b, i in zip(weights, biases, importances, strict=True)]
+
+    def _importance(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach() if self.importance is None else self.importance[self.names[id(parameter)]]
+
+
+def first_parameter(backbone: Backbone) -> nn.Parameter:
+    """What the chain starts from: the token table (V, D), or a ViT's patch projection (D, C, p, p)."""
+    model = backbone.model
+    if hasattr(model, "get_input_embeddings"):
+        return model.get_input_embeddings().get_parameter("weight")  # type: ignore[operator]
+    return model.get_parameter("patch_embed.proj.weight")
+
+
+def decision_parameters(backbone: Backbone, stacks: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters whose importance the chain asks for, by name: what a Fisher pass has to differentiate by."""
+    names = {id(p): name for name, p in backbone.named_parameters()}
+    matrices = {name for _, _, readers, writer in SUBLAYERS for name in (*readers, writer)}
+    wanted = [first_parameter(backbone)]
+    for stack in stacks:
+        for index in range(backbone.depth(stack)):
+            parts = backbone.parts(stack, index)
+            wanted += [backbone.get_parameter(f"{parts[name]}.weight") for name in parts if name in matrices]
+    return {names[id(p)]: p for p in wanted}

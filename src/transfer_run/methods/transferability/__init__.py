@@ -1,0 +1,1 @@
+"""Transferability: which backbone, or which layer, suits a data set, answered without fine-tuning."""

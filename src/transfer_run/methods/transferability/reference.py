@@ -1,0 +1,72 @@
+"""What fine-tuning reached: accuracies given by the user, or those of finished runs from the very same weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError
+
+
+def given_accuracies(reference: Mapping[str, Any] | str | None) -> dict[str, float]:
+    """Accuracies by candidate from `method.reference`: a mapping, or the path of a JSON file that holds one.
+
+    Raises:
+        UserError: no such file, or something else than a number for a name.
+    """
+    if reference is None:
+        return {}
+    found = _read(Path(reference).expanduser()) if isinstance(reference, str) else reference
+    wrong = [k for k, v in found.items() if isinstance(v, bool) or not isinstance(v, int | float)]
+    if wrong:
+        raise UserError(
+            f"The reference accuracy of {wrong[0]!r} is no number: {found[wrong[0]]!r}.",
+            where="method.reference",
+            remedy="write it as {vit_tiny: 0.97, cnn_tiny: 0.95}",
+        )
+    return {str(name): float(value) for name, value in found.items()}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    remedy = 'name a JSON file of accuracies by backbone, {"vit_tiny": 0.97}, or write them in place'
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}.", where="method.reference", remedy=remedy)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {error}.", where="method.reference", remedy=remedy) from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} holds no mapping.", where="method.reference", remedy=remedy)
+    return found
+
+
+def accuracies_of_runs(
+    folders: Iterable[Path], checksums: Mapping[str, str], headline: str, method: str | None
+) -> dict[str, float]:
+    """Accuracies by candidate from finished runs; the best where several started from the same weights.
+
+    Args:
+        folders: of runs on the same data set, finished or not.
+        checksums: of the candidates' weights. A run counts for the candidate whose weights it started from.
+        headline: the metric's name.
+        method: only runs of this method; None: of any.
+    """
+    best: dict[str, float] = {}
+    for folder in folders:
+        result, model = _json(folder / "result.json"), _json(folder / "checkpoints" / "model" / "model.json")
+        if result.get("status") != "finished" or (method is not None and result.get("method") != method):
+            continue
+        metrics = result.get("metrics", {})
+        accuracy = metrics.get(f"test/{headline}", metrics.get(f"validation/{headline}"))
+        started_from = model.get("provenance", {}).get("checksum")
+        for name, checksum in checksums.items():
+            if accuracy is not None and checksum == started_from:
+                best[name] = max(best.get(name, accuracy), accuracy)
+    return best
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The file's content; empty where there is none (a run that has not come so far)."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

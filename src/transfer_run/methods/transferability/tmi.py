@@ -1,0 +1,215 @@
+"""TMI and its rivals: rank backbones, or the blocks of one, for a data set without fine-tuning any of them.
+
+    train split ──> backbone (frozen, eval, once) ──> features (N, D) ──> scores ──> ranking
+                        each of the pool, or each block                       └─ against fine-tuned accuracy, if known
+
+Xu and Kang, "Fast and Accurate Transferability Measurement by Evaluating Intra-class Feature Variance", ICCV 2023,
+arXiv 2308.05986. The scores themselves are in `scores/`, one a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.methods.base import Candidate, Context, Method
+from transfer_run.methods.transferability.extraction import HEAD_INPUT, BlockFeatures, Extraction, Tap, extract
+from transfer_run.methods.transferability.picture import draw
+from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
+from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
+from transfer_run.methods.transferability.scoring import SCORES, Material, Scored, score_all
+
+PICTURE = "ranking.png"
+ALL_SCORES = list(SCORES)
+TMI_SETTINGS = {"k": 3, "norm": "max", "min_distance": 1.0, "divide_by_classes": True}
+LOGME_SETTINGS = {"variant": "fixed_point", "full_rank_term": True}
+GBC_SETTINGS = {"kind": "spherical", "pca": 64, "logdet_times_dim": True}
+TRANSRATE_SETTINGS = {"epsilon": 1.0e-4, "weighted": False}
+PARC_SETTINGS = {"pca": None, "samples": 500}
+LFC_SETTINGS = {"norm": "fro"}
+
+
+class TMI(Method):
+    """Scores the run's backbone and those of the pool; takes no step and makes no model.
+
+    Args:
+        scores: names of `scoring.SCORES`; the first one orders the printed table.
+        tap: `head_input` ranks backbones; `all_blocks` ranks the output of every block as well.
+        block_features: how a block's output becomes one row per sample (`extraction.extract`).
+        pool: further backbones by name, or by words such as "backbone=vit_tiny backbone.weights=random".
+        reference: fine-tuned accuracies: a mapping from names of the ranking, or the path of a JSON file.
+        reference_method: finished runs of this method on the same data set and from the same weights, found beside
+            this run, count as reference where `reference` says nothing; null: only runs named as `sources`.
+        max_samples: labelled samples taken of the training split; None: all.
+        tmi, logme, gbc, transrate, parc, lfc: keyword arguments of the scores' functions; `parc.samples` is the
+            size of the balanced subset that PARC, whose memory grows with its square, looks at.
+    """
+
+    shape = "score"
+    trains = False
+    tests = False
+    needs_backbone_gradient = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        *,
+        scores: Sequence[str] = ALL_SCORES,
+        tap: Tap = "head_input",
+        block_features: BlockFeatures = "auto",
+        pool: Sequence[str] | None = None,
+        reference: Mapping[str, Any] | str | None = None,
+        reference_method: str | None = "full",
+        max_samples: int | None = None,
+        tmi: Mapping[str, Any] = TMI_SETTINGS,
+        logme: Mapping[str, Any] = LOGME_SETTINGS,
+        gbc: Mapping[str, Any] = GBC_SETTINGS,
+        transrate: Mapping[str, Any] = TRANSRATE_SETTINGS,
+        parc: Mapping[str, Any] = PARC_SETTINGS,
+        lfc: Mapping[str, Any] = LFC_SETTINGS,
+    ) -> None:
+        super().__init__(backbone, task, backbone_dropout=False)
+        self.freeze_backbone(head=False)
+        for name in scores:
+            if name not in SCORES:
+                near = nearest_names(name, SCORES)
+                raise UserError(f"There is no score {name!r}.", where="method.scores", nearest=near or ALL_SCORES)
+        self.scores, self.pool = list(dict.fromkeys(scores)), list(pool or ())
+        self.tap, self.block_features, self.max_samples = tap, block_features, max_samples
+        self.settings = {
+            "tmi": tmi, "logme": logme, "gbc": gbc, "transrate": transrate, "parc": parc, "lfc": lfc
+        }  # fmt: skip
+        self.given = given_accuracies(reference)
+        self.reference_method = reference_method
+        self.results: dict[str, Any] = {}
+
+    def shipped(self) -> dict[str, Tensor]:
+        return {}
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The head's input (B, D): nothing is predicted, and this is what one batch of the pass takes."""
+        return self.features(batch)
+
+    # ---- the work
+    def prepare(self, context: Context) -> None:
+        """Extract, score, rank; writes the picture into the run's folder."""
+        scored: dict[str, Scored] = {}
+        layers: dict[str, list[str]] = {}
+        extraction: dict[str, dict[str, Any]] = {}
+        checksums: dict[str, str] = {}
+        for name, candidate in self._candidates(context):
+            found = self._extract(candidate, context.batch_size)
+            extraction[name] = _pass_record(found)
+            context.log(f"{name}: {len(found.labels)} samples in {found.seconds:.1f} s")
+            layers[name] = []
+            for tap, features in found.features.items():
+                layer = name if tap == HEAD_INPUT else f"{name}/{tap}"
+                layers[name].append(layer)
+                scored[layer] = self._score(layer, features, found, context)
+            checksums[name] = str(candidate.backbone.provenance.get("checksum"))
+            del candidate, found  # before the next one is built
+        accuracies = self._accuracies(context, checksums) | self.given
+        self._refuse_strangers(scored)
+        self.results = self._results(scored, accuracies) | {"extraction": extraction}
+        self._show(context, accuracies, layers if self.tap == "all_blocks" else {})
+
+    def conclude(self, context: Context) -> dict[str, Any]:
+        return self.results
+
+    def _candidates(self, context: Context) -> Iterator[tuple[str, Candidate]]:
+        """The run's own backbone, then those of the pool, each built when its turn comes and let go of after it."""
+        own = str(self.backbone.config.get("name"))
+        builders: dict[str, Callable[[], Candidate]] = {own: lambda: Candidate(self.backbone, context.batches)}
+        builders |= {name: context.candidates[name] for name in self.pool if name != own}
+        for name, build in builders.items():
+            yield name, build()
+
+    def _extract(self, candidate: Candidate, batch_size: int) -> Extraction:
+        return extract(
+            candidate.backbone,
+            candidate.batches("train", batch_size),
+            tap=self.tap,
+            block_features=self.block_features,
+            max_samples=self.max_samples,
+        )
+
+    def _score(self, layer: str, features: Any, found: Extraction, context: Context) -> Scored:
+        scored = score_all(
+            Material(features.astype(np.float64), found.labels, found.source), self.scores, self.settings
+        )
+        for score, reason in scored.skipped.items():
+            context.log(f"{layer}: {score} is left out: {reason}")
+        if scored.floored is not None and scored.floored > 0.5:
+            context.log(
+                f"{layer}: {scored.floored:.0%} of the distances lie below method.tmi.min_distance, so TMI says "
+                f"little but the width of the features ({features.shape[1]})"
+            )
+        if "hscore" in scored.values and features.shape[0] <= features.shape[1]:
+            context.log(f"{layer}: no more samples than dimensions: hscore is C - 1 for any features, see hscore_reg")
+        return scored
+
+    # ---- fine-tuned accuracies
+    def _accuracies(self, context: Context, checksums: dict[str, str]) -> dict[str, float]:
+        headline = self.task.headline
+        beside = [path.parent for path in sorted(context.folder.parent.glob("*/result.json"))]
+        found = {}
+        if self.reference_method is not None:
+            found = accuracies_of_runs(beside, checksums, headline, self.reference_method)
+        return found | accuracies_of_runs(context.sources.values(), checksums, headline, None)
+
+    def _refuse_strangers(self, scored: Mapping[str, Scored]) -> None:
+        for name in self.given:
+            if name not in scored:
+                raise UserError(
+                    f"The reference accuracy of {name!r} belongs to nothing that is ranked.",
+                    where="method.reference",
+                    nearest=nearest_names(name, scored) or sorted(scored),
+                )
+
+    # ---- results
+    def _results(self, scored: Mapping[str, Scored], accuracies: dict[str, float]) -> dict[str, Any]:
+        by_score = {
+            score: {name: found.values[score] for name, found in scored.items() if score in found.values}
+            for score in self.scores
+        }
+        by_score = {score: values for score, values in by_score.items() if values}
+        divided = self.settings["tmi"]["divide_by_classes"]
+        return {
+            "definition": {"tmi": "H(Z|Y) / classes (released code)" if divided else "H(Z|Y) (paper)"},
+            "scores": by_score,
+            "ranking": {score: ranking(values) for score, values in by_score.items()},
+            "agreement": {score: agreement(values, accuracies) for score, values in by_score.items()},
+            "reference": accuracies,
+            "candidates": {name: asdict(found) for name, found in scored.items()},
+        }
+
+    def _show(self, context: Context, accuracies: dict[str, float], layers: dict[str, list[str]]) -> None:
+        scores, agreements = self.results["scores"], self.results["agreement"]
+        if not scores:
+            context.log("no score can be had from this data set and these backbones")
+            return
+        lines = ranking_table(scores, accuracies, agreements)
+        context.log("\n".join([f"ranking, higher is better; tmi is {self.results['definition']['tmi']}", *lines]))
+        self.results["table"] = lines
+        draw(context.folder / PICTURE, scores, accuracies, agreements, layers)
+        self.results["picture"] = PICTURE
+
+
+def _pass_record(found: Extraction) -> dict[str, Any]:
+    """What is recorded of a pass: samples, classes, widths by tap, source classes, seconds."""
+    classes = 0 if found.labels.dtype.kind == "f" else len(np.unique(found.labels))
+    return {
+        "samples": len(found.labels),
+        "classes": classes,
+        "widths": {tap: values.shape[1] for tap, values in found.features.items()},
+        "source_classes": 0 if found.source is None else found.source.shape[1],
+        "seconds": round(found.seconds, 3),
+    }

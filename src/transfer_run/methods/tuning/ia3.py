@@ -1,0 +1,63 @@
+"""(IA)^3: keys, values and the feed-forward's inner activations are rescaled by trained vectors.
+
+    k <- l_k * k      v <- l_v * v      inner <- l_ff * act(W_in x)
+
+All vectors start at one, so that the model starts at the pretrained function. Liu et al. 2022 (arXiv 2205.05638).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.methods.base import Method
+from transfer_run.methods.tuning.inject import inject, peft_config
+from transfer_run.methods.tuning.places import Layers, out_features, places
+
+
+class FusedScale(nn.Module):
+    """A fused q, k, v projection whose chosen thirds are rescaled, (B, T, D) -> (B, T, 3 W)."""
+
+    def __init__(self, linear: nn.Module, thirds: Sequence[int]) -> None:
+        super().__init__()
+        self.base_layer = linear
+        weight, width = next(linear.parameters()), out_features(linear) // 3
+        self.ia3_l = nn.ParameterDict({str(third): nn.Parameter(weight.new_ones(width)) for third in thirds})
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = list(self.base_layer(x).chunk(3, -1))
+        for key, scale in self.ia3_l.items():
+            pieces[int(key)] = pieces[int(key)] * scale
+        return torch.cat(pieces, -1)
+
+
+class IA3(Method):
+    """Three vectors a block (five in a decoder's that attends to an encoder) are trained, and the head.
+
+    Args:
+        cross_attention: rescale cross-attention's keys and values too.
+        layers: blocks to change, by stack; a stack that is not named: all.
+    """
+
+    def __init__(
+        self, backbone: Backbone, task: Task, *, cross_attention: bool = True, layers: Layers | None = None
+    ) -> None:
+        super().__init__(backbone, task)
+        self.freeze_backbone()
+        found = places(backbone, ("k", "v"), cross_attention=cross_attention, layers=layers)
+        inner = [place.path for place in places(backbone, ("mlp_out",), layers=layers)]
+        separate = [place.path for place in found if place.third is None]
+        settings = {"feedforward_modules": [path.removeprefix("model.") for path in inner]}
+        settings["target_modules"] = [path.removeprefix("model.") for path in separate + inner]
+        inject(backbone, peft_config("IA3Config", settings), separate + inner)
+        fused = defaultdict(list)
+        for place in found:
+            if place.third is not None:
+                fused[place.path].append(place.third)
+        for path, thirds in fused.items():
+            backbone.set_submodule(path, FusedScale(backbone.get_submodule(path), thirds))

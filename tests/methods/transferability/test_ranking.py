@@ -1,0 +1,161 @@
+"""Rankings, reference accuracies, and the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.stats import weightedtau
+
+from transfer_run.errors import UserError
+from transfer_run.methods.transferability.picture import draw
+from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
+from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
+from transfer_run.methods.transferability.scoring import SCORES, Material, score_all
+
+SCORED = {"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0}
+
+
+def test_the_best_score_comes_first() -> None:
+    assert ranking(SCORED) == ["b", "c", "a", "d"]
+
+
+def test_agreement_looks_only_at_what_has_both() -> None:
+    found = agreement(SCORED, {"a": 0.7, "b": 0.9, "c": 0.5, "z": 0.1})
+    assert found is not None
+    assert found["candidates"] == 3
+    assert_allclose(found["weighted_tau"], weightedtau([1, 3, 2], [0.7, 0.9, 0.5]).statistic)
+    assert_allclose([found["top5_mean"], found["top5_best"]], [0.7, 0.9])
+    assert agreement(SCORED, {"a": 0.7}) is None
+
+
+def test_agreement_of_the_five_best_of_many() -> None:
+    scores = {str(i): float(i) for i in range(8)}
+    found = agreement(scores, {str(i): i / 10 for i in range(8)})
+    assert found is not None
+    assert_allclose([found["weighted_tau"], found["top5_mean"], found["top5_best"]], [1.0, 0.5, 0.7])
+
+
+def test_equal_scores_have_no_tau() -> None:
+    found = agreement({"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 0.6})
+    assert found is not None
+    assert found["weighted_tau"] is None
+
+
+def test_table_shows_ranks_gaps_and_tau() -> None:
+    scores = {"tmi": SCORED, "nce": {"a": -0.5, "b": -0.1}}
+    accuracies = {"a": 0.7, "b": 0.9}
+    lines = ranking_table(scores, accuracies, {name: agreement(values, accuracies) for name, values in scores.items()})
+    cells = [line.split() for line in lines]
+    assert cells[0] == ["tmi", "nce", "accuracy"]
+    assert cells[1] == ["b", "3.0000", "[1]", "-0.1000", "[1]", "0.9000"]
+    assert cells[2] == ["c", "2.0000", "[2]", "-", "-"]
+    assert cells[-1] == ["weighted", "tau", "+1.000", "+1.000"]
+
+
+# ---- reference accuracies
+def test_given_accuracies_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "accuracies.json"
+    path.write_text('{"vit_tiny": 0.97, "cnn_tiny": 1}', encoding="utf-8")
+    assert given_accuracies(str(path)) == {"vit_tiny": 0.97, "cnn_tiny": 1.0}
+    assert given_accuracies({"vit_tiny": 0.97}) == {"vit_tiny": 0.97}
+    assert given_accuracies(None) == {}
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1, 2]", '{"vit_tiny": "good"}', '{"vit_tiny": true}'])
+def test_unreadable_accuracies_are_the_users_error(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "accuracies.json"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        given_accuracies(str(path))
+    assert error.value.where == "method.reference"
+
+
+def finished_run(folder: Path, **result: Any) -> Path:
+    """A run's folder as the runner leaves it, as far as references are read from it."""
+    model = folder / "checkpoints" / "model"
+    model.mkdir(parents=True)
+    (model / "model.json").write_text(json.dumps({"provenance": {"checksum": result.pop("checksum")}}))
+    record = {"status": "finished", "method": "full", "metrics": {"test/accuracy": 0.5}} | result
+    (folder / "result.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path) -> None:
+    folders = [
+        finished_run(tmp_path / "seed0", checksum="one", metrics={"test/accuracy": 0.8}),
+        finished_run(tmp_path / "seed1", checksum="one", metrics={"test/accuracy": 0.9}),
+        finished_run(tmp_path / "probe", checksum="one", method="linear_probe", metrics={"test/accuracy": 0.99}),
+        finished_run(tmp_path / "broken", checksum="two", status="failed"),
+        finished_run(tmp_path / "untested", checksum="two", metrics={"validation/accuracy": 0.6}),
+        finished_run(tmp_path / "stranger", checksum="three", metrics={"test/accuracy": 1.0}),
+        tmp_path / "not there",
+    ]
+    checksums = {"a": "one", "b": "two", "c": "four"}
+    assert accuracies_of_runs(folders, checksums, "accuracy", "full") == {"a": 0.9, "b": 0.6}
+    assert accuracies_of_runs(folders, checksums, "accuracy", None) == {"a": 0.99, "b": 0.6}
+    assert accuracies_of_runs(folders, checksums, "f1", None) == {}
+
+
+# ---- scores that cannot be had
+def material(**changes: Any) -> Material:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 10)
+    return Material(**({"features": 5 * rng.normal(size=(30, 4)), "labels": labels, "source": None} | changes))
+
+
+def settings_of(**changes: Any) -> dict[str, Any]:
+    return {"tmi": {"divide_by_classes": True}, "parc": {"samples": None}} | changes
+
+
+def test_scores_of_the_source_classifier_are_skipped_without_one() -> None:
+    found = score_all(material(), list(SCORES), settings_of())
+    assert set(found.skipped) == {"leep", "nce"}
+    assert "classifier" in found.skipped["leep"]
+    assert set(found.values) == set(found.seconds) == set(SCORES) - {"leep", "nce"}
+    assert found.floored is not None
+    assert 0 <= found.floored < 1
+
+
+def test_scores_of_the_source_classifier_are_there_with_one() -> None:
+    source = np.random.default_rng(0).dirichlet(np.ones(5), 30)
+    found = score_all(material(source=source), ["leep", "nce"], settings_of())
+    assert not found.skipped
+    assert all(value < 0 for value in found.values.values())
+
+
+def test_a_regression_has_logme_alone() -> None:
+    found = score_all(material(labels=np.random.default_rng(0).normal(size=30)), list(SCORES), settings_of())
+    assert set(found.values) == {"logme"}
+    assert "regression" in found.skipped["tmi"]
+
+
+def test_a_score_that_is_not_finite_is_skipped() -> None:
+    found = score_all(material(features=np.zeros((30, 4))), ["logme", "hscore"], settings_of())
+    assert found.values == {"hscore": 0.0}
+    assert "finite" in found.skipped["logme"]
+
+
+def test_parc_looks_at_a_balanced_subset() -> None:
+    whole = score_all(material(), ["parc"], settings_of()).values["parc"]
+    part = score_all(material(), ["parc"], settings_of(parc={"samples": 12})).values["parc"]
+    assert part != whole
+    assert score_all(material(), ["parc"], settings_of(parc={"samples": 30})).values["parc"] == whole
+
+
+# ---- the picture
+@pytest.mark.parametrize("kind", ["bars", "scatter", "depth"])
+def test_the_picture_is_a_png(tmp_path: Path, kind: str) -> None:
+    accuracies = {"a": 0.7, "b": 0.9} if kind == "scatter" else {}
+    layers = {"vit": ["d", "a", "c"], "cnn": ["b"]} if kind == "depth" else {}
+    scores = {f"score{i}": SCORED for i in range(6)}
+    agreements = {name: agreement(values, accuracies) for name, values in scores.items()}
+    draw(tmp_path / "ranking.png", scores, accuracies, agreements, layers)
+    content = (tmp_path / "ranking.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(content) > 5000
