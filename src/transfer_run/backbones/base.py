@@ -93,6 +93,17 @@ class Backbone(nn.Module):
         """Weights from a folder as the library writes it; UserError where they do not fit the architecture."""
         raise NotImplementedError(f"{cls.__name__} cannot be loaded")
 
+    def save_library(self, folder: Path) -> None:
+        """Write the model as its own library does (config and safetensors): what that library's loader reads."""
+        if hasattr(self.model, "save_pretrained"):
+            self.model.save_pretrained(folder)  # type: ignore[operator]
+        else:
+            from timm.models import save_for_hf
+
+            architecture = self.config["architecture"]
+            arguments = {key: value for key, value in architecture.items() if key != "model"}
+            save_for_hf(self.model, str(folder), model_args=arguments, safe_serialization=True)
+
     def train(self, mode: bool = True) -> Backbone:
         """Train mode, but for frozen batch norms: their running statistics are part of the frozen weights."""
         super().train(mode)
@@ -253,6 +264,10 @@ class Backbone(nn.Module):
         if task.form in ("classification", "regression"):
             device = next(self.model.parameters()).device
             self.head = nn.Linear(self.feature_width, task.num_labels, device=device)
+
+    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
+        """Parameters of the model that no stack runs for this task: nothing trains them, whatever the method."""
+        return []
 
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""

@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.checkpoints import new_transformer, read_transformer
+from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 
 TOWERS = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
@@ -164,6 +165,13 @@ class CLIP(Backbone):
         return queries + block.mlp(block.layer_norm2(queries))
 
     # ---- heads
+    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
+        """One tower as a classifier's backbone leaves the other one, both projections and the scale alone."""
+        if len(self.stacks) > 1:
+            return []
+        used = {id(p) for p in self._tower(self.stacks[0]).parameters()}
+        return [p for p in self.model.parameters() if id(p) not in used]
+
     def pool(self, last: Tensor, state: State) -> Tensor:
         """The image's CLS token, the text's end token; before the projection."""
         if state.stack == "image":

@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.checkpoints import new_transformer, read_transformer, stored_config
+from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 
 MODELS = {
@@ -117,11 +118,21 @@ class Decoder(Backbone):
             "past_key_values": context["cache"], "position_ids": context["positions"],
         }  # fmt: skip
         made = {"mask": create_causal_mask(**words)}
-        if "sliding_attention" in (getattr(self.model.config, "layer_types", None) or ()):
+        if self._windowed:
             made["sliding_mask"] = create_sliding_window_causal_mask(**words)
         if self.rotary:
             made["angles"] = self._body.rotary_emb(state.hidden, position_ids=context["positions"])
         return replace(state, context=context | made)
+
+    @property
+    def _windowed(self) -> bool:
+        return any(self._slides(index) for index in range(self.depth("decoder")))
+
+    def _slides(self, index: int) -> bool:
+        """Does block `index` see a window of the last tokens only?"""
+        config = self.model.config
+        types = getattr(config, "layer_types", None)
+        return types[index] == "sliding_attention" if types else getattr(config, "sliding_window", None) is not None
 
     def _step(self, state: State) -> State:
         block, context = self.blocks(state.stack)[state.index], state.context
@@ -129,7 +140,7 @@ class Decoder(Backbone):
                  "position_ids": context["positions"], "attention_mask": context["mask"]}  # fmt: skip
         if self.rotary:
             words["position_embeddings"] = context["angles"]
-            if getattr(block.self_attn, "sliding_window", None) and "sliding_mask" in context:
+            if self._slides(state.index):
                 words["attention_mask"] = context["sliding_mask"]
         return replace(state, hidden=block(state.hidden, **words))
 
@@ -141,6 +152,13 @@ class Decoder(Backbone):
         if state.context["cache"] is not None and (state.index or state.context["cache"].get_seq_length()):
             raise ValueError("with a key/value cache tokens are put in before block 0, at the first step only")
         count = tokens.shape[1]
+        if self._windowed and count + state.hidden.shape[1] > self.model.config.sliding_window:
+            raise UserError(
+                "Tokens in front would be out of sight: the decoder sees a window of "
+                f"{self.model.config.sliding_window} tokens, the text has {state.hidden.shape[1]}.",
+                where="backbone, dataset.max_source_length",
+                remedy="shorten the text, or choose a decoder without a sliding window",
+            )
         hidden = torch.cat([tokens.to(state.hidden.dtype), state.hidden], dim=1)
         mask, positions = state.mask, state.context["positions"]
         if mask is not None:
@@ -161,6 +179,12 @@ class Decoder(Backbone):
         """As in the base; queries stand behind the last real token, so they see all of them."""
         if state.context["cache"] is not None:
             raise ValueError("separate queries need the whole text at once, not a key/value cache")
+        if self._slides(state.index):
+            raise UserError(
+                "A block that sees only a window of the last tokens takes no separate queries: they have no place.",
+                where="backbone",
+                remedy="choose a decoder without a sliding window",
+            )
         block: Any = self.blocks(state.stack)[state.index]
         norm1, norm2 = (self.part(state.stack, state.index, name) for name in ("norm1", "norm2"))
         attention = self.part(state.stack, state.index, "attention")
@@ -200,6 +224,11 @@ class Decoder(Backbone):
         places = torch.arange(last.shape[1], device=last.device)
         index = (places * state.mask).amax(1)
         return last[torch.arange(last.shape[0], device=last.device), index]
+
+    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
+        """The language head, where it has weights of its own and nobody asks for words."""
+        head, table = self.model.lm_head.weight, self._body.get_input_embeddings().weight
+        return [head] if task.form in ("classification", "regression") and head is not table else []
 
     def language_logits(self, last: Tensor) -> Tensor:
         return self.model.lm_head(last)

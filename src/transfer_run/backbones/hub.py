@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from transfer_run.errors import UserError
@@ -33,10 +36,10 @@ def fetch_weights(hub: str, revision: str | None) -> Path:
         if folder is not None and weight_files(folder):
             return folder
     _refuse_offline(hub, revision)
+    files = _files(hub, revision)
     for patterns in (SAFE, PICKLED):
-        folder = _download(hub, revision, patterns)
-        if weight_files(folder):
-            return folder
+        if any(fnmatch(file, pattern) for file in files for pattern in patterns[1:]):
+            return _download(hub, revision, patterns)
     raise UserError(
         f"The hub's {hub} holds neither model.safetensors nor pytorch_model.bin.",
         where=f"backbone.hub={hub}, backbone.revision={revision}",
@@ -54,6 +57,7 @@ def fetch_tokenizer(hub: str, revision: str | None) -> Path:
     if folder is not None and tokenizer_files(folder):
         return folder
     _refuse_offline(hub, revision)
+    _files(hub, revision)
     return _download(hub, revision, TOKENIZER)
 
 
@@ -89,10 +93,23 @@ def _cached(hub: str, revision: str | None, patterns: list[str]) -> Path | None:
         return None
 
 
+def _files(hub: str, revision: str | None) -> list[str]:
+    """What the repository holds. One request and no second try: without a network the answer comes at once."""
+    with _explained(hub, revision):
+        return [file.rfilename for file in HfApi().model_info(hub, revision=revision, timeout=10).siblings or ()]
+
+
 def _download(hub: str, revision: str | None, patterns: list[str]) -> Path:
+    with _explained(hub, revision):
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _explained(hub: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's and the network's errors into one that says what to do."""
     where = f"backbone.hub={hub}, backbone.revision={revision}"
     try:
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, etag_timeout=5))
+        yield
     except GatedRepoError as error:
         raise UserError(
             f"{hub} is only given to users who accepted its licence.",
@@ -109,10 +126,10 @@ def _download(hub: str, revision: str | None, patterns: list[str]) -> Path:
             where=where,
             remedy="check backbone.hub, log in (hf auth login), or give a folder: backbone.weights=PATH",
         ) from error
-    except Exception as error:  # the network's many errors have no common base class
+    except Exception as error:  # the network's many errors have no base class in common
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The weights of {hub} are not on this machine and could not be fetched: {reason}",
+            f"{hub} is not on this machine and could not be fetched: {reason}",
             where=where,
             remedy=_remedy(hub, revision),
         ) from error

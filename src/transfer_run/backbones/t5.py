@@ -47,7 +47,8 @@ class T5(Backbone):
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> T5:
         architecture = config.get("architecture")
-        model = read_transformer(T5ForConditionalGeneration, folder, architecture)
+        words = architecture and {key: value for key, value in architecture.items() if key != "tie_word_embeddings"}
+        model = read_transformer(T5ForConditionalGeneration, folder, words)
         stored = architecture or stored_config(folder)
         tied = stored.get("scale_decoder_outputs", stored.get("tie_word_embeddings", True))
         return cls(model, config)._with_head(tied)

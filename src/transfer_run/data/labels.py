@@ -1,4 +1,4 @@
-"""A column of labels made into class numbers or values, and the shares of rows that make a split."""
+"""Columns checked and made into what a model learns: class numbers, values, texts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from transfer_run.data.table import Table
 from transfer_run.errors import UserError, nearest_names
 
 UNLABELLED = -1
+"""Class number of a row without a label, as in GLUE's test sets."""
+
+
+def is_unlabelled(label: Any) -> bool:
+    """Is this -1 (a class), NaN (a value) or None (a text)?"""
+    if isinstance(label, float):
+        return math.isnan(label)
+    return label is None or (not isinstance(label, str) and label == UNLABELLED)
 
 
 def class_labels(
@@ -108,24 +115,3 @@ def check_texts(table: Table, columns: Sequence[str]) -> None:
             raise UserError(
                 "A row has no text.", where=table.place(empty, column), remedy="fill it in, or take the row out"
             )
-
-
-def shuffled(count: int, seed: int = 42) -> list[int]:
-    """0 to count - 1 in the order of `torch.randperm` with a generator of `seed` (42 as in the LST paper's code)."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def stratified_parts(labels: np.ndarray, shares: Sequence[float], seed: int = 42) -> list[list[int]]:
-    """Disjoint parts of all rows with `shares` of each class, rows in ascending order; the first part takes the rest.
-
-    A class with fewer rows than parts fills the first ones. The seed is fixed: every run tests on the same rows.
-    """
-    parts: list[list[int]] = [[] for _ in shares]
-    for value in np.unique(labels):
-        rows = np.flatnonzero(labels == value)
-        rows = rows[shuffled(len(rows), seed)]
-        sizes = [round(share * len(rows)) for share in shares[1:]]
-        stops = np.cumsum([max(len(rows) - sum(sizes), 0), *sizes])
-        for part, piece in zip(parts, np.split(rows, stops[:-1]), strict=True):
-            part.extend(piece.tolist())
-    return [sorted(part) for part in parts]

@@ -82,7 +82,9 @@ class Checkpoints(Callback):
         if stop:
             if self._signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise Preempted(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after saving {self.last}")
+            raise Preempted(
+                f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after saving {self.last}"
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TransferModule)

@@ -247,7 +247,7 @@ def _where(
     key: str, words: Sequence[str], contents: Mapping[str, Any], choices: Mapping[str, Any], folders: Sequence[Path]
 ) -> str:
     """The word or the file that sets a key, as far as the last one that wins."""
-    for word in reversed(words):
+    for word in reversed([word for word in words if word.startswith(("++", "~"))]):
         name = word.lstrip("+~").partition("=")[0]
         if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
             return word.lstrip("+")

@@ -49,10 +49,13 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
             ),
         )
     kind = reads(dataset)
-    if kind not in READS.get(family, {kind}):
+    readable = READS.get(family, {kind})
+    if backbone.get("tower", "both") != "both":
+        readable = {TEXT} if backbone["tower"] == "text" else {IMAGES}
+    if kind not in readable:
         fitting = {name for name, what in READS.items() if kind in what and name in (families or READS)}
         datasets = registry.entries("dataset", folders)
-        fits = [e.name for e in datasets if reads(e.content.get("dataset", {})) in READS[family]]
+        fits = [e.name for e in datasets if reads(e.content.get("dataset", {})) in readable]
         raise UserError(
             f"dataset={dataset['name']} holds {kind}, which {on} does not read.",
             where="dataset, backbone",

@@ -86,6 +86,8 @@ class TransferModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.method.after_step(self.global_step)
+        if self.config["trainer"]["grads_to_none"] and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.optimizers(use_pl_optimizer=False).zero_grad()  # not alive during the next forward pass
 
     def configure_optimizers(self) -> Any:
         config = self.config["optimizer"]
@@ -130,5 +132,7 @@ class TransferModule(pl.LightningModule):
         missing = sorted(expected - set(state_dict))
         outcome = super().load_state_dict(state_dict, strict=False, assign=assign)
         if missing or outcome.unexpected_keys:
-            raise RuntimeError(f"checkpoint does not fit: missing {missing[:5]}, unexpected {outcome.unexpected_keys[:5]}")
+            raise RuntimeError(
+                f"checkpoint does not fit: missing {missing[:5]}, unexpected {outcome.unexpected_keys[:5]}"
+            )
         return outcome

@@ -39,7 +39,9 @@ def build_optimizer(groups: list[dict[str, Any]], config: Mapping[str, Any]) -> 
     }
     if name not in makers:
         raise UserError(
-            f"There is no optimizer {name!r}.", where="optimizer.name", nearest=nearest_names(name, makers) or list(makers)
+            f"There is no optimizer {name!r}.",
+            where="optimizer.name",
+            nearest=nearest_names(name, makers) or list(makers),
         )
     return makers[name]()
 

@@ -41,7 +41,14 @@ class ProgressLines(Callback):
         left = max(0, int(trainer.estimated_stepping_batches) - trainer.global_step)
         pace = (time.monotonic() - self._begin) / max(1, done)
         values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(trainer.callback_metrics.items()))
-        LOG.info("epoch %d/%s %s  %s  about %.0f s left", trainer.current_epoch + 1, trainer.max_epochs, where, values, pace * left)
+        LOG.info(
+            "epoch %d/%s %s  %s  about %.0f s left",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            where,
+            values,
+            pace * left,
+        )
 
 
 def progress_callback(kind: str) -> Callback | None:

@@ -1,8 +1,8 @@
 """A finished model on disk: what was trained, and everything needed to use it again, or a refusal to load.
 
-    checkpoints/model/
-      model.safetensors   the trained tensors (all tensors when nothing was frozen)
-      model.json          method and backbone with their settings, provenance, task, label names, input transform
+checkpoints/model/
+  model.safetensors   the trained tensors (all tensors when nothing was frozen)
+  model.json          method and backbone with their settings, provenance, task, label names, input transform
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
     partial = folder / ".model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / "model.safetensors")
-    complete = all(p.requires_grad for p in method.parameters())
+    complete = all(name in tensors for name, _ in method.named_parameters())
     write_json(
         folder / "model.json",
         {

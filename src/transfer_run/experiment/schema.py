@@ -267,9 +267,10 @@ def unknown_key(key: str, declared: Mapping[str, Any], where: str) -> UserError:
     leaves = [path for path in flatten(declared) if ABOUT not in path.split(".")]
     groups = {path.rsplit(".", depth)[0] for path in leaves for depth in range(1, path.count(".") + 1)}
     valid = {*leaves, *groups}
-    near = nearest_names(key, valid)
-    beside = [path for path in valid if path.rpartition(".")[0] == key.rpartition(".")[0]]
-    near = list(dict.fromkeys(nearest_names(key, beside) + near))[:3]
+    parent, _, last = key.rpartition(".")
+    same = sorted(path for path in valid if path.endswith(f".{last}"))
+    beside = nearest_names(key, [path for path in valid if path.rpartition(".")[0] == parent])
+    near = list(dict.fromkeys([*(same if not parent else []), *beside, *same, *nearest_names(key, valid)]))[:3]
     return UserError(
         f"There is no key {key!r}.", where=where, nearest=near, remedy="`transfer-run --cfg job` shows every key"
     )

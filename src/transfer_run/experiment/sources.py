@@ -86,7 +86,9 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
         if len(found) == 1:
             return Source(name, words, folder=found[0].parent)
         what = "No finished run has" if not found else f"{len(found)} runs have"
-        raise UserError(f"{what} the identity {words}.", where=f"sources.{name}", remedy="give the run's words or folder")
+        raise UserError(
+            f"{what} the identity {words}.", where=f"sources.{name}", remedy="give the run's words or folder"
+        )
     raise UserError(
         f"The source {name!r} is neither a run's words, nor an identity, nor a folder: {words!r}.",
         where=f"sources.{name}",

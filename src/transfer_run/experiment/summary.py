@@ -25,7 +25,9 @@ def show_result(folder: Path) -> None:
     for name, value in result["metrics"].items():
         table.add_row(name, f"{value:.4f}")
     counts = result["parameters"]
-    table.add_row("trainable parameters", f"{counts['trainable']:,} of {counts['total']:,} ({counts['trainable_pct']:.2f} %)")
+    table.add_row(
+        "trainable parameters", f"{counts['trainable']:,} of {counts['total']:,} ({counts['trainable_pct']:.2f} %)"
+    )
     memory = result["memory"]
     if memory:
         table.add_row(f"peak memory ({memory['source']})", f"{size(memory['peak'])} in {memory['peak_phase']}")
@@ -34,6 +36,8 @@ def show_result(folder: Path) -> None:
         if memory.get("predicted_peak"):
             off = 100 * (memory["predicted_peak"] / max(1, memory["peak"]) - 1)
             table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({off:+.1f} %)")
-    table.add_row("training", f"{result['time']['fit_seconds']:.1f} s, {result['time']['samples_per_second']:.0f} samples/s")
+    table.add_row(
+        "training", f"{result['time']['fit_seconds']:.1f} s, {result['time']['samples_per_second']:.0f} samples/s"
+    )
     table.add_row("folder", str(folder))
     Console().print(table)

@@ -17,13 +17,13 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
 from transfer_run.experiment.metrics_csv import MetricsCsv
 from transfer_run.experiment.module import TransferModule
-from transfer_run.experiment.plan import Plan, plan_run
+from transfer_run.experiment.plan import Plan, Target, plan_run
 from transfer_run.experiment.progress import progress_callback
 from transfer_run.experiment.record import LOG, environment, write_json
 from transfer_run.experiment.saved import save_model
@@ -45,6 +45,8 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     pl.seed_everything(cfg.seed, verbose=False)
     data = build_data(config["dataset"], config["backbone"], cfg.seed)
     data.setup()
+    for note in data.notes:
+        LOG.info("%s", note)
     backbone = build_backbone(resolved_backbone(cfg, sources), weights=method_needs_weights(config))
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     method = build_method(config["method"], backbone, data.task)
@@ -73,12 +75,13 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
     method.settle()
-    scores = trainer.test(module, verbose=False)[0] if method.tests else {}
+    scores = trainer.test(module, verbose=False)[0] if method.tests and "test" in data.sizes else {}
     if trainer.is_global_zero:
         extra = method.conclude(context)
         if method.tests:
             save_model(method, model_folder(folder), config, data.transform_description)
-        plan = plan_run(cfg) if cfg.profiler.memory else None
+        target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
+        plan = plan_run(cfg, target) if memory is not None else None
         result = _result(cfg, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
         write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
         if memory is not None and plan is not None:

@@ -82,6 +82,7 @@ class Rehearsal:
         method: built for real or on the meta device; it is converted in place and of no other use afterwards.
         make_optimizer: builds the optimizer over the (fake) parameters; not called when the method takes no step.
         shapes: batch size -> what a batch of that size is made of.
+        trains: False rehearses the evaluation alone.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Rehearsal:
         make_optimizer: Callable[[], Optimizer],
         shapes: Callable[[int], Shapes],
         setting: Setting,
+        trains: bool = True,
     ) -> None:
         self.method: Any = method
         self.shapes = shapes
@@ -100,11 +102,11 @@ class Rehearsal:
             attend_eagerly(method)
         self.places = ModulePlaces(method)
         self.tracker = MemoryTracker(cuda_block if setting.target == "cuda" else exact, self.places)
-        self.optimizer = self._optimizer(make_optimizer) if self.method.trains else None
+        self.optimizer = self._optimizer(make_optimizer) if trains else None
         self._stepped = False
         self._reserved: set[str] = set()
 
-    def measure(self, batch_size: int, evaluate: bool = True) -> MemoryReport:
+    def measure(self, batch_size: int) -> MemoryReport:
         """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
         with ExitStack() as stack:
             modes = [self.mode, AnswersNo(), self.tracker]
@@ -124,18 +126,15 @@ class Rehearsal:
                 self._train_step(batch)
             else:
                 self.tracker.reset()
-            if evaluate:
-                self._evaluate(batch)
-            report = self.tracker.report()
-            del batch
-        return report
+            self._evaluate(batch)
+            return self.tracker.report()
 
     # ---- the steps
     def _train_step(self, batch: dict[str, Tensor]) -> None:
-        """In Lightning's order: the old gradients are let go of after forward and before backward."""
+        """As the runner takes it: gradients are let go of when the step is done, not when the next one begins."""
         assert self.optimizer is not None
-        for part in range(min(self.setting.accumulate, 2)):
-            self._accumulate(batch, first=part == 0)
+        for _ in range(min(self.setting.accumulate, 2)):  # a third batch would repeat the second
+            self._accumulate(batch)
         self.tracker.mark("step")
         if self.setting.gradient_clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -144,21 +143,18 @@ class Rehearsal:
         self.tracker.hold_optimizer(self.optimizer)
         if self.setting.target == "cuda":  # step counters stay on the host
             self.tracker.forget(s["step"] for s in self.optimizer.state.values() if isinstance(s.get("step"), Tensor))
+        self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
 
-    def _accumulate(self, batch: dict[str, Tensor], first: bool) -> None:
+    def _accumulate(self, batch: dict[str, Tensor]) -> None:
         """Forward and backward of one batch."""
-        assert self.optimizer is not None
         kept: list[Any] = []  # alive until backward has ended
         self.tracker.mark("forward")
         self._reserve("forward")
         with self._precision():
-            loss = (
-                self._paper_loss(batch, kept)
-                if self.setting.paper
-                else self.method.training_loss(batch, use_cache=self.setting.use_cache)
-            )
-        if first:
-            self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
+            if self.setting.paper:
+                loss = self._paper_loss(batch, kept)
+            else:
+                loss = self.method.training_loss(batch, use_cache=self.setting.use_cache)
         self.tracker.mark("backward")
         self._reserve("backward")
         loss.backward()
@@ -179,6 +175,7 @@ class Rehearsal:
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         self.tracker.mark("evaluation")
+        self._reserve("forward")
         self.method.eval()
         with torch.no_grad(), self._precision():
             self.method.predict(batch)

@@ -133,6 +133,10 @@ class Method(nn.Module):
         """Results beyond the metrics, after the test: goes into `result.json` under `extra`."""
         return {}
 
+    def export(self, folder: Path) -> bool:
+        """Write the model in another library's adapter format (peft); False where it has none of its own."""
+        return False
+
     # ---- batch to prediction
     def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         """Tap zero as this method feeds it to the blocks (prompt methods put their tokens in here)."""

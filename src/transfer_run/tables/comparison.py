@@ -70,7 +70,11 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for index, row in enumerate(here):
             axis.scatter(row["peak"] / MIB, row["accuracy"], s=70, color=f"C{index}", zorder=3)
             axis.annotate(
-                row["method"], (row["peak"] / MIB, row["accuracy"]), xytext=(6, 6), textcoords="offset points", fontsize=10
+                row["method"],
+                (row["peak"] / MIB, row["accuracy"]),
+                xytext=(6, 6),
+                textcoords="offset points",
+                fontsize=10,
             )
         axis.set(title=f"{backbone} on {dataset}", xlabel="peak training memory, MiB (less is better)", xlim=(0, None))
         axis.set_ylabel("test accuracy")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +76,14 @@ def test_unreadable_accuracies_are_the_users_error(tmp_path: Path, content: str 
     assert error.value.where == "method.reference"
 
 
-def finished_run(folder: Path, **result: Any) -> Path:
-    """A run's folder as the runner leaves it, as far as references are read from it."""
-    model = folder / "checkpoints" / "model"
-    model.mkdir(parents=True)
-    (model / "model.json").write_text(json.dumps({"provenance": {"checksum": result.pop("checksum")}}))
-    record = {"status": "finished", "method": "full", "metrics": {"test/accuracy": 0.5}} | result
-    (folder / "result.json").write_text(json.dumps(record))
-    return folder
-
-
-def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path) -> None:
+def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path, finished: Callable[..., Path]) -> None:
     folders = [
-        finished_run(tmp_path / "seed0", checksum="one", metrics={"test/accuracy": 0.8}),
-        finished_run(tmp_path / "seed1", checksum="one", metrics={"test/accuracy": 0.9}),
-        finished_run(tmp_path / "probe", checksum="one", method="linear_probe", metrics={"test/accuracy": 0.99}),
-        finished_run(tmp_path / "broken", checksum="two", status="failed"),
-        finished_run(tmp_path / "untested", checksum="two", metrics={"validation/accuracy": 0.6}),
-        finished_run(tmp_path / "stranger", checksum="three", metrics={"test/accuracy": 1.0}),
+        finished(tmp_path / "seed0", "one", 0.8),
+        finished(tmp_path / "seed1", "one", 0.9),
+        finished(tmp_path / "probe", "one", 0.99, method="linear_probe"),
+        finished(tmp_path / "broken", "two", 0.95, status="failed"),
+        finished(tmp_path / "untested", "two", 0.0, metrics={"validation/accuracy": 0.6}),
+        finished(tmp_path / "stranger", "three", 1.0),
         tmp_path / "not there",
     ]
     checksums = {"a": "one", "b": "two", "c": "four"}

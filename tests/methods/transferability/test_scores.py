@@ -13,8 +13,9 @@ from scipy.special import digamma
 from scipy.stats import multivariate_normal, ortho_group
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 
-from transfer_run.methods.transferability.scores.classes import balanced, one_hot
+from transfer_run.methods.transferability.scores.classes import balanced, narrowed, one_hot
 from transfer_run.methods.transferability.scores.gbc import gbc, reduced
 from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg, shrinkage
 from transfer_run.methods.transferability.scores.leep import leep, nce
@@ -262,6 +263,17 @@ def test_digits_and_shuffled_digits() -> None:
     ):
         assert_allclose(score(features, labels), clean, rtol=5e-5)
         assert_allclose(score(features, shuffled), chance, atol=slack)
+
+
+@pytest.mark.parametrize("size", [(20, 40), (40, 20)])
+def test_narrowing_keeps_inner_products_and_the_evidence(size: tuple[int, int]) -> None:
+    features, labels = classes(0, *size)
+    turned = narrowed(features)
+    assert turned.shape == (size[0], min(size))
+    assert_allclose(turned @ turned.T, features @ features.T, rtol=1e-9, atol=1e-9)
+    assert_allclose(logme(features, labels), evidence(features, one_hot(labels)).values.mean(), rtol=1e-9)
+    unturned = PCA(5, svd_solver="full").fit_transform(features)
+    assert_allclose(np.abs(reduced(features, 5)), np.abs(unturned), rtol=1e-6, atol=1e-9)  # signs are arbitrary
 
 
 def test_balanced_subset() -> None:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,10 +53,12 @@ class Checkpoint:
         where: folder or file, for messages.
         entries: every tensor's dtype and shape by name.
         changed: names that differ from the base this checkpoint stands on (adapters); None: any may.
+        metadata: text from the files' headers.
     """
 
     where: str
     entries: dict[str, Entry]
+    metadata: Mapping[str, str] = MappingProxyType({})
     changed: frozenset[str] | None = None
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
@@ -124,7 +127,7 @@ class SafetensorsCheckpoint(Checkpoint):
                 if length > LARGEST_HEADER:
                     raise ValueError("its header is too long")
                 header: dict[str, Any] = json.loads(file.read(length))
-            self.metadata |= header.pop("__metadata__", {})
+            self.metadata = {**self.metadata, **header.pop("__metadata__", {})}
             size, found = path.stat().st_size, []
             for name, about in header.items():
                 begin, end = about["data_offsets"]

@@ -34,11 +34,13 @@ class RankSelect:
         """Count the magnitudes of `values`, flat, in this pass."""
         integer = _INTEGERS[self.dtype]
         bits = values.view(integer) & torch.iinfo(integer).max  # without the sign
-        shift = _DIGIT * (self.passes - self._found)
-        if self._found:
-            bits = bits[(bits >> shift) == self._prefix]
-        digits = (bits >> (shift - _DIGIT)) & (_BINS - 1)
-        self._counts += torch.bincount(digits, minlength=_BINS)
+        left = _DIGIT * (self.passes - self._found)
+        if not self._found:
+            self._counts += torch.bincount(bits.bitwise_right_shift_(left - _DIGIT), minlength=_BINS)
+            return
+        # values of another prefix fall into one bin before and one after the digits: cheaper than picking out the rest
+        digits = bits.sub_(self._prefix << left).bitwise_right_shift_(left - _DIGIT).clamp_(-1, _BINS).add_(1)
+        self._counts += torch.bincount(digits, minlength=_BINS + 2)[1:-1]
 
     @property
     def not_finite(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
@@ -44,10 +45,11 @@ class Trim:
             self._find(job, place.name)
         before = self._before.setdefault(place, list(self._seen)) if self.threshold == "exact" else []
         for i, (row, cut) in enumerate(zip(rows, self._cuts[1], strict=True)):
-            magnitude = row.abs()
             if cut.ties is None:
-                row.masked_fill_(magnitude < cut.value, 0)
+                if cut.value > 0:  # hardshrink keeps what is above the number just below the cut: one pass instead of three
+                    torch.hardshrink(row, _just_below(cut.value, row.dtype), out=row)
             else:
+                magnitude = row.abs()
                 ties = magnitude == cut.value
                 self._seen[i] = before[i] + int(ties.sum())
                 late = ties & (ties.cumsum(0) + before[i] > cut.ties)
@@ -89,3 +91,7 @@ def _select(job: Job, names: Sequence[str], rank: int) -> list[RankSelect]:
         for select in selects:
             select.narrow()
     return selects
+
+
+def _just_below(value: float, dtype: torch.dtype) -> float:
+    return float(torch.nextafter(torch.tensor(value, dtype=dtype), torch.tensor(0.0, dtype=dtype)))

@@ -74,17 +74,16 @@ class Ladder(nn.Module):
         steps: the side blocks; `steps.kept` are the layers that have one.
         fuse_after: mix after the side block instead of before it.
         feedback: what the side stream sends back into the backbone's; None for a frozen backbone stream.
-        lean: stop the backbone where no later tap is read.
     """
 
     def __init__(
         self, first: nn.Module, maps: Mapping[int, nn.Module], mix: nn.Module, steps: nn.Module, *,
-        fuse_after: bool = False, feedback: Feedback | None = None, lean: bool = True,
+        fuse_after: bool = False, feedback: Feedback | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.first = first
         self.maps = nn.ModuleDict({str(index): module for index, module in maps.items()})
-        self.mix, self.fuse_after, self.feedback, self.lean = mix, fuse_after, feedback, lean
+        self.mix, self.fuse_after, self.feedback = mix, fuse_after, feedback
         self.steps: Any = steps
 
     @property
@@ -135,8 +134,8 @@ class LadderTuning(Method):
 
     Args:
         ladders: stack -> ladder, for the stacks that the task runs through.
-        output: (finished side stream, `last`) -> (B, T, D), where `last()` gives the backbone's finished state;
-            an attribute `reads_last` says that it calls it.
+        output: (finished side stream, `last`) -> (B, T, D), where `last()` gives the backbone's finished state.
+        reads_last: the output, or the loss, reads the backbone's last state.
         memory_mode: `efficient` runs the frozen part without graph and stops it after the last tap; `official`
             leaves the bookkeeping to autograd. Equal numbers.
     """
@@ -145,16 +144,23 @@ class LadderTuning(Method):
 
     def __init__(
         self, backbone: Backbone, task: Task, ladders: Mapping[str, Ladder], output: nn.Module, *,
-        backbone_dropout: bool = True, memory_mode: MemoryMode = "efficient",
+        reads_last: bool = False, backbone_dropout: bool = True, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
         super().__init__(backbone, task, backbone_dropout=backbone_dropout)
         self.freeze_backbone()
         self.ladders = nn.ModuleDict(ladders)
-        self.output = output
+        self.output, self.reads_last = output, reads_last
         self.memory_mode = memory_mode
 
-    def frozen(self) -> AbstractContextManager[Any]:
-        return torch.no_grad() if self.memory_mode == "efficient" else nullcontext()
+    def frozen(self, stack: str) -> AbstractContextManager[Any]:
+        """For what no gradient has to pass: all of the backbone, unless the side stream feeds back into it."""
+        ladder: Any = self.ladders[stack]
+        lean = self.memory_mode == "efficient" and ladder.feedback is None
+        return torch.no_grad() if lean else nullcontext()
+
+    @property
+    def last_stack(self) -> str:
+        return list(self.ladders)[-1]
 
     # ---- one stack
     def climb(self, batch: Batch, stack: str, memory: LadderMemory | None = None) -> tuple[State, State]:
@@ -162,11 +168,11 @@ class LadderTuning(Method):
         ladder: Any = self.ladders[stack]
         cache: Any = batch.get("cache")
         source = batch if cache is None else {**batch, "cache": cache.backbone}
-        with self.frozen():
+        with self.frozen(stack):
             state = self.embed(source, stack, None if memory is None else memory.backbone)
             tap_zero = self._tap_zero(source, state, ladder, memory)
         side = self.begin(ladder, tap_zero, state, batch)
-        if cache is not None and stack == self.backbone.stacks[-1]:
+        if cache is not None and stack == self.last_stack:
             side.context["cache"] = cache.side
         side = ladder.steps.begin(side, None if memory is None else memory.side)
         reach = self.depth_needed(stack)
@@ -180,9 +186,8 @@ class LadderTuning(Method):
     def depth_needed(self, stack: str) -> int:
         """Blocks of `stack` that the backbone runs: all, unless nothing reads it above the last tap."""
         ladder: Any = self.ladders[stack]
-        last = stack == list(self.ladders)[-1]
-        early = last and self.memory_mode == "efficient" and not getattr(self.output, "reads_last", False)
-        return ladder.reach if early and ladder.feedback is None else self.backbone.depth(stack)
+        read = self.reads_last or ladder.feedback is not None or stack != self.last_stack
+        return self.backbone.depth(stack) if read or self.memory_mode == "official" else ladder.reach
 
     def begin(self, ladder: Ladder, tap_zero: Tensor, state: State, batch: Batch) -> State:
         """The side stream at its start; a method may append tokens that the backbone does not see."""
@@ -199,10 +204,11 @@ class LadderTuning(Method):
         return F.dropout(state.hidden, rate)
 
     def _step(self, state: State, ladder: Ladder, side: State) -> State:
+        index = state.index
+        with self.frozen(state.stack):
+            state = self.backbone.step(state)
         if ladder.feedback is None:
-            with self.frozen():
-                return self.backbone.step(state)
-        index, state = state.index, self.backbone.step(state)
+            return state
         return state.with_hidden(ladder.feedback(index, state.hidden, side.hidden))
 
     def _rung(self, ladder: Ladder, index: int, side: State, tap: Tensor) -> State:
@@ -219,7 +225,7 @@ class LadderTuning(Method):
     # ---- the model
     def encode(self, batch: Batch) -> LadderMemory:
         side, state = self.climb(batch, "encoder")
-        with self.frozen():
+        with self.frozen("encoder"):
             finished = self.backbone.finished_state(state)
         return LadderMemory(finished, replace(side, hidden=self.side_steps("encoder").finish(side)))
 
@@ -228,11 +234,11 @@ class LadderTuning(Method):
 
     def last_hidden(self, batch: Batch, memory: LadderMemory | None) -> tuple[Tensor, State]:
         """The output of the last stack (B, T, D), in the backbone's place, and the backbone's own state."""
-        stack = list(self.ladders)[-1]
+        stack = self.last_stack
         side, state = self.climb(batch, stack, memory)
 
         def last() -> Tensor:
-            with self.frozen():
+            with self.frozen(stack):
                 return self.backbone.finish(state)
 
         return self.output(self.side_steps(stack).finish(side), last).to(state.hidden.dtype), state
@@ -261,7 +267,7 @@ class LadderTuning(Method):
         return logits
 
     def new_cache(self) -> LadderCache:
-        return LadderCache(self.backbone.new_cache(), self.side_steps(list(self.ladders)[-1]).new_cache())
+        return LadderCache(self.backbone.new_cache(), self.side_steps(self.last_stack).new_cache())
 
 
 def task_stacks(backbone: Backbone, task: Task) -> tuple[str, ...]:

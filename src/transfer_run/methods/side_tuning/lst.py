@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,7 +27,13 @@ from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMo
 from transfer_run.methods.side_tuning.extra_tokens import ExtraTokens
 from transfer_run.methods.side_tuning.mixing import ScheduledGate, build_mix, small_linear
 from transfer_run.methods.side_tuning.narrow import side_blocks
-from transfer_run.methods.side_tuning.pruning import Order, PruningChain, decision_parameters, squared_gradients
+from transfer_run.methods.side_tuning.pruning import (
+    Order,
+    PruningChain,
+    decision_parameters,
+    first_parameter,
+    squared_gradients,
+)
 
 Gate = Literal["learnable", "none", "one", "schedule-linear", "schedule-hyperbolic"]
 Kept = Mapping[str, Sequence[int] | None]
@@ -37,14 +44,11 @@ TEACHER_TEMPERATURE = 0.1
 class FinalUp(nn.Module):
     """h = W s + b, d' -> D; with `merge` a learned gate mixes the backbone's own last state in (`merge_last`)."""
 
-    def __init__(
-        self, narrow: int, width: int, *, bias: bool, merge: bool, gate_init: float, temperature: float
-    ) -> None:
+    def __init__(self, up: nn.Linear, *, merge: bool, gate_init: float, temperature: float) -> None:
         super().__init__()
-        self.up = small_linear(narrow, width, bias=bias)
+        self.up = up
         self.alpha = nn.Parameter(torch.full((), float(gate_init))) if merge else None
         self.temperature = temperature
-        self.reads_last = merge
 
     def forward(self, side: Tensor, last: Callable[[], Tensor]) -> Tensor:
         hidden: Tensor = self.up(side)
@@ -88,37 +92,25 @@ class LST(LadderTuning):
         prune_order: Order = "ascending", prune_compat: bool = False, backbone_dropout: bool = True,
         extra_width: int = 0, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
-        efficient = memory_mode == "efficient"
-        if lambda_distill and task.form not in ("text_to_text", "language_modeling"):
-            raise UserError(
-                "Distillation compares the side network with the backbone's own predictions, which a new head lacks.",
-                where="method.lambda_distill",
-                remedy="set method.lambda_distill=0, or choose a language task",
-            )
-        if extra_width and backbone.family != "t5":
-            raise UserError(
-                f"Extra tokens are defined for the encoder of T5, not for {backbone.config.get('name')}.",
-                where="method.extra_width",
-                remedy="set method.extra_width=0",
-            )
+        refuse_impossible(backbone, task, lambda_distill=lambda_distill, extra_width=extra_width)
+        lean, width = memory_mode == "efficient", backbone.width(backbone.stacks[0])
 
         def ladder(stack: str) -> Ladder:
             kept = kept_layers(backbone, stack, side_layers)
-            width = backbone.width(stack)
-            narrow = width // reduction_factor
-            steps = side_blocks(backbone, stack, kept, reduction_factor, eager=not efficient)
-            maps = {} if gate == "one" else {i: small_linear(width, narrow, bias=ladder_bias) for i in kept}
-            mix = build_mix(gate, backbone.depth(stack), init=gate_init, temperature=gate_temperature, lean=efficient)
-            return Ladder(small_linear(width, narrow, bias=ladder_bias), maps, mix, steps, fuse_after=fuse_after)
+            steps = side_blocks(backbone, stack, kept, reduction_factor, eager=not lean)
+            linear = partial(small_linear, width, width // reduction_factor, bias=ladder_bias)
+            maps = {} if gate == "one" else {index: linear() for index in kept}
+            mix = build_mix(gate, backbone.depth(stack), init=gate_init, temperature=gate_temperature, lean=lean)
+            return Ladder(linear(), maps, mix, steps, fuse_after=fuse_after)
 
         with torch.device(next(backbone.parameters()).device):
             ladders = {stack: ladder(stack) for stack in task_stacks(backbone, task)}
-            width = backbone.width(backbone.stacks[0])
-            output = FinalUp(
-                width // reduction_factor, width, bias=ladder_bias, merge=merge_last, gate_init=gate_init,
-                temperature=gate_temperature,
-            )  # fmt: skip
-        super().__init__(backbone, task, ladders, output, backbone_dropout=backbone_dropout, memory_mode=memory_mode)
+            up = small_linear(width // reduction_factor, width, bias=ladder_bias)
+            output = FinalUp(up, merge=merge_last, gate_init=gate_init, temperature=gate_temperature)
+        super().__init__(
+            backbone, task, ladders, output, reads_last=merge_last or lambda_distill > 0,
+            backbone_dropout=backbone_dropout, memory_mode=memory_mode,
+        )  # fmt: skip
         self.extra = ExtraTokens(backbone, extra_width) if extra_width else None
         self.reduction_factor, self.lambda_distill = reduction_factor, lambda_distill
         self.init, self.init_samples = init, init_samples
@@ -128,7 +120,7 @@ class LST(LadderTuning):
         """s_0; in the vision-and-language variant the visual tokens stand behind the text of the side encoder."""
         if self.extra is None or state.stack != "encoder":
             return super().begin(ladder, tap_zero, state, batch)
-        tokens, seen = self.extra(batch, self.backbone.model.get_input_embeddings().weight)
+        tokens, seen = self.extra(batch, first_parameter(self.backbone))
         rate = ladder.steps.input_dropout
         both = torch.cat([tap_zero, F.dropout(tokens, rate, self.training)], dim=1)
         mask = state.mask if state.mask is not None else seen.new_ones(tap_zero.shape[:2])
@@ -205,6 +197,22 @@ class LST(LadderTuning):
             if steps.norm is not None and norm is not None:
                 steps.norm.load_state_dict(chain.norm(norm))
         return chain
+
+
+def refuse_impossible(backbone: Backbone, task: Task, *, lambda_distill: float, extra_width: int) -> None:
+    """Raises UserError for a distillation or extra tokens where they are not defined."""
+    if lambda_distill and task.form not in ("text_to_text", "language_modeling"):
+        raise UserError(
+            "Distillation compares the side network with the backbone's own predictions, which a new head lacks.",
+            where="method.lambda_distill",
+            remedy="set method.lambda_distill=0, or choose a language task",
+        )
+    if extra_width and backbone.family != "t5":
+        raise UserError(
+            f"Extra tokens are defined for the encoder of T5, not for {backbone.config.get('name')}.",
+            where="method.extra_width",
+            remedy="set method.extra_width=0",
+        )
 
 
 def kept_layers(backbone: Backbone, stack: str, side_layers: Kept) -> list[int]:

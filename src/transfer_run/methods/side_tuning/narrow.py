@@ -102,20 +102,21 @@ def vit_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: i
     from timm.models.vision_transformer import Block, LayerScale
 
     wide: Any = backbone.blocks(stack)
+    kind: Any = Block
     width = _width_for_heads(backbone, stack, reduction)
 
     def narrow(block: Any) -> Any:
         scale = block.ls1.init_values if isinstance(block.ls1, LayerScale) else None
         hidden = block.mlp.fc1.out_features // reduction
-        norm: Any = partial(type(block.norm1), eps=block.norm1.eps)
-        side: Any = Block(
+        norm_class: Any = type(block.norm1)
+        side: Any = kind(
             width, backbone.heads(stack), mlp_ratio=(hidden + 0.5) / width, qkv_bias=block.attn.qkv.bias is not None,
             qk_norm=not isinstance(block.attn.q_norm, nn.Identity), proj_bias=block.attn.proj.bias is not None,
             proj_drop=block.attn.proj_drop.p, attn_drop=block.attn.attn_drop.p, init_values=scale,
             drop_path=getattr(block.drop_path1, "drop_prob", 0.0) or 0.0, act_layer=type(block.mlp.act),
             scale_attn_norm=not isinstance(block.attn.norm, nn.Identity),
             scale_mlp_norm=not isinstance(block.mlp.norm, nn.Identity),
-            norm_layer=norm,
+            norm_layer=partial(norm_class, eps=block.norm1.eps),
         )  # fmt: skip
         side.attn.fused_attn = block.attn.fused_attn and not eager
         return side

@@ -205,10 +205,11 @@ def _with(side: State, **context: Any) -> State:
 
 
 def _merged(mask: Any, bias: Tensor) -> Tensor:
-    """A boolean mask and an additive bias as one additive mask, in the precision attention will run in."""
+    """A boolean mask and an additive bias as one additive mask, contiguous and in the precision attention runs in,
+    so that no block copies it."""
     device = bias.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bias.dtype
-    return torch.where(mask, bias.to(dtype), torch.finfo(dtype).min)
+    return torch.where(mask, bias.to(dtype), torch.finfo(dtype).min).contiguous()
 
 
 def _owner(backbone: nn.Module, name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transfer_run.errors import UserError
 Tap = Literal["head_input", "all_blocks"]
 BlockFeatures = Literal["auto", "flattened", "pooled"]
 HEAD_INPUT = "head_input"
+LARGEST_SHARE = 0.5  # of the machine's memory that features may take; scoring makes copies
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,21 @@ def extract(
         max_samples: stop after so many labelled samples; None: take all.
 
     Raises:
-        UserError: no sample carries a label, or a feature is not finite.
+        UserError: no sample carries a label, a feature is not finite, or the features outgrow the memory.
     """
     begin, training = time.perf_counter(), backbone.training
     backbone.eval()
     taps: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
     source: list[Tensor] = []
+    held = 0
     for batch in _labelled(batches, max_samples):
         labels.append(batch.pop("answers").cpu())
         backbone.to(next(iter(batch.values())).device)
         for name, values in _features(backbone, batch, tap, block_features):
             taps.setdefault(name, []).append(values.float().cpu())
+            held += taps[name][-1].nbytes
+        _refuse_overflow(held, sum(map(len, labels)))
         logits = source_logits(backbone, taps[HEAD_INPUT][-1])
         if logits is not None:
             source.append(logits.double().softmax(-1))
@@ -127,6 +132,18 @@ def source_logits(backbone: Backbone, features: Tensor) -> Tensor | None:
         return None
     weight, bias = (tensor.to(features) for tensor in backbone.source_head)
     return features @ weight.T + bias
+
+
+def _refuse_overflow(held: int, samples: int) -> None:
+    """The features of all taps stand in memory together; stop before they drive the machine out of it."""
+    limit = LARGEST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if held > limit:
+        raise UserError(
+            f"The features of {samples} samples already take {held / 2**30:.1f} GiB, "
+            f"{LARGEST_SHARE:.0%} of this machine's memory.",
+            where="method.max_samples, method.block_features",
+            remedy="set method.max_samples, or method.block_features=pooled for narrower features",
+        )
 
 
 def _refuse_infinite(backbone: Backbone, features: dict[str, NDArray[np.float32]]) -> None:

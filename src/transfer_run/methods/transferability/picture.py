@@ -33,7 +33,8 @@ def draw(
     """
     columns = min(COLUMNS, len(scores))
     rows = -(-len(scores) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.8 * rows), layout="constrained")
+    bars = max(len(values) for values in scores.values())
+    figure = Figure(figsize=(3.4 * columns, max(2.8, 1.2 + 0.2 * bars) * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (score, values) in zip(panels, scores.items(), strict=False):
@@ -46,6 +47,9 @@ def draw(
             _bars(panel, values)
     for panel in panels[len(scores) :]:
         panel.set_axis_off()
+    drawn = {name: dot for panel in panels for dot, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if drawn:
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
@@ -55,16 +59,13 @@ def _depth(panel: Axes, values: Values, layers: Mapping[str, list[str]]) -> None
         panel.plot(places, [values[names[i]] for i in places], marker="o", label=backbone)
     panel.set_xlabel("layer (the last one: the head's input)")
     panel.set_ylabel("score")
-    if len(layers) > 1:
-        panel.legend(fontsize="small")
 
 
 def _scatter(panel: Axes, values: Values, accuracies: Values, tau: float | None) -> None:
-    for name in (n for n in values if n in accuracies):
-        panel.scatter(values[name], accuracies[name], color="C0")
-        panel.annotate(
-            name, (values[name], accuracies[name]), fontsize="x-small", xytext=(3, 3), textcoords="offset points"
-        )
+    for place, name in enumerate(accuracies):  # one colour a candidate in all panels
+        if name in values:
+            marker = "os^Dv"[place // 10 % 5]
+            panel.scatter(values[name], accuracies[name], color=f"C{place % 10}", marker=marker, label=name)
     panel.set_xlabel("score" if tau is None else f"score (weighted tau {tau:+.2f})")
     panel.set_ylabel("accuracy, fine-tuned")
 

@@ -29,7 +29,7 @@ class Adapter(Method):
         sites: of `houlsby`: `attention`, `mlp`.
         cross_attention: adapters behind cross-attention as well.
         bottleneck: r; None: the width divided by `reduction`.
-        activation, dropout, scale, layernorm, init, init_std: see `Bottleneck`.
+        activation, dropout, scale, learn_scale, layernorm, init, init_std: see `Bottleneck`.
         attention_layernorm: `layernorm` of the units behind attention.
         train_norms: train the norms of the adapted blocks and the final norms, too.
         layers: blocks to adapt, by stack; a stack that is not named: all.
@@ -50,7 +50,8 @@ class Adapter(Method):
         reduction: int = 16,
         activation: str = "gelu_new",
         dropout: float = 0.0,
-        scale: float | Literal["learned"] = 1.0,
+        scale: float = 1.0,
+        learn_scale: bool = False,
         layernorm: Norm = "none",
         attention_layernorm: Norm = "none",
         init: Literal["bert", "lora"] = "bert",
@@ -60,7 +61,10 @@ class Adapter(Method):
     ) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
-        self.unit = {"activation": activation, "dropout": dropout, "scale": scale, "init": init, "init_std": init_std}
+        self.unit = {
+            "activation": activation, "dropout": dropout, "scale": scale, "learn_scale": learn_scale,
+            "init": init, "init_std": init_std,
+        }  # fmt: skip
         self.size, self.reduction = bottleneck, reduction
         self.adapters = nn.ModuleDict()
         names = ("mlp_out",) if placement == "pfeiffer" else [{"attention": "out", "mlp": "mlp_out"}[s] for s in sites]

@@ -38,6 +38,7 @@ class BitFit(Method):
                 where="method=bitfit",
                 remedy="set method.add_biases=true to give every linear and norm a zero bias, or choose another method",
             )
+        idle = {id(p) for p in backbone.idle_parameters(task)}
         for module in blocks if layers else [backbone.model]:
-            for name in bias_names(module):
-                module.get_parameter(name).requires_grad_(True)
+            for parameter in (module.get_parameter(name) for name in bias_names(module)):
+                parameter.requires_grad_(id(parameter) not in idle)

@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
         width, bottleneck: d and r.
         out_width: of the result; None: `width`.
         activation: a name of transformers' ACT2FN.
-        scale: s, a constant, or `learned`: one trained number that starts at 1.
+        scale, learn_scale: s, a constant, or one trained number that starts there.
         layernorm: a trained LayerNorm on the input, on the output after the scale, or none.
         init: `bert`: both weights normal with `init_std`, biases zero. `lora`: W_down Kaiming-uniform with a = sqrt 5,
             W_up and biases zero, so that the unit starts at zero.
@@ -49,7 +49,8 @@ class Bottleneck(nn.Module):
         out_width: int | None = None,
         activation: str = "relu",
         dropout: float = 0.0,
-        scale: float | Literal["learned"] = 1.0,
+        scale: float = 1.0,
+        learn_scale: bool = False,
         layernorm: Norm = "none",
         init: Literal["bert", "lora"] = "bert",
         init_std: float = 0.02,
@@ -65,7 +66,7 @@ class Bottleneck(nn.Module):
         self.activation, self.dropout = ACT2FN[activation], nn.Dropout(dropout)
         self.norm_in = nn.LayerNorm(width, **place) if layernorm == "in" else None
         self.norm_out = nn.LayerNorm(out_width, **place) if layernorm == "out" else None
-        self.scale = nn.Parameter(torch.ones(1, **place)) if scale == "learned" else float(scale)
+        self.scale = nn.Parameter(torch.full((1,), float(scale), **place)) if learn_scale else float(scale)
         self._initialise(init, init_std)
 
     def _initialise(self, init: str, std: float) -> None:

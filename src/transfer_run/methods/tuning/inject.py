@@ -49,6 +49,9 @@ def inject(backbone: Backbone, config: peft.PeftConfig, paths: Sequence[str]) ->
     Only these modules are touched: peft gets whole paths, not the suffixes that it would guess by. Works on the meta
     device too.
 
+    Raises:
+        UserError: the tuner does not take such modules, or its settings do not fit their widths.
+
     Returns:
         peft's tuner around `backbone.model`, which it has already changed; hold it outside the module tree.
     """
@@ -59,4 +62,11 @@ def inject(backbone: Backbone, config: peft.PeftConfig, paths: Sequence[str]) ->
     tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-        return tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
+        try:
+            return tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"peft's {type(config).__name__} does not fit {backbone.config.get('name')}: {error}",
+                where="method.settings, method.targets, backbone",
+                remedy="change the settings, or choose another backbone (most tuners refuse GPT-2's Conv1D)",
+            ) from error

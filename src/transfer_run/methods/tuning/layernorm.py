@@ -19,3 +19,5 @@ class LayerNormTuning(Method):
         self.freeze_backbone()
         for norm in norms(backbone.model):
             norm.requires_grad_(True)
+        for parameter in backbone.idle_parameters(task):
+            parameter.requires_grad_(False)

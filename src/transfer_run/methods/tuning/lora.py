@@ -114,8 +114,9 @@ class LoRA(Method):
         for path, thirds in fused.items():
             backbone.set_submodule(path, FusedLora(backbone.get_submodule(path), thirds, rank, alpha, dropout))
         if bias == "all":
+            idle = {id(p) for p in backbone.idle_parameters(task)}
             for name, parameter in backbone.model.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad or "bias" in name)
+                parameter.requires_grad_(parameter.requires_grad or ("bias" in name and id(parameter) not in idle))
 
     def merge(self) -> None:
         """Fold the changes into the weights: the backbone's model is the library's plain model again."""

@@ -26,8 +26,8 @@ class MAMAdapter(PrefixTuning):
     Args:
         length, hidden: of the prefixes, see `PrefixTuning`.
         mlp: `adapter` (a parallel one) or `lora`.
-        bottleneck: r of the feed-forward's change; scale: its s.
-        activation, dropout, init, layernorm: of the adapter, see `Bottleneck`.
+        bottleneck: r of the feed-forward's change; scale: its s; dropout: its dropout.
+        learn_scale, activation, init, layernorm: of the adapter, see `Bottleneck`.
         layers: blocks to adapt, by stack; a stack that is not named: all.
     """
 
@@ -40,7 +40,8 @@ class MAMAdapter(PrefixTuning):
         hidden: int | None = 800,
         mlp: Literal["adapter", "lora"] = "adapter",
         bottleneck: int = 512,
-        scale: float | Literal["learned"] = 4.0,
+        scale: float = 4.0,
+        learn_scale: bool = False,
         activation: str = "relu",
         dropout: float = 0.1,
         init: Literal["bert", "lora"] = "lora",
@@ -50,13 +51,15 @@ class MAMAdapter(PrefixTuning):
         super().__init__(backbone, task, length=length, hidden=hidden, layers=layers)
         self.adapters = nn.ModuleDict()
         if mlp == "lora":
-            if scale == "learned":
-                raise UserError(
-                    "LoRA's scale is a number.", where="method.scale", remedy="give one, or method.mlp=adapter"
-                )
-            settings = {"r": bottleneck, "lora_alpha": float(scale) * bottleneck, "lora_dropout": dropout}
+            if learn_scale:
+                remedy = "set method.learn_scale=false or method.mlp=adapter"
+                raise UserError("LoRA has no learned scale.", where="method.learn_scale", remedy=remedy)
+            settings = {"r": bottleneck, "lora_alpha": scale * bottleneck, "lora_dropout": dropout}
             paths = [place.path for place in places(backbone, ("mlp_in", "mlp_out"), layers=layers)]
             inject(backbone, peft_config("LoraConfig", settings), paths)
         else:
-            unit = {"activation": activation, "dropout": dropout, "scale": scale, "init": init, "layernorm": layernorm}
+            unit = {
+                "activation": activation, "dropout": dropout, "scale": scale, "learn_scale": learn_scale,
+                "init": init, "layernorm": layernorm,
+            }  # fmt: skip
             self.adapters.update(mlp_adapters(backbone, bottleneck, unit, layers))

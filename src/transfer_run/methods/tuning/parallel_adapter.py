@@ -85,7 +85,9 @@ class ParallelAdapter(Method):
         mlp: adapters beside the feed-forwards.
         attention: adapters beside the attentions, of one of two kinds.
         cross_attention: beside cross-attention as well.
-        bottleneck: r of the feed-forward's units; scale, init, init_std, layernorm: theirs, see `Bottleneck`.
+        activation, dropout: of all units.
+        bottleneck: r of the feed-forward's units.
+        scale, learn_scale, layernorm, init, init_std: of the feed-forward's units, see `Bottleneck`.
         attention_bottleneck: r of the attention's units, which have s = 1, a LayerNorm on their input and init `bert`,
             whatever is said of the others (as the authors ran them).
         hidden: width of the MLPs that make the rows of `multihead` in training, as in prefix tuning; None: free rows.
@@ -108,7 +110,8 @@ class ParallelAdapter(Method):
         hidden: int | None = 800,
         activation: str = "relu",
         dropout: float = 0.1,
-        scale: float | Literal["learned"] = 4.0,
+        scale: float = 4.0,
+        learn_scale: bool = False,
         layernorm: Norm = "none",
         init: Literal["bert", "lora"] = "lora",
         init_std: float = 0.02,
@@ -122,7 +125,13 @@ class ParallelAdapter(Method):
         self.adapters = nn.ModuleDict()
         unit: dict[str, Any] = {"activation": activation, "dropout": dropout}
         if mlp:
-            shape = {"scale": scale, "layernorm": layernorm, "init": init, "init_std": init_std}
+            shape = {
+                "scale": scale,
+                "learn_scale": learn_scale,
+                "layernorm": layernorm,
+                "init": init,
+                "init_std": init_std,
+            }
             self.adapters.update(mlp_adapters(backbone, bottleneck, {**unit, **shape}, layers))
         self.prefixes = Prefixes()
         if attention != "none":

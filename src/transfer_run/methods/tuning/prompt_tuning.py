@@ -9,7 +9,7 @@ The tokens come after position embeddings have been added to the text: they get 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PromptEncoderConfig
@@ -33,6 +33,7 @@ class PromptTuning(Method):
         init: `vocabulary`: the first rows of the token table; `random`: as VPT, uniform within
             sqrt(6 / (3 * patch^2 + d)), or within 0.5 for text; `auto`: vocabulary for text, random for images.
         dropout: of the prompt tokens.
+        head_lr: learning rate of the head, which the prompts' large one would ruin; None: the same.
 
     Raises:
         UserError: a vocabulary is asked for where there is none, or is too small.
@@ -47,9 +48,11 @@ class PromptTuning(Method):
         depth: Literal["shallow", "deep"] = "shallow",
         init: Literal["auto", "vocabulary", "random"] = "auto",
         dropout: float = 0.1,
+        head_lr: float | None = 1e-3,
     ) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
+        self.head_lr = head_lr
         self.stack, self.deep = backbone.stacks[0], depth == "deep"
         self.length, self.dropout = length, dropout
         table = token_table(backbone, self.stack)
@@ -63,6 +66,13 @@ class PromptTuning(Method):
                 self.prompts.uniform_(*_range(backbone, table))
             else:
                 self.prompts.copy_(_first_rows(backbone, table, length))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        head = list(self.backbone.head.parameters())
+        if self.head_lr is None or not head:
+            return super().parameter_groups()
+        own = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("backbone.head.")]
+        return [{"params": own}, {"params": head, "lr": self.head_lr}]
 
     def rows(self, index: int) -> Tensor:
         """Prompt tokens (length, D) of block `index`."""
@@ -97,6 +107,7 @@ class PTuning(PromptTuning):
         encoder: `MLP` or `LSTM`, what makes the tokens out of trained embeddings while training.
         hidden: its width; None: the model's.
         layers: of the LSTM; dropout: of the prompt tokens.
+        head_lr: learning rate of the head; None: the same.
     """
 
     def __init__(
@@ -109,8 +120,9 @@ class PTuning(PromptTuning):
         hidden: int | None = None,
         layers: int = 2,
         dropout: float = 0.0,
+        head_lr: float | None = None,
     ) -> None:
-        super().__init__(backbone, task, length=length, init="random", dropout=dropout)
+        super().__init__(backbone, task, length=length, init="random", dropout=dropout, head_lr=head_lr)
         like, width = self.prompts.detach(), self.prompts.shape[-1]
         config = PromptEncoderConfig(
             num_virtual_tokens=length,

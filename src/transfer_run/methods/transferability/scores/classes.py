@@ -19,6 +19,12 @@ def class_rows(features: Array, labels: Labels) -> list[Array]:
     return [features[labels == label] for label in np.unique(labels)]
 
 
+def narrowed(features: Array) -> Array:
+    """(N, min(N, D)): the rows of (N, D) turned so that the directions without data fall away; inner products stay."""
+    samples, width = features.shape
+    return np.asarray(np.linalg.qr(features.T, mode="r")).T if width > samples else features
+
+
 def balanced(labels: Labels, samples: int) -> NDArray[np.int64]:
     """Positions of at most `samples` labels, as evenly over the classes as they allow, first come first kept."""
     place = np.empty(len(labels), dtype=np.int64)  # the how-manieth of its class each sample is

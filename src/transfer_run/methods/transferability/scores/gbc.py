@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from sklearn.decomposition import PCA
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows
+from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, narrowed
 
 SMALLEST_VARIANCE = 1e-4
 
@@ -16,8 +16,8 @@ def reduced(features: Array, components: int | None) -> Array:
     """The features (N, D) on their first principal components, (N, min(components, N, D)); None: as they are."""
     if components is None:
         return features
-    reduced_: Array = PCA(min(components, *features.shape), svd_solver="full").fit_transform(features)
-    return reduced_
+    scores: Array = PCA(min(components, *features.shape), svd_solver="full").fit_transform(narrowed(features))
+    return scores
 
 
 def gbc(

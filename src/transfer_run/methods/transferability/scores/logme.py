@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.linalg import svd
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot
+from transfer_run.methods.transferability.scores.classes import Array, Labels, narrowed, one_hot
 
 Variant = Literal["fixed_point", "icml"]
 ROUNDS = 11
@@ -33,7 +33,12 @@ class Evidence:
 
 
 def evidence(
-    features: Array, targets: Array, *, variant: Variant = "fixed_point", full_rank_term: bool = True
+    features: Array,
+    targets: Array,
+    *,
+    variant: Variant = "fixed_point",
+    full_rank_term: bool = True,
+    dimensions: int | None = None,
 ) -> Evidence:
     """Log evidence of `t = F w + noise`, w ~ N(0, I / alpha), noise precision beta, at its maximum over both.
 
@@ -43,8 +48,9 @@ def evidence(
         variant: `fixed_point` (the later, faster and tighter recursion) or `icml` (the first release).
         full_rank_term: False leaves out the D - N directions without data when N < D, as the released fixed-point
             code does; its values are then far off.
+        dimensions: D of features that were `narrowed`; None: the columns given.
     """
-    samples, width = features.shape
+    samples, width = len(features), dimensions or features.shape[1]
     left, singular, right = svd(features, full_matrices=False)
     spectrum, projected = singular**2, left.T @ targets
     outside = np.maximum((targets**2).sum(0) - (projected**2).sum(0), 0.0)
@@ -85,13 +91,18 @@ def _maximise(
 
 def logme(features: Array, labels: Labels, *, variant: Variant = "fixed_point", full_rank_term: bool = True) -> float:
     """Mean over the classes that occur of the evidence of `1[y = c]`; higher is better. Arguments as in `evidence`."""
-    targets = one_hot(labels)
-    return float(evidence(features, targets, variant=variant, full_rank_term=full_rank_term).values.mean())
+    return logme_regression(features, one_hot(labels), variant=variant, full_rank_term=full_rank_term)
 
 
 def logme_regression(
     features: Array, targets: Array, *, variant: Variant = "fixed_point", full_rank_term: bool = True
 ) -> float:
     """LogME of real-valued targets (N, Q) or (N,), the mean over their columns; higher is better."""
-    columns = targets[:, None] if targets.ndim == 1 else targets
-    return float(evidence(features, columns, variant=variant, full_rank_term=full_rank_term).values.mean())
+    found = evidence(
+        narrowed(features),
+        targets.reshape(len(targets), -1),
+        variant=variant,
+        full_rank_term=full_rank_term,
+        dimensions=features.shape[1],
+    )
+    return float(found.values.mean())

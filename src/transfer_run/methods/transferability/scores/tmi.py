@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +15,7 @@ from scipy.special import digamma, gammaln
 from transfer_run.methods.transferability.scores.classes import Array, Labels
 
 Norm = Literal["max", "euclidean"]
-ROWS = 1024  # of a class at a time, so that the distances of a large class need not stand in memory together
+ROWS = 512  # of a class at a time, so that the distances of a large class need not stand in memory together
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,12 @@ def class_entropies(
 def kth_distances(rows: Array, k: int, norm: Norm) -> Array:
     """Distance (n,) of each row of (n, D) to its k-th nearest other one; duplicates are neighbours at distance 0."""
     metric = "chebyshev" if norm == "max" else "euclidean"
-    parts = [np.partition(cdist(rows[i : i + ROWS], rows, metric), k)[:, k] for i in range(0, len(rows), ROWS)]
-    return np.concatenate(parts)  # position k, because position 0 is the row itself
+
+    def portion(start: int) -> Array:
+        return np.partition(cdist(rows[start : start + ROWS], rows, metric), k)[:, k]  # position 0 is the row itself
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # scipy computes distances outside the interpreter's lock
+        return np.concatenate(list(threads.map(portion, range(0, len(rows), ROWS))))
 
 
 def tmi(

@@ -104,7 +104,7 @@ class TiesRule(TaskVectorRule):
         if self.majority is not None:
             return signs.masked_fill_(open_, self.majority)
         self._balance += int(signs.sum(dtype=torch.float64))
-        if bool(open_.any()) and any(bool(row[open_].any()) for row in rows):
+        if bool((open_ & _changed(rows)).any()):
             self._cancelled.append(place)
         return signs
 
@@ -115,12 +115,12 @@ class TiesRule(TaskVectorRule):
 
     def _merge_agreeing(self, rows: list[Tensor], signs: Tensor) -> Tensor:
         """Aggregate the entries of the elected sign; a sign of 0 selects the negative ones."""
-        side = torch.where(signs > 0, 1.0, -1.0).to(signs.dtype)
-        total, count = torch.zeros_like(signs), torch.zeros_like(signs)
+        side = torch.gt(signs, 0, out=torch.empty_like(signs)).mul_(2).sub_(1)
+        total, count, one = torch.zeros_like(signs), torch.zeros_like(signs), torch.empty_like(signs)
         for row, factor in zip(rows, self.factors, strict=True):
             agreeing = row.mul_(side).clamp_(min=0)  # magnitudes of what agrees, 0 elsewhere
             if self.rule == "dis-mean":
-                count.add_((agreeing > 0).to(count.dtype).mul_(factor))
+                count.add_(torch.gt(agreeing, 0, out=one).mul_(factor))
             agreeing.mul_(factor)
             total = torch.maximum(total, agreeing, out=total) if self.rule == "dis-max" else total.add_(agreeing)
         if self.rule == "dis-max":
@@ -131,11 +131,20 @@ class TiesRule(TaskVectorRule):
 
     def _merge_all(self, rows: list[Tensor]) -> Tensor:
         """Aggregate without election."""
-        total, count = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+        total, count, one = torch.zeros_like(rows[0]), torch.zeros_like(rows[0]), torch.empty_like(rows[0])
         for row, factor in zip(rows, self.factors, strict=True):
             if self.rule == "dis-mean":
-                count.add_((row != 0).to(count.dtype).mul_(factor))
+                count.add_(torch.ne(row, 0, out=one).mul_(factor))
             total.add_(row.mul_(factor))
         if self.rule == "mean":
             return total.div_(sum(self.factors))
         return total.div_(count.masked_fill_(count == 0, 1)) if self.rule == "dis-mean" else total
+
+
+def _changed(rows: list[Tensor]) -> Tensor:
+    """Where any row is not zero: their bits together, without the sign."""
+    integer = torch.int32 if rows[0].dtype == torch.float32 else torch.int64
+    bits = rows[0].view(integer).clone()
+    for row in rows[1:]:
+        bits.bitwise_or_(row.view(integer))
+    return bits.bitwise_and_(torch.iinfo(integer).max) != 0

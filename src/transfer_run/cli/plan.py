@@ -1,0 +1,95 @@
+"""`transfer-plan`: how much memory a run will need, in seconds, without GPU, weights, data or network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transfer_run.cli.exits import DONE, exit_code
+from transfer_run.cli.flags import read_flags
+from transfer_run.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` would carry out with the same words
+
+  transfer-plan method=lst backbone=t5-base dataset=glue/rte dataset.batch_size=100
+  transfer-plan method=full backbone=t5-3b dataset=glue/rte hardware.precision=bf16-mixed plan.budget=80GB
+
+  plan.format=table|json     a report for people (default), or only JSON on standard output
+  plan.profile=modern|paper  what a run does today (default), or what papers of 2022 did: eager attention, key/value
+                             cache and gradients kept, amounts in their GB of 1000 MiB
+  plan.budget=24GB           also the largest batch that fits (24GB: 10^9 bytes each, 24GiB: 2^30)
+  plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
+  hardware=cpu               the memory of a CPU; everything else plans for a GPU
+
+Needs no GPU, no weights, no data and no network: configs carry the architecture and the batch's shapes."""
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(exit_code(lambda: plan(sys.argv[1:])))
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """Plan the run that the arguments describe and print the answer.
+
+    Raises:
+        UserError: the words are wrong; nothing heavy has been imported by then.
+    """
+    flags = read_flags(arguments)
+    if flags.help:
+        print(HELP)
+        return DONE
+    if flags.multirun:
+        raise UserError("transfer-plan plans one run.", where="-m", remedy="give it the words of one run")
+    from transfer_run.experiment.compose import compose, make_importable
+
+    cfg = compose(flags.words, flags.config_dir)
+    make_importable(cfg)
+    _print(cfg)
+    return DONE
+
+
+def _print(cfg: DictConfig) -> None:
+    from rich.console import Console
+
+    from transfer_run.experiment.plan import plan_run
+
+    answer = plan_run(cfg)
+    if cfg.plan.format == "json":
+        print(json.dumps(as_json(cfg, answer), ensure_ascii=False))
+        return
+    console = Console()
+    console.print(answer.report, highlight=False)
+    counts = answer.parameters
+    console.print(
+        f"{counts['trainable']:,} of {counts['total']:,} parameters are trained ({counts['trainable_pct']:.2f} %); "
+        f"planned in {answer.seconds:.1f} s",
+        highlight=False,
+    )
+
+
+def as_json(cfg: DictConfig, answer: Any) -> dict[str, Any]:
+    """The contract's JSON of an `experiment.plan.Plan`; `budget` only when it was asked for."""
+    content = {
+        "schema": 1,
+        "method": cfg.method.name,
+        "backbone": cfg.backbone.name,
+        "dataset": cfg.dataset.name,
+        "batch_size": answer.batch_size,
+        "profile": cfg.plan.profile,
+        "seconds": answer.seconds,
+        "memory": answer.memory,
+    }
+    if answer.budget is not None:
+        content["budget"] = {name: getattr(answer.budget, name) for name in ("bytes", "batch_size", "peak", "next_peak")}
+    return content
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What a dataset is to the runner: a task, splits, batches and scores.
+
+A dataset is a config `configs/dataset/NAME.yaml` whose `about.target` names a `DataModule`. The module says what it
+asks for (`describe`) and how large its batches are (`batch_spec`) from the configs alone; `setup` reads the data.
+
+    rows ──example(split, draw)──> examples ──collate──> batch {name: tensor}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from transfer_run.data.sampling import Draw, EpochBatches, Loader
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError, nearest_names
+
+if TYPE_CHECKING:
+    from transfer_run.data.metrics import Scores
+
+Batch = dict[str, Tensor]
+BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Example = dict[str, Any]
+
+
+class DataModule(ABC):
+    """Base of all datasets.
+
+    Args:
+        dataset, backbone: composed config nodes as plain containers.
+        seed: the run's seed; it orders the training rows and draws random noise. Splits never depend on it.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
+        self.dataset, self.backbone, self.seed = dataset, backbone, seed
+        self.notes: list[str] = []
+        """What a user should know of the data (unlabelled rows, cut texts), for the log."""
+        self._sizes: dict[str, int] | None = None
+
+    # ---- from the configs alone
+    @classmethod
+    @abstractmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        """The task, without data, network or tokenizer files."""
+
+    @classmethod
+    @abstractmethod
+    def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
+        """Shape and type of every tensor of the largest possible batch, without data, network or tokenizer files."""
+
+    # ---- reading
+    @abstractmethod
+    def read(self) -> dict[str, int]:
+        """Read the data; rows by split. Called once."""
+
+    @abstractmethod
+    def example(self, split: str, draw: Draw) -> Example:
+        """One row, ready for `collate`."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch: text padded to the longest, images stacked."""
+
+    @property
+    @abstractmethod
+    def label_names(self) -> tuple[str, ...]:
+        """The classes' own names, in the order of their numbers (empty without classes)."""
+
+    @property
+    @abstractmethod
+    def transform_description(self) -> dict[str, Any]:
+        """All that makes a batch of raw data, as plain JSON: a saved model needs it to be used again."""
+
+    @property
+    def task(self) -> Task:
+        """What the dataset asks of the backbone."""
+        return self.describe(self.dataset, self.backbone)
+
+    def random_examples(self, split: str) -> bool:
+        """Do a row's examples differ from epoch to epoch (noise, augmentation)? Then its taps cannot be kept."""
+        return False
+
+    def setup(self) -> None:
+        """Read the data; safe to call again.
+
+        Raises:
+            UserError: something about the data is wrong; it names file, row and column.
+        """
+        if self._sizes is None:
+            self._sizes = self.read()
+            empty = [name for name, size in self._sizes.items() if size == 0]
+            if empty:
+                raise UserError(
+                    f"The split '{empty[0]}' has no rows.",
+                    where=f"dataset={self.dataset['name']}",
+                    remedy="give it rows: see dataset.path and the split keys of the dataset's config",
+                )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows by split."""
+        self.setup()
+        assert self._sizes is not None
+        return self._sizes
+
+    def split(self, name: str) -> Split:
+        """All examples of `train`, `validation` or `test` in order."""
+        if name not in self.sizes:
+            raise UserError(
+                f"The dataset has no split '{name}'.",
+                where=f"dataset={self.dataset['name']}",
+                nearest=nearest_names(name, self.sizes) or sorted(self.sizes),
+                remedy="give the data such a split, or use one of those it has",
+            )
+        return Split(self, name, self.sizes[name])
+
+    # ---- batches and scores
+    def loader(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        num_workers: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+        shuffle: bool | None = None,
+    ) -> Loader:
+        """Batches of one device.
+
+        `loader.batch_sampler.set_epoch(epoch)` chooses the order, `start_at(batch)` goes on in the middle of it.
+
+        Args:
+            batch_size: rows per batch on this device (`dataset.batch_size` is the total over devices).
+            seed: of the order; default: the run's.
+            drop_last: leave out a last batch that is not full.
+            shuffle: default: train is shuffled, other splits stand in order.
+        """
+        rows = self.split(split)
+        batches = EpochBatches(
+            len(rows),
+            batch_size,
+            seed=self.seed if seed is None else seed,
+            shuffle=split == "train" if shuffle is None else shuffle,
+            drop_last=drop_last,
+            world_size=world_size,
+            rank=rank,
+        )
+        return Loader(rows.draw, batches, self.collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+    def metrics(self, split: str) -> Scores:
+        """Fresh scores for one split: `update(predictions, batch)`, `compute()`, `reset()`."""
+        from transfer_run.data.metrics import Scores  # torchmetrics takes seconds to import; a plan needs none
+
+        return Scores(self.task)
+
+
+class Split(Sequence[Example]):
+    """The examples of one split; `split[i]` is row i as it is read in epoch 0."""
+
+    def __init__(self, data: DataModule, name: str, size: int) -> None:
+        self.data, self.name, self.size = data, name, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self.draw(Draw(i)) for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"row {index} of {self.size}")
+        return self.draw(Draw(index % self.size))
+
+    def draw(self, draw: Draw) -> Example:
+        """One row as a loader reads it."""
+        return self.data.example(self.name, draw)

@@ -1,0 +1,49 @@
+"""From a composed `dataset` node to its task, its batch shapes and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from transfer_run.data.base import BatchSpec, DataModule
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+
+
+def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:
+    """The class that `dataset.about.target` names.
+
+    Raises:
+        UserError: there is no such module or class (a user's own dataset, misspelt).
+    """
+    target = dataset["about"]["target"]
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"The dataset's class cannot be imported: {error}",
+            where=f"about.target={target} of dataset={dataset['name']}",
+            remedy="write about.target as module.Class of an importable module",
+        ) from error
+
+
+def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+    """What `dataset` asks of `backbone`, from the configs alone: no data, network or tokenizer files."""
+    return data_class(dataset).describe(dataset, backbone)
+
+
+def batch_spec(
+    dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int, split: str = "train"
+) -> BatchSpec:
+    """Shape and type of each tensor of a batch of `batch_size` rows, everything padded to the maximum length.
+
+    The splits of every dataset here have the same shapes; `split` is taken so that one may differ.
+    """
+    return data_class(dataset).batch_spec(dataset, backbone, batch_size)
+
+
+def build_data(dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> DataModule:
+    """The dataset, not read yet: `setup()` reads it."""
+    return data_class(dataset)(dataset, backbone, seed)

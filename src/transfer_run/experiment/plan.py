@@ -1,0 +1,200 @@
+"""The plan of a run: how much memory it will need, without GPU, weights, data or network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from torch import nn
+
+from transfer_run.backbones.load import build_backbone
+from transfer_run.data.load import batch_spec, build_task
+from transfer_run.experiment.optimization import build_optimizer
+from transfer_run.memory.budget import Budget, largest_batch, parse_budget
+from transfer_run.memory.devices import Units, one_of_many
+from transfer_run.memory.planner import Rehearsal, Setting, Shapes
+from transfer_run.memory.report import Facts, amount, memory_report
+from transfer_run.methods.base import Method
+from transfer_run.methods.build import build_method
+
+Target = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+        memory: as in `result.json`, source `plan`; of one device.
+        report: tables and reasons, for `rich.console.Console.print`.
+        seconds: what planning took.
+        parameters: `total`, `trainable`, `trainable_pct`.
+        shapes: the planned batch of one device, name -> (shape, dtype).
+        batch_size: examples over all devices.
+        budget: the answer to `plan.budget`, of one device; None when it was not asked.
+    """
+
+    memory: dict[str, Any]
+    report: Group
+    seconds: float
+    parameters: dict[str, float]
+    shapes: Shapes
+    batch_size: int
+    budget: Budget | None = None
+
+
+def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
+    """Plan the run that `cfg` describes.
+
+    Args:
+        cfg: composed and valid (`experiment.compose.compose`).
+        target: whose memory is predicted; default: the CPU's for `hardware=cpu`, else a GPU's.
+
+    Raises:
+        UserError: the parts do not fit together, or `plan.budget` is no amount of memory.
+    """
+    begin = time.perf_counter()
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    wanted = config["plan"]["budget"] and parse_budget(config["plan"]["budget"])
+    with torch.random.fork_rng(devices=[]):
+        planned = _Planned(config, target)
+        share = -(-config["dataset"]["batch_size"] // planned.devices)
+        memory = planned.memory(share)
+        budget = largest_batch(planned.peak, wanted, share) if wanted else None
+    notes = [f"* {line}" for line in planned.assumptions]
+    if budget is not None:
+        notes.append(_budget_line(budget, planned))
+    report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
+    seconds = round(time.perf_counter() - begin, 3)
+    total = config["dataset"]["batch_size"]
+    return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget)
+
+
+def inference_memory(cfg: DictConfig, batch_size: int = 1, target: Target | None = None) -> dict[str, Any]:
+    """The memory of one prediction alone, weights included, as in `result.json` (papers' inference columns)."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with torch.random.fork_rng(devices=[]):
+        return _Planned(config, target, trains=False).memory(batch_size)
+
+
+class _Planned:
+    """A run's method, rehearsed on fake tensors.
+
+    Args:
+        config: the composed config as plain containers.
+        target: as in `plan_run`.
+        trains: False leaves training out.
+    """
+
+    def __init__(self, config: Mapping[str, Any], target: Target | None, trains: bool = True) -> None:
+        self.config = config
+        self.setting = _setting(config, target)
+        self.devices, self.strategy = _spread(config)
+        self.assumptions: list[str] = []
+        method = _method_on_meta(config, paper=self.setting.paper)
+        blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
+        self.parameters = count_parameters(method)
+        self.through_backbone = method.needs_backbone_gradient
+        self.rehearsal = Rehearsal(
+            method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
+            trains=trains and method.trains,
+        )  # fmt: skip
+        self.units = Units.of(method, blocks)
+
+    def shapes(self, batch_size: int) -> Shapes:
+        spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size)
+        return spec
+
+    def memory(self, batch_size: int) -> dict[str, Any]:
+        """The `memory` node at this batch on each device."""
+        memory = self.rehearsal.measure(batch_size).as_dict("plan")
+        if self.devices > 1:
+            memory, self.assumptions = one_of_many(memory, self.devices, self.strategy, self.units)
+        memory["predicted_peak"] = memory["peak"]
+        return memory
+
+    def peak(self, batch_size: int) -> int:
+        return int(self.memory(batch_size)["peak"])
+
+    def facts(self, batch_size: int) -> Facts:
+        return Facts(
+            batch_size=batch_size,
+            trainable_pct=self.parameters["trainable_pct"],
+            through_backbone=self.through_backbone,
+            checkpointing=self.config["hardware"]["activation_checkpointing"],
+            precision=self.setting.precision,
+            optimizer=self.config["optimizer"]["name"],
+            gradients_kept=not self.setting.grads_to_none,
+            paper=self.setting.paper,
+        )
+
+    def title(self, batch_size: int) -> str:
+        names = (self.config[group]["name"] for group in ("method", "backbone", "dataset"))
+        each = f" a device, one of {self.devices} ({self.strategy})" if self.devices > 1 else ""
+        where = "a GPU" if self.setting.target == "cuda" else "the CPU"
+        return f"{' / '.join(names)}: batch {batch_size}{each}, {self.setting.precision}, on {where}"
+
+
+def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:
+    hardware, trainer = config["hardware"], config["trainer"]
+    setting = Setting(
+        target=target or ("cpu" if hardware["accelerator"] == "cpu" else "cuda"),
+        precision=str(hardware["precision"]),
+        gradient_clip=trainer["gradient_clip"],
+        accumulate=trainer["accumulate"],
+        grads_to_none=trainer["grads_to_none"],
+        use_cache=trainer["use_cache_in_training"],
+    )
+    return setting.as_paper() if config["plan"]["profile"] == "paper" else setting
+
+
+def _spread(config: Mapping[str, Any]) -> tuple[int, str]:
+    """Devices and strategy: those of `plan`, else those of `hardware`."""
+    plan, hardware = config["plan"], config["hardware"]
+    devices = plan["devices"] if plan["devices"] > 1 else hardware["devices"] * hardware["nodes"]
+    strategy = plan["strategy"] or hardware["strategy"]
+    return int(devices), "fsdp" if strategy == "fsdp" else "ddp"
+
+
+def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
+    """The method on its backbone, without memory; with the overrides of its own paper's memory setting if asked."""
+    settings = dict(config["method"])
+    if paper:
+        own = settings["about"].get("paper_profile") or {}
+        settings = OmegaConf.to_container(OmegaConf.merge(settings, _nested(own)))  # type: ignore[assignment]
+    backbone = build_backbone(config["backbone"], weights=False, device="meta")
+    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+    with torch.device("meta"):
+        return build_method(settings, backbone, build_task(config["dataset"], config["backbone"]))
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{a.b: 1}` as `{a: {b: 1}}`."""
+    nested = OmegaConf.create()
+    for key, value in overrides.items():
+        OmegaConf.update(nested, key, value)
+    return OmegaConf.to_container(nested)  # type: ignore[return-value]
+
+
+def count_parameters(model: nn.Module) -> dict[str, float]:
+    """Scalars in all and trained; tied parameters count once."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
+
+
+def _budget_line(budget: Budget, planned: _Planned) -> str:
+    paper = planned.setting.paper
+    if not budget.batch_size:
+        return f"> not even one example fits {amount(budget.bytes, paper)}: it needs {amount(budget.peak, paper)}"
+    more = "" if budget.next_peak is None else f", one more needs {amount(budget.next_peak, paper)}"
+    over = f" ({budget.batch_size * planned.devices} over all devices)" if planned.devices > 1 else ""
+    return (
+        f"> the largest batch that fits {amount(budget.bytes, paper)}: {budget.batch_size}{over}, "
+        f"with {amount(budget.peak, paper)}{more}"
+    )

@@ -1,0 +1,412 @@
+"""Where weights come from, what is checked about them, and what a user is told when they cannot be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants, errors
+from safetensors.torch import load_file, save_file
+
+from transfer_run.backbones import hub
+from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.load import build_backbone
+from transfer_run.errors import UserError
+
+Configs = Callable[[str], dict[str, Any]]
+KINDS = pytest.mark.parametrize("name", ["t5", "t5_v1_1", "bert", "roberta", "deberta", "gpt2", "llama", "clip"])
+
+
+def tensors(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+
+
+def same(left: Backbone, right: Backbone) -> bool:
+    a, b = left.model.state_dict(), right.model.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# ---- random weights
+def test_random_weights_depend_on_the_seed_alone(config_of: Configs) -> None:
+    config = config_of("vit")
+    torch.manual_seed(5)
+    first = build_backbone(config)
+    torch.rand(100)
+    second = build_backbone(config)
+    assert same(first, second)
+    assert first.provenance["weights"] == "random:5"
+    again = build_backbone(config | {"weights": first.provenance["weights"]})
+    assert again.provenance["checksum"] == first.provenance["checksum"]
+    torch.manual_seed(6)
+    other = build_backbone(config)
+    assert other.provenance["checksum"] != first.provenance["checksum"]
+    assert same(build_backbone(config | {"weights": "hub"}, weights=False), other)
+
+
+def test_building_does_not_disturb_the_random_state(config_of: Configs) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_backbone(config_of("bert"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_seed(config_of: Configs) -> None:
+    with pytest.raises(UserError, match="no seed"):
+        build_backbone(config_of("vit") | {"weights": "random:many"})
+
+
+def test_meta_takes_no_memory(config_of: Configs) -> None:
+    backbone = build_backbone(config_of("llama") | {"weights": "hub"}, device="meta")
+    assert {p.device.type for p in backbone.parameters()} == {"meta"}
+    assert "checksum" not in backbone.provenance
+
+
+# ---- folders
+@KINDS
+def test_a_transformers_folder(config_of: Configs, tmp_path: Path, name: str) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    source.model.save_pretrained(tmp_path)
+    for architecture in (source.config["architecture"], None):
+        config = config_of(name) | {"weights": str(tmp_path), "architecture": architecture}
+        loaded = build_backbone(config)
+        assert same(loaded, source)
+        assert loaded.provenance == {
+            "source": "folder", "weights": str(tmp_path), "checksum": source.provenance["checksum"]
+        }  # fmt: skip
+    if name.startswith("t5"):
+        last = torch.randn(1, 2, 32)
+        torch.testing.assert_close(loaded.language_logits(last), source.language_logits(last), atol=0, rtol=0)
+
+
+def test_settings_of_the_config_override_the_folder(config_of: Configs, tmp_path: Path) -> None:
+    build_backbone(config_of("bert")).model.save_pretrained(tmp_path)
+    config = config_of("bert")
+    architecture = config["architecture"] | {"hidden_dropout_prob": 0.3}
+    loaded = build_backbone(config | {"weights": str(tmp_path), "architecture": architecture})
+    assert loaded.model.embeddings.dropout.p == 0.3
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_average", "resnet", "mobilenet"])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_timm_folder_or_file(config_of: Configs, tmp_path: Path, name: str, as_file: bool) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    save_file(tensors(source), tmp_path / "model.safetensors")
+    path = tmp_path / "model.safetensors" if as_file else tmp_path
+    assert same(build_backbone(config_of(name) | {"weights": str(path)}), source)
+
+
+def test_a_pretrained_timm_classifier_is_left_aside(config_of: Configs, tmp_path: Path) -> None:
+    source = build_backbone(config_of("vit"))
+    head = {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    save_file(tensors(source) | head, tmp_path / "model.safetensors")
+    assert same(build_backbone(config_of("vit") | {"weights": str(tmp_path)}), source)
+
+
+def test_timm_weights_for_another_image(config_of: Configs, tmp_path: Path) -> None:
+    """Larger images get their positions by interpolation, grey ones the sum of the colours' filters."""
+    source = build_backbone(config_of("vit"))
+    save_file(tensors(source), tmp_path / "model.safetensors")
+    config = config_of("vit") | {"weights": str(tmp_path)}
+    larger = build_backbone(config | {"architecture": config["architecture"] | {"img_size": 12}})
+    assert larger.model.pos_embed.shape[1] == 37
+    assert torch.equal(larger.model.pos_embed[:, 0], source.model.pos_embed[:, 0])
+    grey = build_backbone(config | {"architecture": config["architecture"] | {"in_chans": 1}})
+    summed = source.model.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(grey.model.patch_embed.proj.weight, summed)
+
+
+def test_no_pickle_is_executed(config_of: Configs, tmp_path: Path) -> None:
+    """An old pytorch_model.bin is read as tensors; one that would run code is refused and does not run it."""
+    source = build_backbone(config_of("bert"))
+    source.model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors(source), tmp_path / "pytorch_model.bin")
+    config = config_of("bert") | {"weights": str(tmp_path)}
+    assert same(build_backbone(config), source)
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"embeddings": Payload()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
+        build_backbone(config)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(Exception, match=r".+"):
+        build_backbone(config)
+    assert not (tmp_path / "executed").exists()
+
+
+# ---- what does not fit
+def test_nothing_there(config_of: Configs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a folder nor a file") as error:
+        build_backbone(config_of("bert") | {"weights": "rndom"})
+    assert error.value.nearest == ["random"]
+    for name in ("bert", "vit"):
+        with pytest.raises(UserError, match=r"config\.json is missing|no complete weights"):
+            build_backbone(config_of(name) | {"weights": str(tmp_path)})
+
+
+def test_another_model(config_of: Configs, tmp_path: Path) -> None:
+    build_backbone(config_of("gpt2")).model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="of a model of type 'gpt2', the backbone is of type 'bert'"):
+        build_backbone(config_of("bert") | {"weights": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("name", "change"), [("bert", {"intermediate_size": 40}), ("vit", {"embed_dim": 64})])
+def test_another_shape(config_of: Configs, tmp_path: Path, name: str, change: dict[str, int]) -> None:
+    source = build_backbone(config_of(name))
+    if name == "bert":
+        source.model.save_pretrained(tmp_path)
+    else:
+        save_file(tensors(source), tmp_path / "model.safetensors")
+    config = config_of(name) | {"weights": str(tmp_path)}
+    with pytest.raises(UserError, match=r"of another shape \(.* in the file, .* here"):
+        build_backbone(config | {"architecture": config["architecture"] | change})
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "vit"])
+def test_missing_tensors(config_of: Configs, tmp_path: Path, name: str) -> None:
+    source = build_backbone(config_of(name))
+    if name == "vit":
+        save_file(tensors(source), tmp_path / "model.safetensors")
+    else:
+        source.model.save_pretrained(tmp_path)
+    kept = load_file(tmp_path / "model.safetensors")
+    gone = sorted(key for key in kept if ".1." in key)[0]
+    del kept[gone]
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 missing") as error:
+        build_backbone(config_of(name) | {"weights": str(tmp_path)})
+    assert gone.removeprefix("model.") in str(error.value)
+
+
+def test_missing_shard(config_of: Configs, tmp_path: Path) -> None:
+    build_backbone(config_of("bert")).model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    config = config_of("bert") | {"weights": str(tmp_path)}
+    assert build_backbone(config).provenance["source"] == "folder"
+    shards[1].unlink()
+    with pytest.raises(UserError, match="no complete weights"):
+        build_backbone(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "nearest"),
+    [
+        ({"family": "vitt"}, "vit"),
+        ({"architecture": {"model": "resnet81"}}, "resnet18"),
+        ({"architecture": {"model": "vit_tiny_patch16_224", "imgsize": 8}}, None),
+        ({"family": "encoder", "architecture": {"model_type": "brt"}}, "bert"),
+        ({"family": "encoder", "architecture": {"model_type": "bert", "hiden_size": 8}}, "hidden_size"),
+        ({"family": "encoder", "architecture": {"model_type": "bert"}, "pooling": "means"}, "mean"),
+        ({"family": "decoder", "architecture": {"model_type": "lama"}}, "llama"),
+        ({"family": "clip", "architecture": {}, "tower": "images"}, "image"),
+        ({"family": "vit", "architecture": {"model": "resnet18"}}, None),
+        ({"family": "cnn", "architecture": {"model": "vit_tiny_patch16_224"}}, None),
+    ],
+)
+def test_wrong_words(config_of: Configs, change: dict[str, Any], nearest: str | None) -> None:
+    with pytest.raises(UserError) as error:
+        build_backbone(config_of("vit") | change, device="meta")
+    assert nearest is None or nearest in error.value.nearest
+
+
+# ---- the model of an earlier run
+def save_run(folder: Path, backbone: Backbone, complete: bool = True) -> None:
+    folder.mkdir()
+    shared: set[int] = set()
+    kept = {}
+    for name, parameter in (*backbone.named_parameters(), *backbone.named_buffers()):
+        if parameter.data_ptr() not in shared and name in backbone.state_dict():
+            shared.add(parameter.data_ptr())
+            kept[f"backbone.{name}"] = parameter.detach().clone()
+    save_file(kept | {"backbone.head.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps({"complete": complete}))
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_v1_1", "vit", "resnet"])
+def test_an_earlier_run(config_of: Configs, tmp_path: Path, name: str) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    save_run(tmp_path / "model", source)
+    loaded = build_backbone(config_of(name) | {"weights": str(tmp_path / "model")})
+    assert same(loaded, source)
+    assert loaded.provenance["source"] == "run"
+    assert loaded.provenance["checksum"] == source.provenance["checksum"]
+
+
+def test_a_run_that_froze_its_backbone(config_of: Configs, tmp_path: Path) -> None:
+    save_run(tmp_path / "model", build_backbone(config_of("vit")), complete=False)
+    with pytest.raises(UserError, match="no whole backbone"):
+        build_backbone(config_of("vit") | {"weights": str(tmp_path / "model")})
+
+
+def test_an_untied_head_does_not_overwrite_the_embedding(config_of: Configs, tmp_path: Path) -> None:
+    """Two different tensors for what is one here: refused, not the last one taken."""
+    save_run(tmp_path / "model", build_backbone(config_of("t5_v1_1")))
+    config = config_of("t5") | {"weights": str(tmp_path / "model")}
+    architecture = config_of("t5_v1_1")["architecture"] | {"tie_word_embeddings": True}
+    with pytest.raises(UserError, match="one and the same here"):
+        build_backbone(config | {"architecture": architecture})
+
+
+# ---- the hub
+HUB = {"weights": "hub", "hub": "someone/some-bert", "revision": "1" * 40}
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty hub cache, and a socket that must not be opened to the outside."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return tmp_path / "cache"
+
+
+def test_offline_asks_nobody(config_of: Configs, no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a request was made"))
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE") as error:
+        build_backbone(config_of("bert") | HUB)
+    assert "backbone.weights=PATH" in error.value.remedy
+    assert "backbone.weights=random" in error.value.remedy
+    assert f"hf download someone/some-bert --revision {'1' * 40}" in error.value.remedy
+
+
+def test_without_a_network_the_error_says_what_to_do(
+    config_of: Configs, no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="could not be fetched") as error:
+        build_backbone(config_of("bert") | HUB)
+    assert time.monotonic() - started < 5, "it waits and tries again"
+    assert "backbone.weights=PATH" in error.value.remedy
+
+
+def test_what_is_cached_is_used_without_asking(config_of: Configs, no_network: Path) -> None:
+    source = build_backbone(config_of("bert"))
+    folder = no_network / "models--someone--some-bert" / "snapshots" / ("1" * 40)
+    source.model.save_pretrained(folder)
+    loaded = build_backbone(config_of("bert") | HUB)
+    assert same(loaded, source)
+    assert loaded.provenance == {
+        "source": "hub", "weights": "someone/some-bert", "revision": "1" * 40, "commit": "1" * 40,
+        "checksum": source.provenance["checksum"],
+    }  # fmt: skip
+
+
+class Api:
+    """A hub that knows one repository, or answers with an error."""
+
+    answer: Exception | list[str] = []  # noqa: RUF012
+
+    def model_info(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.answer])
+
+
+@pytest.fixture
+def api(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> type[Api]:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", Api)
+    return Api
+
+
+@pytest.mark.parametrize(
+    ("error_class", "said"),
+    [
+        (errors.GatedRepoError, "accepted its licence"),
+        (errors.RevisionNotFoundError, "no revision"),
+        (errors.RepositoryNotFoundError, "has no model"),
+    ],
+)
+def test_the_hub_refuses(config_of: Configs, api: type[Api], error_class: type[Exception], said: str) -> None:
+    error = error_class.__new__(error_class)
+    api.answer = error
+    with pytest.raises(UserError, match=said) as raised:
+        build_backbone(config_of("bert") | HUB)
+    assert raised.value.remedy
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("files", "patterns"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], hub.SAFE),
+        (["config.json", "pytorch_model.bin", "rust_model.ot"], hub.PICKLED),
+    ],
+)
+def test_safetensors_are_preferred(
+    config_of: Configs, api: type[Api], monkeypatch: pytest.MonkeyPatch, files: list[str], patterns: list[str]
+) -> None:
+    """Only a repository without safetensors is asked for its pytorch_model.bin."""
+    source, asked = build_backbone(config_of("bert")), []
+    folder = Path(constants.HF_HUB_CACHE) / "models--someone--some-bert" / "snapshots" / ("1" * 40)
+
+    def download(repository: str, *, allow_patterns: list[str], local_files_only: bool = False, **_: Any) -> str:
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not cached")
+        asked.append(allow_patterns)
+        source.model.save_pretrained(folder)
+        if allow_patterns == hub.PICKLED:
+            (folder / "model.safetensors").unlink()
+            torch.save(tensors(source), folder / "pytorch_model.bin")
+        return str(folder)
+
+    api.answer = files
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert same(build_backbone(config_of("bert") | HUB), source)
+    assert asked == [patterns]
+
+
+def test_a_hub_without_weights(config_of: Configs, api: type[Api]) -> None:
+    api.answer = ["README.md", "config.json"]
+    with pytest.raises(UserError, match="holds neither"):
+        build_backbone(config_of("bert") | HUB)
+
+
+def test_on_no_hub(config_of: Configs) -> None:
+    with pytest.raises(UserError, match="is on no hub") as error:
+        build_backbone(config_of("bert") | {"weights": "hub"})
+    assert "backbone.weights=PATH" in error.value.remedy
+
+
+# ---- imports
+def test_a_family_imports_its_own_library_only() -> None:
+    script = """
+import sys
+from transfer_run.backbones.load import family_class
+family_class("t5"), family_class("encoder"), family_class("decoder")
+assert "timm" not in sys.modules, "timm"
+"""
+    other = """
+import sys
+from transfer_run.backbones.load import family_class
+family_class("vit"), family_class("cnn")
+assert "transformers" not in sys.modules, "transformers"
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for text in (script, other):
+        done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
