@@ -26,7 +26,8 @@ CLIP = {
     "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
                       "image_size": 8, "patch_size": 2},
     "text_config": {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-                    "num_attention_heads": 2, "max_position_embeddings": 20, "eos_token_id": 49, "pad_token_id": 0},
+                    "num_attention_heads": 2, "max_position_embeddings": 20,
+                    "bos_token_id": 2, "eos_token_id": 49, "pad_token_id": 0},
 }  # fmt: skip
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -114,6 +114,21 @@ def test_prompted_decoding_with_a_cache(build: Callable[..., Any], name: str) ->
     torch.testing.assert_close(torch.cat(steps, 1)[mask.bool()], whole[mask.bool()], **EXACT)
 
 
+def test_prompted_t5_decoding_with_a_cache(build: Callable[..., Any]) -> None:
+    case = build("t5", torch.float64)
+    backbone, ids = case.backbone, case.batch["decoder_input_ids"]
+    memory = backbone.finished_state(backbone.run(backbone.embed(case.batch, "encoder")))
+    state = backbone.embed(case.batch, "decoder", memory)
+    whole = backbone.finish(backbone.run(backbone.prepend(state, tokens_for(state))))[:, 2:]
+    cache, steps = backbone.new_cache(), []
+    for place in range(ids.shape[1]):
+        words = {"decoder_input_ids": ids[:, place : place + 1], "cache": cache}
+        step = backbone.embed(words, "decoder", memory)
+        step = backbone.prepend(step, tokens_for(step)) if place == 0 else step
+        steps.append(backbone.finish(backbone.run(step))[:, -1:])
+    torch.testing.assert_close(torch.cat(steps, 1), whole, **EXACT)
+
+
 # ---- separate queries
 def joint(backbone: Backbone, state: State, queries: Tensor) -> Tensor:
     """The block's output at queries that are appended to the sequence and masked so that nobody sees them."""

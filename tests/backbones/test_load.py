@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
-from transfer_run.backbones import hub
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
@@ -107,11 +102,23 @@ def test_a_timm_folder_or_file(config_of: Configs, tmp_path: Path, name: str, as
     assert same(build_backbone(config_of(name) | {"weights": str(path)}), source)
 
 
-def test_a_pretrained_timm_classifier_is_left_aside(config_of: Configs, tmp_path: Path) -> None:
+def test_a_pretrained_timm_classifier_is_kept_beside_the_model(config_of: Configs, tmp_path: Path) -> None:
     source = build_backbone(config_of("vit"))
     head = {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
     save_file(tensors(source) | head, tmp_path / "model.safetensors")
-    assert same(build_backbone(config_of("vit") | {"weights": str(tmp_path)}), source)
+    loaded = build_backbone(config_of("vit") | {"weights": str(tmp_path)})
+    assert same(loaded, source)
+    assert loaded.source_head is not None
+    assert all(torch.equal(*pair) for pair in zip(loaded.source_head, head.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["t5", "bert", "vit_average", "resnet_deep", "clip"])
+def test_what_the_library_saved(config_of: Configs, tmp_path: Path, name: str) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    source.save_library(tmp_path)
+    loaded = build_backbone(config_of(name) | {"weights": str(tmp_path)})
+    assert same(loaded, source)
+    assert loaded.source_head is None
 
 
 def test_timm_weights_for_another_image(config_of: Configs, tmp_path: Path) -> None:
@@ -141,12 +148,23 @@ def test_no_pickle_is_executed(config_of: Configs, tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"embeddings": Payload()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
+    with pytest.raises(UserError, match="could run code"):
         build_backbone(config)
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(Exception, match=r".+"):
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    with pytest.raises(UserError, match="could run code"):
         build_backbone(config)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("content", [b"", b"x" * 100])
+def test_damaged_files(config_of: Configs, tmp_path: Path, name: str, content: bytes) -> None:
+    backbone = build_backbone(config_of(name))
+    if name == "bert":
+        backbone.model.config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        build_backbone(config_of(name) | {"weights": str(tmp_path)})
 
 
 # ---- what does not fit
@@ -234,7 +252,8 @@ def save_run(folder: Path, backbone: Backbone, complete: bool = True) -> None:
         if parameter.data_ptr() not in shared and name in backbone.state_dict():
             shared.add(parameter.data_ptr())
             kept[f"backbone.{name}"] = parameter.detach().clone()
-    save_file(kept | {"backbone.head.weight": torch.zeros(2, 2)}, folder / "model.safetensors")
+    head = {"backbone.head.weight": torch.ones(2, backbone.feature_width), "backbone.head.bias": torch.zeros(2)}
+    save_file(kept | head, folder / "model.safetensors")
     (folder / "model.json").write_text(json.dumps({"complete": complete}))
 
 
@@ -245,6 +264,8 @@ def test_an_earlier_run(config_of: Configs, tmp_path: Path, name: str) -> None:
     loaded = build_backbone(config_of(name) | {"weights": str(tmp_path / "model")})
     assert same(loaded, source)
     assert loaded.provenance["source"] == "run"
+    assert loaded.source_head is not None
+    assert loaded.source_head[0].shape == (2, loaded.feature_width)
     assert loaded.provenance["checksum"] == source.provenance["checksum"]
 
 
@@ -263,136 +284,8 @@ def test_an_untied_head_does_not_overwrite_the_embedding(config_of: Configs, tmp
         build_backbone(config | {"architecture": architecture})
 
 
-# ---- the hub
-HUB = {"weights": "hub", "hub": "someone/some-bert", "revision": "1" * 40}
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty hub cache, and a socket that must not be opened to the outside."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tmp_path / "cache"
-
-
-def test_offline_asks_nobody(config_of: Configs, no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("a request was made"))
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE") as error:
-        build_backbone(config_of("bert") | HUB)
-    assert "backbone.weights=PATH" in error.value.remedy
-    assert "backbone.weights=random" in error.value.remedy
-    assert f"hf download someone/some-bert --revision {'1' * 40}" in error.value.remedy
-
-
-def test_without_a_network_the_error_says_what_to_do(
-    config_of: Configs, no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    started = time.monotonic()
-    with pytest.raises(UserError, match="could not be fetched") as error:
-        build_backbone(config_of("bert") | HUB)
-    assert time.monotonic() - started < 5, "it waits and tries again"
-    assert "backbone.weights=PATH" in error.value.remedy
-
-
-def test_what_is_cached_is_used_without_asking(config_of: Configs, no_network: Path) -> None:
-    source = build_backbone(config_of("bert"))
-    folder = no_network / "models--someone--some-bert" / "snapshots" / ("1" * 40)
-    source.model.save_pretrained(folder)
-    loaded = build_backbone(config_of("bert") | HUB)
-    assert same(loaded, source)
-    assert loaded.provenance == {
-        "source": "hub", "weights": "someone/some-bert", "revision": "1" * 40, "commit": "1" * 40,
-        "checksum": source.provenance["checksum"],
-    }  # fmt: skip
-
-
-class Api:
-    """A hub that knows one repository, or answers with an error."""
-
-    answer: Exception | list[str] = []  # noqa: RUF012
-
-    def model_info(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.answer])
-
-
-@pytest.fixture
-def api(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> type[Api]:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "HfApi", Api)
-    return Api
-
-
-@pytest.mark.parametrize(
-    ("error_class", "said"),
-    [
-        (errors.GatedRepoError, "accepted its licence"),
-        (errors.RevisionNotFoundError, "no revision"),
-        (errors.RepositoryNotFoundError, "has no model"),
-    ],
-)
-def test_the_hub_refuses(config_of: Configs, api: type[Api], error_class: type[Exception], said: str) -> None:
-    error = error_class.__new__(error_class)
-    api.answer = error
-    with pytest.raises(UserError, match=said) as raised:
-        build_backbone(config_of("bert") | HUB)
-    assert raised.value.remedy
-    assert raised.value.__cause__ is error
-
-
-@pytest.mark.parametrize(
-    ("files", "patterns"),
-    [
-        (["config.json", "model.safetensors", "pytorch_model.bin"], hub.SAFE),
-        (["config.json", "pytorch_model.bin", "rust_model.ot"], hub.PICKLED),
-    ],
-)
-def test_safetensors_are_preferred(
-    config_of: Configs, api: type[Api], monkeypatch: pytest.MonkeyPatch, files: list[str], patterns: list[str]
-) -> None:
-    """Only a repository without safetensors is asked for its pytorch_model.bin."""
-    source, asked = build_backbone(config_of("bert")), []
-    folder = Path(constants.HF_HUB_CACHE) / "models--someone--some-bert" / "snapshots" / ("1" * 40)
-
-    def download(repository: str, *, allow_patterns: list[str], local_files_only: bool = False, **_: Any) -> str:
-        if local_files_only:
-            raise errors.LocalEntryNotFoundError("not cached")
-        asked.append(allow_patterns)
-        source.model.save_pretrained(folder)
-        if allow_patterns == hub.PICKLED:
-            (folder / "model.safetensors").unlink()
-            torch.save(tensors(source), folder / "pytorch_model.bin")
-        return str(folder)
-
-    api.answer = files
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    assert same(build_backbone(config_of("bert") | HUB), source)
-    assert asked == [patterns]
-
-
-def test_a_hub_without_weights(config_of: Configs, api: type[Api]) -> None:
-    api.answer = ["README.md", "config.json"]
-    with pytest.raises(UserError, match="holds neither"):
-        build_backbone(config_of("bert") | HUB)
-
-
-def test_on_no_hub(config_of: Configs) -> None:
-    with pytest.raises(UserError, match="is on no hub") as error:
-        build_backbone(config_of("bert") | {"weights": "hub"})
-    assert "backbone.weights=PATH" in error.value.remedy
-
-
 # ---- imports
+@pytest.mark.slow
 def test_a_family_imports_its_own_library_only() -> None:
     script = """
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.clip import CLIP
+from transfer_run.backbones.load import build_backbone
+from transfer_run.errors import UserError
 
 TAPS = {"atol": 0.0, "rtol": 0.0}
 
@@ -176,7 +179,31 @@ def test_clip_class_embeddings(build: Callable[..., Any]) -> None:
     torch.testing.assert_close(ensemble, F.normalize(backbone.encode(text, "text").mean(0, keepdim=True), dim=-1))
 
 
-def test_clip_old_end_token(build: Callable[..., Any], config_of: Callable[[str], dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("tower", "other"), [("image", "text"), ("text", "image")])
+def test_one_clip_tower_alone(
+    build: Callable[..., Any], config_of: Callable[[str], dict[str, Any]], tmp_path: Path, tower: str, other: str
+) -> None:
+    """The same features as with both, nothing of the other tower, and it can be saved and read."""
+    both = build("clip")
+    both.backbone.save_library(tmp_path / "both")
+    config = config_of("clip") | {"tower": tower, "weights": str(tmp_path / "both")}
+    alone = build_backbone(config).eval()
+    assert alone.stacks == (tower,)
+    assert alone.feature_width == both.backbone.width(tower)
+    state = alone.run(alone.embed(both.batch))
+    last, same = finished(both, tower)
+    torch.testing.assert_close(alone.pool(alone.finish(state), state), both.backbone.pool(last, same), **TAPS)
+    assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in both.backbone.parameters())
+    with pytest.raises(UserError, match="tower alone"):
+        alone.embed(both.batch, other)
+    alone.save_library(tmp_path / "alone")
+    again = build_backbone(config | {"weights": str(tmp_path / "alone")})
+    assert again.provenance["checksum"] == alone.provenance["checksum"]
+    with pytest.raises(UserError, match="missing"):
+        build_backbone(config | {"weights": str(tmp_path / "alone"), "tower": "both"})
+
+
+def test_clip_old_end_token(build: Callable[..., Any]) -> None:
     """Configs of before 2023 call 2 the end token; the text's feature stands at the largest id then."""
     case = build("clip")
     case.backbone.model.text_model.config.eos_token_id = case.backbone.model.text_model.eos_token_id = 2

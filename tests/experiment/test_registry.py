@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
+from transfer_run.experiment.compose import Composer
 
 USER = Path(__file__).parent / "user_configs"
 
@@ -37,18 +42,19 @@ def test_entry_takes_title_from_the_comment_and_the_rest_from_the_file_it_builds
     assert entry.content["backbone"]["architecture"] == {"d_model": 8, "num_layers": 2}
 
 
-def test_a_file_that_begins_with_an_underscore_is_no_choice(tmp_path: Path) -> None:
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset" / "_base.yaml").write_text(
-        "# @package _global_\ndataset: {form: regression, batch_size: 3}\n"
-    )
-    (tmp_path / "dataset" / "mine.yaml").write_text("# @package _global_\ndefaults: [_base]\ndataset: {name: mine}\n")
-    assert "_base" not in registry.names("dataset", [tmp_path])
-    assert registry.entry("dataset", "mine", [tmp_path]).content["dataset"] == {
-        "form": "regression",
-        "batch_size": 3,
-        "name": "mine",
-    }
+def test_a_file_that_begins_with_an_underscore_is_there_to_be_built_on(tmp_path: Path) -> None:
+    """Relative names start where Hydra starts: at the group for a choice, beside itself for what it builds on."""
+    suite = tmp_path / "dataset" / "suite"
+    suite.mkdir(parents=True)
+    head = "# @package _global_\n"
+    (suite / "_root.yaml").write_text(f"{head}dataset: {{form: regression, batch_size: 2}}\n")
+    (suite / "_base.yaml").write_text(f"{head}defaults: [_root, _self_]\ndataset: {{batch_size: 3}}\n")
+    (suite / "mine.yaml").write_text(f"{head}defaults: [suite/_base, _self_]\ndataset: {{name: suite/mine}}\n")
+    assert not {"suite/_root", "suite/_base"} & set(registry.names("dataset", [tmp_path]))
+    read = registry.entry("dataset", "suite/mine", [tmp_path]).content["dataset"]
+    assert read == {"form": "regression", "batch_size": 3, "name": "suite/mine"}
+    composed = Composer([tmp_path]).load(["dataset=suite/mine"], RunMode.RUN).dataset
+    assert {key: composed[key] for key in read} == read
 
 
 def test_numbers_are_read_as_omegaconf_reads_them(tmp_path: Path) -> None:
@@ -79,6 +85,27 @@ def test_unknown_choice_names_the_nearest_and_the_list() -> None:
         registry.entry("method", "ful")
     assert error.value.nearest[0] == "full"
     assert "transfer-list methods" in error.value.remedy
+
+
+def test_a_table_is_listed_under_its_method(tmp_path: Path) -> None:
+    (tmp_path / "table" / "lst").mkdir(parents=True)
+    (tmp_path / "table" / "lst" / "table99.yaml").write_text("# A table.\ntitle: Memory and accuracy\nrows: {}\n")
+    entry = registry.entry("table", "lst/table99", [tmp_path])
+    assert (entry.name, entry.family, entry.title) == ("lst/table99", "lst", "Memory and accuracy")
+
+
+def test_configs_are_found_inside_an_installed_package(tmp_path: Path) -> None:
+    """A wheel holds the configs beside the code; a checkout has them at its top."""
+    package = Path(registry.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "transfer_run", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(registry.config_root(), tmp_path / "transfer_run" / "configs")
+    script = (
+        "from transfer_run.experiment.registry import config_root as r, names; print(r(), 'lst' in names('method'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(tmp_path / "transfer_run" / "configs"), "True"], done.stderr
 
 
 def test_every_shipped_file_says_what_it_is() -> None:

@@ -78,6 +78,7 @@ def test_only_whole_floats_are_ints(number: float) -> None:
 @pytest.mark.parametrize(
     ("default", "name", "item"),
     [(1, "int", None), (1.0, "float", None), ("a", "str", None), (True, "bool", None), (None, "any", None),
+     ("${seed}", "any", None),
      ([1, 2], "list", "int"), ([1, 0.5], "list", "float"), ([], "list", None), ([1, "a"], "list", None)],
 )  # fmt: skip
 def test_type_of_a_default(default: Any, name: str, item: str | None) -> None:

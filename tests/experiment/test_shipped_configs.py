@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry, schema
@@ -36,24 +36,37 @@ def test_something_is_shipped_in_every_group() -> None:
     assert [group for group in GROUPS if not shipped(group)] == []
 
 
+def plain(group: str, name: str) -> dict[str, Any]:
+    """What a config's files hold, interpolations within them resolved."""
+    content = OmegaConf.create(dict(registry.entry(group, name).content))
+    return OmegaConf.to_container(content, resolve=True)  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("name", shipped("method"))
-def test_method(name: str, tmp_path: Path) -> None:
-    """On the first pair of a small backbone and an embedded data set that it is defined for."""
-    about = registry.entry("method", name).content["method"]["about"]
+def test_method(name: str) -> None:
+    """Its options fit its keys, and some small backbone and data set fit it."""
+    content = plain("method", name)
+    about = content["method"]["about"]
     assert set(about) >= METHOD_ABOUT
     assert about["shape"] in SHAPES
     assert set(about["backbones"]) <= set(READS)
+    assert content["method"]["name"] == name
+    schema.check({"method": content["method"]}, {"method": content["method"]})
     _check_paper_profile(name)
-    refusals = []
-    for backbone, dataset in _small_pairs(about["backbones"]):
-        try:
-            cfg = composed(tmp_path, f"method={name}", f"backbone={backbone}", f"dataset={dataset}")
-        except UserError as error:
-            refusals.append(str(error))
-        else:
-            assert cfg.method.name == name
-            return
-    raise AssertionError("\n".join(refusals))
+    assert fitting_pair(name) is not None
+
+
+def fitting_pair(method: str) -> tuple[str, str] | None:
+    """A tiny backbone and a data set that the method works on."""
+    for backbone in [name for name in shipped("backbone") if name.endswith("_tiny")]:
+        for dataset in shipped("dataset"):
+            parts = (("method", method), ("backbone", backbone), ("dataset", dataset))
+            try:
+                check_fit({group: plain(group, name)[group] for group, name in parts})
+            except UserError:
+                continue
+            return backbone, dataset
+    return None
 
 
 def _check_paper_profile(name: str) -> None:
@@ -66,18 +79,6 @@ def _check_paper_profile(name: str) -> None:
         assert kind.convert(value) == value
 
 
-def _small_pairs(families: list[str]) -> list[tuple[str, str]]:
-    """Tiny backbones first; a data set of each kind and form."""
-    backbones = [e for e in registry.entries("backbone") if e.family in families and e.name.endswith("_tiny")]
-    datasets: dict[Any, str] = {}
-    for entry in registry.entries("dataset"):
-        node = entry.content["dataset"]
-        datasets.setdefault((reads(node), node.get("form")), entry.name)
-    return [
-        (b.name, name) for b in backbones for (kind, _), name in datasets.items() if kind in READS.get(b.family, {kind})
-    ]
-
-
 @pytest.mark.parametrize("name", shipped("backbone"))
 def test_backbone(name: str) -> None:
     """Its file says what it is; it is checked against the defaults without composing a whole run for each."""
@@ -88,24 +89,45 @@ def test_backbone(name: str) -> None:
     assert {"weights", "hub", "revision", "tokenizer", "architecture"} <= set(node)
     assert isinstance(node["architecture"], dict)
     assert ("image" in node) == ("images" in READS[entry.family])
+    schema.check({"backbone": dict(node)}, {"backbone": node}, general=general())
 
 
 @pytest.mark.parametrize("family", sorted(READS))
-def test_a_backbone_of_every_family_composes(family: str, tmp_path: Path) -> None:
+def test_a_backbone_of_every_family_composes(family: str) -> None:
     name = next(e.name for e in registry.entries("backbone") if e.family == family)
     dataset = "digits" if "images" in READS[family] else "python_docs"
     assert compose(["method=full", f"backbone={name}", f"dataset={dataset}"]).backbone.family == family
 
 
 @pytest.mark.parametrize("name", shipped("dataset"))
-def test_dataset(name: str, tmp_path: Path) -> None:
-    node = registry.entry("dataset", name).content["dataset"]
+def test_dataset(name: str) -> None:
+    node = plain("dataset", name)["dataset"]
     common = {"name", "form", "num_labels", "label_names", "metrics", "batch_size", "path", "about"}
     assert set(node) >= common
     assert node["name"] == name
-    backbone = {"images": "vit_tiny", "text": "gpt2_tiny" if node["form"] == "language_modeling" else "t5_tiny"}
-    cfg = composed(tmp_path, "method=full", f"backbone={backbone[reads(node)]}", f"dataset={name}")
-    assert cfg.dataset.name == name
+    given = {key: "given" if value == "???" else value for key, value in node.items()}
+    schema.check({"dataset": given}, {"dataset": node}, general=general())
+    check_fit(
+        {"method": {"name": "any"}, "backbone": plain("backbone", READER[reads(node)])["backbone"], "dataset": node}
+    )
+
+
+READER = {"images": "vit_tiny", "text": "t5_tiny"}
+
+
+def general() -> dict[str, Any]:
+    return registry.read_yaml(registry.config_root() / "options.yaml")
+
+
+@pytest.mark.slow
+def test_everything_composes(tmp_path: Path) -> None:
+    """The same through Hydra: every method and every data set in a run of its own."""
+    for name in shipped("method"):
+        backbone, dataset = fitting_pair(name) or ("", "")
+        composed(tmp_path, f"method={name}", f"backbone={backbone}", f"dataset={dataset}")
+    for name in shipped("dataset"):
+        reader = READER[reads(plain("dataset", name)["dataset"])]
+        composed(tmp_path, "method=full", f"backbone={reader}", f"dataset={name}")
 
 
 @pytest.mark.parametrize("group", ["hardware", "optimizer", "logger", "profiler"])

@@ -85,12 +85,17 @@ def our_name(name: str) -> tuple[str, int | None]:
 
 
 def build(arrays: Arrays, memory_mode: str) -> LST:
-    weights = under(arrays, "param/")
-    backbone = plain_t5(weights, settings(arrays["config_json"]))
+    weights, config = under(arrays, "param/"), settings(arrays["config_json"])
+    backbone = plain_t5(weights, config)
     narrow = len(weights["encoder.side_first_downsample.weight"])
-    task = Task("text_to_text", 0, max_target_length=arrays["out/greedy_ids"].shape[1] - 1)
     method = LST(
-        backbone, task, reduction_factor=backbone.width("encoder") // narrow, init="random", memory_mode=memory_mode
+        backbone,
+        Task("text_to_text", 0, max_target_length=arrays["out/greedy_ids"].shape[1] - 1),
+        reduction_factor=backbone.width("encoder") // narrow,
+        side_layers={stack: config.get(f"{stack}_side_layers") for stack in STACKS},
+        gate_temperature=config.get("gate_T", 0.1),
+        init="random",
+        memory_mode=memory_mode,  # type: ignore[arg-type]
     )
     parameters = dict(method.named_parameters())
     with torch.no_grad():
@@ -138,7 +143,8 @@ def test_activations_logits_and_loss(method: LST, arrays: Arrays) -> None:
     same(method(batch), arrays["out/logits"])
     same(method.loss(batch), arrays["out/loss"])
     wanted = {name.removeprefix("act/"): value for name, value in arrays.items() if name.startswith("act/")}
-    never_run = {"decoder.backbone_last"}  # nothing reads it
+    unread = range(method.depth_needed("decoder"), method.backbone.depth("decoder"))
+    never_run = {"decoder.backbone_last", *(f"decoder.block_out.{index}" for index in unread)}
     assert set(wanted) - set(seen) == never_run
     for name in set(wanted) - never_run:
         same(seen[name], wanted[name])

@@ -70,6 +70,7 @@ class Backbone(nn.Module):
 
     family: ClassVar[str]
     stacks: tuple[str, ...]
+    model: Any
     pre_norm: bool = True  # does a block normalise what it reads (T5, ViT, GPT) or what it has summed (BERT)?
 
     def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ class Backbone(nn.Module):
     def save_library(self, folder: Path) -> None:
         """Write the model as its own library does (config and safetensors): what that library's loader reads."""
         if hasattr(self.model, "save_pretrained"):
-            self.model.save_pretrained(folder)  # type: ignore[operator]
+            self.model.save_pretrained(folder)
         else:
             from timm.models import save_for_hf
 
@@ -114,7 +115,7 @@ class Backbone(nn.Module):
 
     def set_attention(self, implementation: str) -> None:
         """`sdpa` (fused kernels, the default) or `eager` (the whole attention matrix, as older code kept it)."""
-        self.model.set_attn_implementation(implementation)  # type: ignore[operator]
+        self.model.set_attn_implementation(implementation)
 
     # ---- architecture -------------------------------------------------------------------------------------------
     def blocks(self, stack: str) -> Sequence[nn.Module]:
@@ -275,13 +276,13 @@ class Backbone(nn.Module):
 
     def untie_language_head(self) -> nn.Module:
         """Give the language head weights of its own where it shares the token table's; returns the head."""
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        table = self.model.get_input_embeddings()  # type: ignore[operator]
+        head = self.model.get_output_embeddings()
+        table = self.model.get_input_embeddings()
         if head is None:
             raise NotImplementedError(f"{type(self).__name__} has no language head")
         if head.weight is table.weight:
             head.weight = nn.Parameter(head.weight.detach().clone())
-            self.model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+            self.model.config.tie_word_embeddings = False
         return head
 
     def shift_right(self, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,15 @@ def new_transformer(model_class: Any, architecture: Mapping[str, Any] | None, **
     return model_class(model_class.config_class(**_known(model_class, architecture)), **kwargs)
 
 
-def read_transformer(model_class: Any, folder: Path, architecture: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+def read_transformer(
+    model_class: Any, folder: Path, architecture: Mapping[str, Any] | None, spare: tuple[str, ...] = (), **kwargs: Any
+) -> Any:
     """The model that `folder` holds (config.json and weights), in float32.
 
     Args:
         architecture: what the weights must fit, and settings that override the folder's (dropout, ...); None takes
             the folder's architecture as it is.
+        spare: names of the model's parts that may be missing.
 
     Raises:
         UserError: no model there, one of another kind, or tensors that are missing or of another shape.
@@ -58,14 +62,15 @@ def read_transformer(model_class: Any, folder: Path, architecture: Mapping[str, 
         )
     overrides = {} if architecture is None else _known(model_class, architecture)
     config = model_class.config_class.from_pretrained(str(folder), **overrides)
-    with _quiet():
+    with _quiet(), _readable(folder):
         model, info = model_class.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
             use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
             ignore_mismatched_sizes=True, output_loading_info=True, **kwargs,
         )  # fmt: skip
     wrong = [f"{name}: {tuple(there)} in the file, {tuple(here)} here" for name, there, here in info["mismatched_keys"]]
-    _refuse_misfit(folder, wrong, () if wrong else info["missing_keys"])
+    missing = [name for name in info["missing_keys"] if not name.startswith(spare)] if spare else info["missing_keys"]
+    _refuse_misfit(folder, wrong, () if wrong else missing)
     return model
 
 
@@ -128,7 +133,7 @@ def new_timm(architecture: Mapping[str, Any]) -> nn.Module:
     """
     import timm
 
-    words = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    words: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
     name = str(words.pop("model"))
     if not timm.is_model(name):
         raise UserError(
@@ -142,10 +147,13 @@ def new_timm(architecture: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"timm's {name} cannot be built: {error}", where="backbone.architecture") from error
 
 
-def read_timm(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a timm folder or a .safetensors file; a pretrained classifier in it is left aside.
+def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
+    """Fill `model`, which has no classifier, from a timm folder or a .safetensors file.
 
     Position embeddings of another grid and first convolutions of another number of channels are adapted as timm does.
+
+    Returns:
+        The pretrained classifier's weight (classes, features) and bias (classes,), where the file has one.
 
     Raises:
         UserError: no weights there, or tensors that are missing or of another shape.
@@ -160,10 +168,10 @@ def read_timm(model: nn.Module, path: Path) -> None:
     stem, wanted = f"{settings.get('first_conv')}.weight", model.state_dict()
     if stem in tensors and tensors[stem].shape[1] != wanted[stem].shape[1]:
         tensors[stem] = adapt_input_conv(wanted[stem].shape[1], tensors[stem])
-    heads = settings.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)} if heads else tensors
+    head = str(settings.get("classifier"))
+    classifier = tensors.pop(f"{head}.weight", None), tensors.pop(f"{head}.bias", None)
     fill(model, tensors, path)
+    return classifier if classifier[0] is not None and classifier[1] is not None else None  # type: ignore[return-value]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -178,14 +186,34 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
-        if file.suffix == ".safetensors":
-            tensors |= load_file(file)
-        else:
-            tensors |= torch.load(file, map_location="cpu", weights_only=True)
+        with _readable(file):
+            safe = file.suffix == ".safetensors"
+            tensors |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     return tensors
 
 
 # ---- both
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One clear error for files that are damaged or hold more than tensors."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            "The weights are a pickle that holds more than tensors: it could run code and is not loaded.",
+            where=str(path),
+            remedy="convert it to safetensors where you trust it, or choose other weights",
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"The weights cannot be read: {error or 'the file is empty'}",
+            where=str(path),
+            remedy="the file is damaged or incomplete: fetch or copy it again",
+        ) from error
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors` into `model`; all of the model's must be there (tied ones once), others are refused.
 

@@ -33,8 +33,8 @@ class CLIP(Backbone):
         image -> patches, [CLS] + position, norm -> blocks -> norm -> CLS ──────── projection ─┐ cosine
         text  -> tokens + position ─────────────> causal blocks -> norm -> end ─── projection ─┘ * exp(scale)
 
-    `config['tower']` says which stacks a method runs over: `image` (default) or `text`, one tower as the backbone of a
-    classifier, whose features are those before the projection; or `both`. Either stack can always be embedded.
+    `config['tower']` says what is kept: `image` (default) or `text`, that tower alone as the backbone of a classifier,
+    which reads the features before the projection; or `both`, with the projections and the scale.
     """
 
     family = "clip"
@@ -50,6 +50,9 @@ class CLIP(Backbone):
                 nearest=nearest_names(str(tower), TOWERS) or TOWERS,
             )
         self.stacks = TOWERS[tower]
+        for name in _unused(tower):
+            if hasattr(model, name):
+                delattr(model, name)
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> CLIP:
@@ -57,10 +60,17 @@ class CLIP(Backbone):
 
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> CLIP:
-        return cls(read_transformer(CLIPModel, folder, config.get("architecture")), config)
+        unused = _unused(config.get("tower", "image"))
+        return cls(read_transformer(CLIPModel, folder, config.get("architecture"), spare=unused), config)
 
     # ---- architecture
     def _tower(self, stack: str) -> Any:
+        if stack not in self.stacks:
+            raise UserError(
+                f"This CLIP keeps its {self.stacks[0]} tower alone.",
+                where="backbone.tower",
+                remedy="backbone.tower=both",
+            )
         return self.model.get_submodule(_MODULES[stack])
 
     def blocks(self, stack: str) -> Sequence[nn.Module]:
@@ -84,8 +94,8 @@ class CLIP(Backbone):
         return tower.post_layernorm if stack == "image" else tower.final_layer_norm
 
     def finish_modules(self, stack: str) -> list[nn.Module]:
-        projection = self.model.visual_projection if stack == "image" else self.model.text_projection
-        return [self.final_norm(stack), projection]
+        projection = getattr(self.model, "visual_projection" if stack == "image" else "text_projection", None)
+        return [self.final_norm(stack)] + ([] if projection is None else [projection])
 
     # ---- running
     def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
@@ -200,3 +210,9 @@ class CLIP(Backbone):
     def zero_shot_logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """(B, E) and (C, E), each of length 1 -> (B, C): cosines times the learned scale."""
         return self.model.logit_scale.exp() * images @ classes.T
+
+
+def _unused(tower: str) -> tuple[str, ...]:
+    """What a classifier on one tower does not need: the other tower, the projections, the scale."""
+    shared = ("visual_projection", "text_projection", "logit_scale")
+    return () if tower == "both" else (*shared, "text_model" if tower == "image" else "vision_model")

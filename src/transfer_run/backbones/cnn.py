@@ -47,7 +47,7 @@ class CNN(Backbone):
         convolutions = [m for m in stem.modules() if isinstance(m, nn.Conv2d)]
         widths = [convolutions[-1].out_channels]
         for stage in self.blocks("image"):
-            unit: Any = list(stage.children())[-1]  # type: ignore[attr-defined]
+            unit: Any = list(stage.children())[-1]
             norms = [m for m in unit.children() if isinstance(m, nn.BatchNorm2d)]
             widths.append(norms[-1].num_features)
         return widths
@@ -59,7 +59,7 @@ class CNN(Backbone):
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> CNN:
         backbone = cls.from_architecture(config)
-        read_timm(backbone.model, folder)
+        backbone.source_head = read_timm(backbone.model, folder)
         return backbone
 
     # ---- architecture

@@ -114,9 +114,11 @@ class Decoder(Backbone):
         """The library's causal masks and rotary angles for the state's present tokens."""
         context = state.context
         words = {
-            "config": self.model.config, "inputs_embeds": state.hidden, "attention_mask": state.mask,
-            "past_key_values": context["cache"], "position_ids": context["positions"],
-        }  # fmt: skip
+            "config": self.model.config,
+            "inputs_embeds": state.hidden,
+            "attention_mask": state.mask,
+            "past_key_values": context["cache"],
+        }
         made = {"mask": create_causal_mask(**words)}
         if self._windowed:
             made["sliding_mask"] = create_sliding_window_causal_mask(**words)
@@ -187,7 +189,7 @@ class Decoder(Backbone):
             )
         block: Any = self.blocks(state.stack)[state.index]
         norm1, norm2 = (self.part(state.stack, state.index, name) for name in ("norm1", "norm2"))
-        attention = self.part(state.stack, state.index, "attention")
+        attention: Any = self.part(state.stack, state.index, "attention")
         seen, asked = norm1(state.hidden), norm1(queries)
         q, k, v = (
             split_heads(self.project(state.stack, state.index, name, x), attention.head_dim)

@@ -38,12 +38,7 @@ def family_class(family: str) -> type[Backbone]:
     Raises:
         UserError: there is no such family.
     """
-    if family not in FAMILIES:
-        raise UserError(
-            f"There is no family of backbones {family!r}.",
-            where="backbone.family",
-            nearest=nearest_names(family, FAMILIES) or sorted(FAMILIES),
-        )
+    _refuse_unknown(family)
     module, name = FAMILIES[family].split(":")
     found: type[Backbone] = getattr(importlib.import_module(module), name)
     return found
@@ -64,29 +59,39 @@ def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str 
     Raises:
         UserError: the weights cannot be had, or do not fit the architecture.
     """
-    family = family_class(config["family"])
+    _refuse_unknown(config["family"])
     source = str(config.get("weights") or RANDOM)
     if device == "meta":
+        family = family_class(config["family"])
         with torch.device("meta"):
             return family.from_architecture(config)
     if not weights or source.split(":")[0] == RANDOM:
-        backbone = _random(family, config, source if weights else RANDOM)
+        backbone = _random(config, source if weights else RANDOM)
     elif source == "hub":
-        backbone = _from_hub(family, config)
+        backbone = _from_hub(config)
     else:
-        backbone = _from_path(family, config, source)
+        backbone = _from_path(config, source)
     backbone.provenance["checksum"] = checksum(backbone.model)
     return backbone.to(device)
 
 
-def _random(family: type[Backbone], config: dict[str, Any], source: str) -> Backbone:
+def _refuse_unknown(family: str) -> None:
+    if family not in FAMILIES:
+        raise UserError(
+            f"There is no family of backbones {family!r}.",
+            where="backbone.family",
+            nearest=nearest_names(family, FAMILIES) or sorted(FAMILIES),
+        )
+
+
+def _random(config: dict[str, Any], source: str) -> Backbone:
     """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
     _, _, words = source.partition(":")
     if words and not words.isdigit():
         raise UserError(
             f"{words!r} is no seed.", where="backbone.weights", remedy="backbone.weights=random or random:SEED"
         )
-    seed = int(words) if words else torch.initial_seed()
+    seed, family = int(words) if words else torch.initial_seed(), family_class(config["family"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = family.from_architecture(config)
@@ -94,7 +99,8 @@ def _random(family: type[Backbone], config: dict[str, Any], source: str) -> Back
     return backbone
 
 
-def _from_hub(family: type[Backbone], config: dict[str, Any]) -> Backbone:
+def _from_hub(config: dict[str, Any]) -> Backbone:
+    """The weights are looked for before the library is imported: what is not there is said at once."""
     hub, revision = config.get("hub"), config.get("revision")
     if not hub:
         raise UserError(
@@ -103,12 +109,12 @@ def _from_hub(family: type[Backbone], config: dict[str, Any]) -> Backbone:
             remedy="backbone.weights=random, or a folder: backbone.weights=PATH",
         )
     folder = fetch_weights(hub, revision)
-    backbone = family.from_folder(folder, config)
+    backbone = family_class(config["family"]).from_folder(folder, config)
     backbone.provenance = {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
     return backbone
 
 
-def _from_path(family: type[Backbone], config: dict[str, Any], source: str) -> Backbone:
+def _from_path(config: dict[str, Any], source: str) -> Backbone:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(
@@ -118,13 +124,13 @@ def _from_path(family: type[Backbone], config: dict[str, Any], source: str) -> B
             remedy="hub, random, or the path of a folder with config.json and model.safetensors",
         )
     if (path / "model.json").is_file():
-        return _from_run(family, config, path)
-    backbone = family.from_folder(path, config)
+        return _from_run(config, path)
+    backbone = family_class(config["family"]).from_folder(path, config)
     backbone.provenance = {"source": "folder", "weights": source}
     return backbone
 
 
-def _from_run(family: type[Backbone], config: dict[str, Any], folder: Path) -> Backbone:
+def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
     """The backbone inside the model that an earlier run saved: its tensors are named `backbone.model.*`."""
     from safetensors.torch import load_file
 
@@ -135,9 +141,12 @@ def _from_run(family: type[Backbone], config: dict[str, Any], folder: Path) -> B
             where=str(folder),
             remedy="name a run that trained the whole backbone (method=full, method=pretrain), or an exported folder",
         )
-    backbone = family.from_architecture(config)
+    backbone = family_class(config["family"]).from_architecture(config)
     prefix = "backbone.model."
     tensors = load_file(folder / "model.safetensors")
     fill(backbone.model, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, folder)
+    weight, bias = tensors.get("backbone.head.weight"), tensors.get("backbone.head.bias")
+    if weight is not None and bias is not None:
+        backbone.source_head = (weight, bias)
     backbone.provenance = {"source": "run", "weights": str(folder)}
     return backbone

@@ -27,7 +27,7 @@ def stages(backbone: Backbone) -> dict[str, list[str]]:
         owners += [(f"{paths[id(block)]}.", f"{stack}.{i}") for i, block in enumerate(backbone.blocks(stack))]
         owners += [(f"{paths[id(module)]}.", f"{stack}.finish") for module in backbone.finish_modules(stack)]
     owners.append(("head.", HEAD))
-    found: dict[str, list[str]] = {EMBEDDING: []} | {stage: [] for _, stage in owners}
+    found: dict[str, list[str]] = {stage: [] for stage in (EMBEDDING, *(stage for _, stage in owners))}
     for name in backbone.state_dict():
         owner = next((stage for prefix, stage in owners if name.startswith(prefix)), EMBEDDING)
         found[owner].append(name)

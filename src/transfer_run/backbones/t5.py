@@ -170,7 +170,7 @@ class T5(Backbone):
 
     def attend_queries(self, state: State, queries: Tensor) -> Tensor:
         """As in the base; queries have no place in the text, so their position bias is 0 everywhere."""
-        layers: Any = self.blocks(state.stack)[state.index].layer  # type: ignore[union-attr]
+        layers: Any = self.blocks(state.stack)[state.index].layer
         seen = layers[0].layer_norm(state.hidden)
         queries = self._read(layers[0], layers[0].SelfAttention, queries, seen, state.mask)
         if state.stack == "decoder":
@@ -201,7 +201,7 @@ class T5(Backbone):
 
     def untie_language_head(self) -> nn.Module:
         """As in the base; the factor that tied heads take their input by is folded into the new weights."""
-        head = super().untie_language_head()
+        head: Any = super().untie_language_head()
         if self.model.config.scale_decoder_outputs:
             with torch.no_grad():
                 head.weight.mul_(self.model.config.d_model**-0.5)

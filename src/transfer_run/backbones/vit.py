@@ -48,7 +48,7 @@ class ViT(Backbone):
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> ViT:
         backbone = cls.from_architecture(config)
-        read_timm(backbone.model, folder)
+        backbone.source_head = read_timm(backbone.model, folder)
         return backbone
 
     # ---- architecture

@@ -47,7 +47,7 @@ INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
 def _with_info(arguments: Sequence[str]) -> list[str]:
     """`--info method=lst` as `--info all method=lst`: a word is no kind of information."""
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"--info={INFO[0]}" if argument in ("--info", "-i") and "=" in after else argument
         for argument, after in zip(arguments, following, strict=True)

@@ -90,3 +90,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--config-dir", "-cd")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

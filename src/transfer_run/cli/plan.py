@@ -87,7 +87,9 @@ def as_json(cfg: DictConfig, answer: Any) -> dict[str, Any]:
         "memory": answer.memory,
     }
     if answer.budget is not None:
-        content["budget"] = {name: getattr(answer.budget, name) for name in ("bytes", "batch_size", "peak", "next_peak")}
+        content["budget"] = {
+            name: getattr(answer.budget, name) for name in ("bytes", "batch_size", "peak", "next_peak")
+        }
     return content
 
 

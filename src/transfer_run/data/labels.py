@@ -54,6 +54,10 @@ def class_labels(
             return np.array([index.get(v, UNLABELLED) for v in values]), tuple(known)
     numbers = np.array([UNLABELLED if v is None or v != v else v for v in values], dtype=float)
     known = list(names or own or [])
+    if own and set(own) <= set(known) and list(own) != known:  # the data number the same names otherwise
+        _check_range(table, column, numbers, len(own))
+        renumbered = np.array([*(known.index(name) for name in own), UNLABELLED])
+        return renumbered[numbers.astype(np.int64)], tuple(known)
     limit = count or len(known) or int(numbers.max(initial=0)) + 1
     _check_range(table, column, numbers, limit)
     return numbers.astype(np.int64), tuple(known or (str(n) for n in range(limit)))

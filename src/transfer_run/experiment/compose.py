@@ -31,7 +31,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment import registry, schema
-from transfer_run.experiment.fit import check_files, check_fit
+from transfer_run.experiment.candidates import candidate_configs
+from transfer_run.experiment.fit import NO_DATA, check_files, check_fit
 from transfer_run.experiment.words import parse, separate
 
 CONFIG_NAME = "run"
@@ -97,8 +98,12 @@ class Composer:
         schema.check(values, declared, where, _general())
         if values["method"].get("about", {}).get("pretrained", True) is False:
             values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
+        if values["dataset"].get("form") == NO_DATA:
+            values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
         values["search_path"] = list(dict.fromkeys([*map(str, self.folders), *values["search_path"]]))
         check_fit(values, self.folders)
+        for backbone in candidate_configs(values, self.folders).values():
+            check_fit({**values, "backbone": backbone}, self.folders)
         check_files(values, where)
         final = OmegaConf.create(values)
         OmegaConf.set_struct(final, True)
@@ -221,7 +226,7 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
     before, singleton = HydraConfig.instance().cfg, HydraConfig.instance()
     try:
         singleton.set_config(cfg)
-        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         own._set_parent(cfg)
         return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.plan import plan_run
 from transfer_run.experiment.sources import Tree, source_tree
 from transfer_run.experiment.summary import size
@@ -21,6 +22,10 @@ def show_dry_run(cfg: DictConfig) -> None:
     for depth, run in tree.walk():
         table.add_row(*_row(depth, run))
     console.print(table)
+    if without_data(cfg):
+        console.print("nothing to plan: checkpoints are merged piece by piece, in a few times method.chunk_bytes")
+        console.print(f"folder:  {tree.folder}")
+        return
     plan = plan_run(cfg)
     shapes = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in plan.shapes.items())
     counts = plan.parameters
@@ -39,5 +44,5 @@ def _row(depth: int, run: Tree) -> tuple[str, ...]:
     if run.cfg is None:
         return name, "", "", "", "exists", ""
     state = "finished" if run.finished else "would run"
-    peak = size(plan_run(run.cfg).memory["peak"])
+    peak = "" if without_data(run.cfg) else size(plan_run(run.cfg).memory["peak"])
     return name, run.cfg.method.name, run.cfg.backbone.name, run.cfg.dataset.name, state, peak

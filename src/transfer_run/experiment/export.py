@@ -41,6 +41,9 @@ def export_run(run: Path, out: Path) -> Path:
         UserError: the run made no model, or `out` holds other things already.
     """
     source = model_folder(run)
+    if not (source / "model.json").is_file() and any(source.glob("*.safetensors")):
+        shutil.copytree(source, out, dirs_exist_ok=True)  # merged files are in their library's form already
+        return out
     about = read_description(source)
     if out.exists() and any(out.iterdir()) and not (out / "model.json").is_file():
         raise UserError(

@@ -25,6 +25,15 @@ ANSWERS = {
 """The forms of task that a family can answer; a form that no family names here is not checked."""
 
 
+NO_DATA = "none"
+"""The form of `dataset=none`: checkpoints or finished runs are all that the method works on."""
+
+
+def without_data(cfg: Mapping[str, Any]) -> bool:
+    """Has the run of this composed config no data set?"""
+    return str(cfg["dataset"]["form"]) == NO_DATA
+
+
 def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     """Refuse a method on a backbone it is not defined on, and a dataset that the backbone cannot read or answer.
 
@@ -36,47 +45,80 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
         UserError: naming both and what would fit instead.
     """
     method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
-    family, form = str(backbone.get("family")), str(dataset.get("form"))
-    on = f"backbone={backbone['name']} (family {family})"
-    families = method.get("about", {}).get("backbones")
-    if families and family not in families:
-        raise UserError(
-            f"method={method['name']} is not defined on {on}.",
-            where="method, backbone",
-            remedy=_instead(
-                ("backbone", _backbones(families, folders)),
-                ("method", _methods(lambda about: family in about.get("backbones", [family]), folders)),
-            ),
-        )
+    _check_backbone(method, backbone, folders)
+    _check_kind(method, backbone, dataset, folders)
+    _check_form(method, backbone, dataset, folders)
+    _check_task(method, backbone, dataset, folders)
+
+
+def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    family, families = str(backbone.get("family")), _families(method)
+    if family in (families or [family]):
+        return
+    methods = _methods(lambda about: family in about.get("backbones", [family]), folders)
+    raise UserError(
+        f"method={method['name']} is not defined on {_named(backbone)}.",
+        where="method, backbone",
+        remedy=_instead(("backbone", _backbones(families, folders)), ("method", methods)),
+    )
+
+
+def _check_kind(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
     kind = reads(dataset)
-    readable = READS.get(family, {kind})
+    readable = READS.get(str(backbone.get("family")), {kind})
     if backbone.get("tower", "both") != "both":
         readable = {TEXT} if backbone["tower"] == "text" else {IMAGES}
-    if kind not in readable:
-        fitting = {name for name, what in READS.items() if kind in what and name in (families or READS)}
-        datasets = registry.entries("dataset", folders)
-        fits = [e.name for e in datasets if reads(e.content.get("dataset", {})) in readable]
-        raise UserError(
-            f"dataset={dataset['name']} holds {kind}, which {on} does not read.",
-            where="dataset, backbone",
-            remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", fits)),
-        )
-    if any(form in forms for forms in ANSWERS.values()) and form not in ANSWERS.get(family, {form}):
-        fitting = {name for name, forms in ANSWERS.items() if form in forms and name in (families or ANSWERS)}
-        raise UserError(
-            f"dataset={dataset['name']} asks for {form}, which {on} does not answer.",
-            where="dataset, backbone",
-            remedy=_instead(("backbone", _backbones(fitting, folders))),
-        )
-    tasks = method.get("about", {}).get("tasks")
-    posed = "text_to_text" if family == "t5" else form
-    if tasks and not {form, posed} & set(tasks):
-        fitting_methods = _methods(lambda about: {form, posed} & set(about.get("tasks", [form])), folders)
-        raise UserError(
-            f"method={method['name']} does not train on dataset={dataset['name']}, a task of {form}.",
-            where="method, dataset",
-            remedy=f"choose a dataset of {' or '.join(tasks)}; " + _instead(("method", fitting_methods)),
-        )
+    if kind in readable:
+        return
+    fitting = {family for family, kinds in READS.items() if kind in kinds} & set(_families(method) or READS)
+    datasets = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) in readable]
+    raise UserError(
+        f"dataset={dataset['name']} holds {kind}, which {_named(backbone)} does not read.",
+        where="dataset, backbone",
+        remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", datasets)),
+    )
+
+
+def _check_form(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    form = str(dataset.get("form"))
+    able = {family for family, forms in ANSWERS.items() if form in forms}
+    family = str(backbone.get("family"))
+    if not able or family not in ANSWERS or family in able:
+        return
+    raise UserError(
+        f"dataset={dataset['name']} asks for {form}, which {_named(backbone)} does not answer.",
+        where="dataset, backbone",
+        remedy=_instead(("backbone", _backbones(able & set(_families(method) or able), folders))),
+    )
+
+
+def _check_task(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    """A T5 takes a classification as text-to-text, so a method for either of the two trains on it."""
+    form, tasks = str(dataset.get("form")), (method.get("about") or {}).get("tasks")
+    forms = {form, "text_to_text"} if backbone.get("family") == "t5" else {form}
+    if not tasks or forms & set(tasks):
+        return
+    methods = _methods(lambda about: forms & set(about.get("tasks", forms)), folders)
+    raise UserError(
+        f"method={method['name']} does not train on dataset={dataset['name']}, a task of {form}.",
+        where="method, dataset",
+        remedy=f"choose a dataset of {' or '.join(tasks)}; {_instead(('method', methods))}",
+    )
+
+
+def _families(method: Mapping[str, Any]) -> list[str]:
+    """The families that a method names; none where it works on all."""
+    return (method.get("about") or {}).get("backbones") or []
+
+
+def _named(backbone: Mapping[str, Any]) -> str:
+    return f"backbone={backbone['name']} (family {backbone.get('family')})"
 
 
 def reads(dataset: Mapping[str, Any]) -> str:
@@ -113,7 +155,7 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     if dataset.get("path"):
         dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
     weights = backbone.get("weights")
-    if weights and weights not in ("hub", "random") and not weights.startswith("run:"):
+    if weights and weights not in ("hub", "random") and not weights.startswith(("run:", "random:")):
         backbone["weights"] = _existing(weights, "backbone.weights", where, ["hub", "random"])
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError
+from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.schema import ABOUT, flatten
 
@@ -71,9 +72,13 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
     kept = _kept(values, "")
     for name, words in (kept.get("sources") or {}).items():
         kept["sources"][name] = _source(f"sources.{name}", str(words), folders, chain)
-    weights = str((kept.get("backbone") or {}).get("weights"))
-    if weights.startswith(RUN):
-        kept["backbone"]["weights"] = RUN + _source("backbone.weights", weights.removeprefix(RUN), folders, chain)
+    candidates = candidate_configs(values, [Path(folder) for folder in folders])
+    if candidates:
+        kept["candidates"] = candidates
+    for key, backbone in {"backbone": kept.get("backbone") or {}, **candidates}.items():
+        weights = str(backbone.get("weights"))
+        if weights.startswith(RUN):
+            backbone["weights"] = RUN + _source(f"{key}.weights", weights.removeprefix(RUN), folders, chain)
     return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import batch_spec, build_task
+from transfer_run.errors import UserError
 from transfer_run.experiment.optimization import build_optimizer
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
@@ -167,10 +168,18 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
     if paper:
         own = settings["about"].get("paper_profile") or {}
         settings = OmegaConf.to_container(OmegaConf.merge(settings, _nested(own)))  # type: ignore[assignment]
-    backbone = build_backbone(config["backbone"], weights=False, device="meta")
-    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
-    with torch.device("meta"):
-        return build_method(settings, backbone, build_task(config["dataset"], config["backbone"]))
+    task = build_task(config["dataset"], config["backbone"])
+
+    def build() -> Method:
+        backbone = build_backbone(config["backbone"], weights=False, device="meta")
+        backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+        return build_method(settings, backbone, task)
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
+        return build()
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,32 +77,30 @@ def _git_revision() -> str:
     return revision + ("+changes" if changed else "")
 
 
+LIBRARIES = ("lightning.pytorch", "lightning.fabric", "py.warnings")
+
+
 @contextmanager
 def run_log(folder: Path, *, console: bool = True) -> Iterator[None]:
-    """Send the log of the run to `run.log` (appended on resume) and, as plain lines, to stderr."""
+    """Send the log to `run.log` (appended on resume); our own lines also to stderr, the libraries' only to the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("transfer_run", "lightning.pytorch", "lightning.fabric", "py.warnings")
     to_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = logging.StreamHandler(sys.stderr)
     to_console.setFormatter(logging.Formatter("%(message)s"))
     logging.captureWarnings(True)
-    before = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in names}
-    for name in names:
+    before = {}
+    for name in (LOG.name, *LIBRARIES):
         logger = logging.getLogger(name)
-        logger.addHandler(to_file)
+        before[name] = (logger.level, logger.propagate, list(logger.handlers))
+        logger.handlers = [to_file, to_console] if console and name == LOG.name else [to_file]
         logger.propagate = False
         logger.setLevel(logging.INFO)
-    if console:
-        LOG.addHandler(to_console)
     try:
         yield
     finally:
-        for name in names:
+        for name, (level, propagate, handlers) in before.items():
             logger = logging.getLogger(name)
-            logger.removeHandler(to_file)
-            logger.setLevel(before[name][0])
-            logger.propagate = before[name][1]
-        LOG.removeHandler(to_console)
+            logger.level, logger.propagate, logger.handlers = level, propagate, handlers
         logging.captureWarnings(False)
         to_file.close()

@@ -163,20 +163,22 @@ def _files(group: str, folders: Sequence[Path], *, hidden: bool = False) -> dict
     return found
 
 
-def _read(group: str, name: str, files: Mapping[str, Path]) -> dict[str, Any]:
-    """What the file adds to a config, over what the files of its group that its defaults list names add."""
+def _read(group: str, name: str, files: Mapping[str, Path], base: str = "") -> dict[str, Any]:
+    """What the file adds to a config, over what the files of its group that its defaults list names add.
+
+    Args:
+        base: the folder below the group's that relative names start from: as Hydra has it, the group's own for a
+            choice, and the file's own for a file that another one builds on.
+    """
     own = read_yaml(files[name])
     content: dict[str, Any] = {}
     for item in own.pop("defaults", []):
-        parent = str(item).partition("@")[0].removeprefix(f"/{group}/")
-        beside = f"{name.rpartition('/')[0]}/{parent}".lstrip("/")
-        for candidate in (beside, parent):
-            if isinstance(item, str) and candidate in files and candidate != name:
-                content = merged(content, _read(group, candidate, files))
-                break
-    return merged(
-        content, _placed(own, _package(files[name]) or f"{group}/{name}".rpartition("/")[0].replace("/", "."))
-    )
+        parent = str(item).partition("@")[0]
+        parent = parent.removeprefix(f"/{group}/") if parent.startswith("/") else f"{base}{parent}"
+        if isinstance(item, str) and parent in files:
+            content = merged(content, _read(group, parent, files, parent[: parent.rfind("/") + 1]))
+    path = group if group == "table" else f"{group}/{name}".rpartition("/")[0].replace("/", ".")
+    return merged(content, _placed(own, _package(files[name]) or path))
 
 
 def _package(file: Path) -> str:

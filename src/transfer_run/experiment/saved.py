@@ -66,7 +66,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _with_weights(about: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+def backbone_config(about: Mapping[str, Any], weights: str | None = None) -> dict[str, Any]:
     """The backbone's config naming the very weights that the run found: seed, folder, or commit of the hub."""
     provenance = about["provenance"]
     config = {**about["backbone"], "weights": weights or provenance["weights"]}
@@ -87,7 +87,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     """
     about = read_description(folder)
     task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["task"].items()})
-    config = _with_weights(about, backbone_weights)
+    config = backbone_config(about, backbone_weights)
     backbone = build_backbone(config, weights=not about["complete"])
     known, found = about["provenance"].get("checksum"), backbone.provenance.get("checksum")
     if not about["complete"] and known != found:

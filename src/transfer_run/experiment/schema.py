@@ -4,7 +4,7 @@ The type of a value is that of its default. Where the default alone does not tel
 for a method's or a dataset's own keys `about.options` of its file, in one of two forms:
 
     gate: [learnable, none, one]      the only choices
-    reduction_factor: int >= 1        a type: int, float, str, bool, dict, list, list[int], list[float], list[str],
+    reduction_factor: int >= 1        a type: int, float, str, bool, dict, any, list, list[int], list[float], list[str],
                                       with `?` where null is allowed (`int?`), and a bound: `>= 1`, `> 0`, `<= 1`,
                                       `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free
 """
@@ -31,7 +31,7 @@ _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _GRAMMAR = re.compile(
-    rf"(?P<name>int|float|str|bool|dict|list)(?:\[(?P<item>int|float|str|bool)\])?(?P<nullable>\?)?"
+    rf"(?P<name>int|float|str|bool|dict|list|any)(?:\[(?P<item>int|float|str|bool)\])?(?P<nullable>\?)?"
     rf"(?: (?:(?P<sign>>=|>|<=|<) (?P<bound>{_NUMBER})|in (?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})))?"
 )
 
@@ -134,14 +134,15 @@ def parse_type(option: Any) -> Type:
 
 
 def type_of(default: Any) -> Type:
-    """The type that a default value stands for; null stands for anything."""
+    """The type that a default value stands for; null and `${...}` stand for anything."""
     if isinstance(default, list):
         kinds = {type(item).__name__ for item in default}
         kinds = {"float"} if kinds == {"int", "float"} else kinds
         item = kinds.pop() if len(kinds) == 1 else None
         return Type("list", item if item in _SCALARS else None)
     name = type(default).__name__
-    return Type(name if name in _SCALARS else "any")
+    interpolated = isinstance(default, str) and "${" in default
+    return Type(name if name in _SCALARS and not interpolated else "any")
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import RunFailed, UserError
+from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import identity, run_folder
 from transfer_run.experiment.record import read_result
@@ -62,14 +63,17 @@ def model_folder(run: Path) -> Path:
 
 
 def sources_of(cfg: DictConfig) -> list[Source]:
-    """All sources of a run; the backbone's weights (`run:...`) count as the source `backbone`.
+    """All sources of a run; weights that name a run (`run:...`) are the source `backbone`, or `pool.NAME` in a pool.
 
     Raises:
         UserError: words that name neither a run nor a folder.
     """
     words = {name: str(value) for name, value in cfg.sources.items()}
-    if str(cfg.backbone.weights).startswith(RUN):
-        words["backbone"] = str(cfg.backbone.weights)[len(RUN) :]
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    pool = candidate_configs(values, [Path(folder) for folder in values["search_path"]])
+    for name, backbone in {"backbone": values["backbone"], **{f"pool.{k}": v for k, v in pool.items()}}.items():
+        if str(backbone["weights"]).startswith(RUN):
+            words[name] = str(backbone["weights"])[len(RUN) :]
     return [_resolve(name, value, cfg) for name, value in words.items()]
 
 
@@ -163,9 +167,11 @@ def source_tree(cfg: DictConfig, name: str = "", chain: tuple[str, ...] = ()) ->
     return tree
 
 
-def resolved_backbone(cfg: DictConfig, sources: dict[str, Path]) -> dict[str, Any]:
-    """The backbone's config as plain containers, weights of a source run replaced by its model folder."""
-    backbone: dict[str, Any] = OmegaConf.to_container(cfg.backbone, resolve=True)  # type: ignore[assignment]
-    if "backbone" in sources and str(backbone["weights"]).startswith(RUN):
-        backbone["weights"] = str(model_folder(sources["backbone"]))
-    return backbone
+def resolved_backbone(backbone: dict[str, Any], sources: dict[str, Path], name: str = "backbone") -> dict[str, Any]:
+    """A backbone's config with weights of a source run replaced by its model folder.
+
+    Args:
+        name: of the source that the weights are: `backbone`, or `pool.NAME`.
+    """
+    from_run = name in sources and str(backbone["weights"]).startswith(RUN)
+    return {**backbone, "weights": str(model_folder(sources[name]))} if from_run else backbone

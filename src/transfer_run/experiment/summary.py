@@ -33,11 +33,14 @@ def show_result(folder: Path) -> None:
         table.add_row(f"peak memory ({memory['source']})", f"{size(memory['peak'])} in {memory['peak_phase']}")
         kinds = sorted(memory["by_kind"].items(), key=lambda item: -item[1])
         table.add_row("  of it", ", ".join(f"{kind} {size(value)}" for kind, value in kinds if value))
-        if memory.get("predicted_peak"):
+        if memory.get("predicted_peak") and memory["source"] != "plan":
             off = 100 * (memory["predicted_peak"] / max(1, memory["peak"]) - 1)
             table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({off:+.1f} %)")
-    table.add_row(
-        "training", f"{result['time']['fit_seconds']:.1f} s, {result['time']['samples_per_second']:.0f} samples/s"
-    )
+    time = result["time"]
+    if time["steps"]:
+        table.add_row("training", f"{time['fit_seconds']:.1f} s, {time['samples_per_second']:.0f} samples/s")
     table.add_row("folder", str(folder))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in result.get("extra", {}).get("table", ()):  # a method's own result, as lines (a ranking, a matrix)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
+from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.experiment.combine import combine_files, on_first_source
 from transfer_run.experiment.compose import make_importable
+from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
 from transfer_run.experiment.metrics_csv import MetricsCsv
@@ -26,11 +29,11 @@ from transfer_run.experiment.module import TransferModule
 from transfer_run.experiment.plan import Plan, Target, plan_run
 from transfer_run.experiment.progress import progress_callback
 from transfer_run.experiment.record import LOG, environment, write_json
-from transfer_run.experiment.saved import save_model
+from transfer_run.experiment.saved import load_model, save_model
 from transfer_run.experiment.sources import model_folder, resolved_backbone
 from transfer_run.hardware.trainer import build_trainer, device_of
 from transfer_run.memory.callback import MemoryCallback
-from transfer_run.methods.base import Context, Method
+from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
 
 
@@ -40,6 +43,13 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     Args:
         sources: folders of the finished source runs by name.
     """
+    name = identity(cfg)
+    if without_data(cfg):
+        found = on_first_source(cfg, sources)
+        if found is None:
+            combine_files(cfg, folder, sources)
+            return
+        cfg = found
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -47,7 +57,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     data.setup()
     for note in data.notes:
         LOG.info("%s", note)
-    backbone = build_backbone(resolved_backbone(cfg, sources), weights=method_needs_weights(config))
+    backbone = build_backbone(resolved_backbone(config["backbone"], sources), weights=method_needs_weights(config))
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     method = build_method(config["method"], backbone, data.task)
 
@@ -82,7 +92,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
             save_model(method, model_folder(folder), config, data.transform_description)
         target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
         plan = plan_run(cfg, target) if memory is not None else None
-        result = _result(cfg, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
+        result = _result(cfg, name, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
         write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
         if memory is not None and plan is not None:
             LOG.info("%s", memory.compare(plan))
@@ -94,15 +104,37 @@ def method_needs_weights(config: dict[str, Any]) -> bool:
 
 
 def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], data: DataModule) -> Context:
+    pool = candidate_configs(config, [Path(folder) for folder in config["search_path"]])
+    return Context(
+        config["seed"],
+        folder,
+        _batches(config, data),
+        sources,
+        partial(LOG.info, "%s"),
+        batch_size=config["dataset"]["batch_size"],
+        candidates={
+            name: partial(_candidate, config, resolved_backbone(backbone, sources, f"pool.{name}"))
+            for name, backbone in pool.items()
+        },
+        load_source=lambda name: load_model(model_folder(sources[name])).to(device_of(config["hardware"])),
+    )
+
+
+def _batches(config: dict[str, Any], data: DataModule) -> Callable[[str, int], Iterator[Batch]]:
+    """(split, batch_size) -> one pass over the split, on the device of the run."""
     device = device_of(config["hardware"])
 
     def batches(split: str, batch_size: int) -> Iterator[Batch]:
         for batch in data.loader(split, batch_size=batch_size, seed=config["seed"]):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
-    return Context(
-        config["seed"], folder, batches, sources, partial(LOG.info, "%s"), batch_size=config["dataset"]["batch_size"]
-    )
+    return batches
+
+
+def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:
+    """A backbone of the pool, and the run's dataset through its tokenizer or image transform."""
+    data = build_data(config["dataset"], backbone, config["seed"])
+    return Candidate(build_backbone(backbone), _batches(config, data))
 
 
 def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:
@@ -137,6 +169,7 @@ def count_parameters(method: Method) -> dict[str, float]:
 
 def _result(
     cfg: DictConfig,
+    name: str,
     method: Method,
     trainer: pl.Trainer,
     scores: dict[str, float],
@@ -144,14 +177,14 @@ def _result(
     memory: MemoryCallback | None,
     plan: Plan | None,
 ) -> dict[str, Any]:
-    """`result.json` of the contract."""
+    """`result.json` of the contract, of the run whose identity is `name`."""
     measured = memory.result() if memory is not None else {}
-    if plan is not None:
-        measured["predicted_peak"] = plan.memory["peak"]
+    if plan is not None:  # a run that neither trains nor tests measures nothing: its plan stands there, and says so
+        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"]}
     return {
         "schema": 1,
         "status": "finished",
-        "identity": identity(cfg),
+        "identity": name,
         "method": cfg.method.name,
         "backbone": cfg.backbone.name,
         "dataset": cfg.dataset.name,

@@ -27,7 +27,8 @@ def separate(words: Sequence[str], config_dir: str | None, search_path: Iterable
     Raises:
         UserError: a folder does not exist.
     """
-    others, found = [], ([config_dir] if config_dir else []) + list(search_path)
+    others: list[str] = []
+    found: list[object] = [*([config_dir] if config_dir else []), *search_path]
     for word in words:
         if word.lstrip("+").startswith(f"{SEARCH_PATH}="):
             value = parse(word).value()

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
-
-_ASKS_FOR_A_VALUE = torch.ops.aten._local_scalar_dense.default
 
 
 def fake_mode() -> FakeTensorMode:
@@ -57,20 +59,45 @@ def make_fake(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
         for name, value in list(vars(part).items()):
             if isinstance(value, Tensor):
                 part.__dict__[name] = convert(value)
+            elif isinstance(value, tuple) and value and all(isinstance(one, Tensor) for one in value):
+                part.__dict__[name] = tuple(convert(one) for one in value)
 
 
 class AnswersNo(TorchDispatchMode):
     """Fake tensors have no values: a yes-or-no question that depends on one is answered no, a number is 1.
 
-    The questions in the libraries ("is the mask all ones?", "have all answers ended?") then take the road that
-    needs the most memory: the mask is made, generation goes on to its full length.
+    The questions in the libraries ("is the mask all ones?", "have all answers ended?") then take the road that needs
+    the most memory: the mask is made, generation goes on to its full length. For the same reason whatever selects by
+    a mask selects everything. A single random number has a value, 1/2: code that draws one compares it with a rate.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.rand.default and list(args[0]) in ([], [1]):
+            return torch.tensor(0.5).reshape(args[0])
         try:
             return func(*args, **(kwargs or {}))
         except DataDependentOutputException:
-            if func is not _ASKS_FOR_A_VALUE:
+            if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
             dtype = args[0].dtype
             return False if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
+        except DynamicOutputShapeException:
+            return _all_selected(func, args)
+
+
+def _all_selected(func: Any, args: Any) -> Any:
+    """The outcome of an operator whose shape depends on a mask, when the mask is true everywhere."""
+    if func is torch.ops.aten.nonzero.default:
+        return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+    if func is torch.ops.aten.masked_select.default:
+        return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape).numel())
+    if func is torch.ops.aten.index.Tensor:
+        return func(args[0], [place for index in args[1] for place in _places(index)])
+    raise NotImplementedError(f"a plan cannot tell the shape of {func}, which depends on the data")
+
+
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    """A mask over n dimensions as n vectors of positions, one for each of its elements."""
+    if index is None or index.dtype is not torch.bool:
+        return [index]
+    return [index.new_empty(index.numel(), dtype=torch.int64) for _ in index.shape]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 
 from transfer_run.memory.account import KINDS
 
 GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
+PHASES = ("forward", "backward", "step", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Facts:
 
 def amount(size: float, paper: bool = False) -> str:
     """Bytes for people: GiB, below a tenth of one MiB; `paper`: the papers' GB of 1000 MiB."""
-    if paper:
+    if paper and size >= PAPER_GB / 10:
         return f"{size / PAPER_GB:.2f} GB"
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
 
@@ -53,41 +54,45 @@ def memory_report(memory: Mapping[str, Any], facts: Facts, title: str = "memory 
     Args:
         memory: as in `result.json` (`MemoryReport.as_dict`).
     """
-    unit = " (GB = 1000 MiB, as the papers count)" if facts.paper else ""
-    lines = ["", *reasons(memory, facts)]
-    return Group(_phases(memory, facts, title + unit), _largest(memory, facts), "\n".join(lines))
+    return Group(title, _phases(memory, facts), _largest(memory, facts), *reasons(memory, facts))
 
 
-def _phases(memory: Mapping[str, Any], facts: Facts, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("phase")
+def _unit(memory: Mapping[str, Any], facts: Facts) -> tuple[str, int]:
+    """One unit for a whole table, by its largest number."""
+    if facts.paper:
+        return "GB of 1000 MiB", PAPER_GB
+    return ("GiB", GIB) if memory["peak"] >= GIB / 2 else ("MiB", MIB)
+
+
+def _phases(memory: Mapping[str, Any], facts: Facts) -> Table:
+    unit, size = _unit(memory, facts)
+    table = Table("phase", title=f"peak of each phase, in {unit}", title_justify="left", box=box.SIMPLE_HEAD)
     for kind in KINDS:
-        table.add_column(kind, justify="right")
-    table.add_column("peak", justify="right", style="bold")
-    for name, phase in memory["phases"].items():
-        if name in ("setup", "between"):
-            continue
-        cells = [amount(phase["by_kind"][kind], facts.paper) if phase["by_kind"][kind] else "-" for kind in KINDS]
+        table.add_column(kind, justify="right", no_wrap=True)
+    table.add_column("peak", justify="right", style="bold", no_wrap=True)
+    shown = [name for name in memory["phases"] if name not in ("setup", "between")]
+    for name in sorted(shown, key=lambda name: PHASES.index(name) if name in PHASES else len(PHASES)):
+        phase = memory["phases"][name]
+        cells = [f"{phase['by_kind'][kind] / size:.2f}" if phase["by_kind"][kind] else "-" for kind in KINDS]
         marked = f"{name} *" if name == memory["peak_phase"] else name
-        table.add_row(marked, *cells, amount(phase["peak"], facts.paper))
+        table.add_row(marked, *cells, f"{phase['peak'] / size:.2f}")
     return table
 
 
 def _largest(memory: Mapping[str, Any], facts: Facts) -> Table:
     """The largest tensors alive at the peak, those of one shape and kind together."""
-    groups: Counter[tuple[str, str, str]] = Counter()
-    sizes: dict[tuple[str, str, str], int] = {}
-    places: dict[tuple[str, str, str], str] = {}
+    unit, size = _unit(memory, facts)
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for tensor in memory["largest"]:
-        key = (str(tuple(tensor["shape"])), tensor["dtype"], tensor["kind"])
-        groups[key] += 1
-        sizes[key] = tensor["bytes"]
-        places.setdefault(key, tensor["module"])
-    table = Table(title="largest tensors alive at the peak", title_justify="left")
-    for column in ("count", "each", "shape", "dtype", "kind", "first made in"):
-        table.add_column(column, justify="right" if column in ("count", "each") else "left")
-    for key in sorted(groups, key=lambda k: -groups[k] * sizes[k]):
-        table.add_row(str(groups[key]), amount(sizes[key], facts.paper), *key, places[key] or "(outside modules)")
+        shape = "x".join(str(length) for length in tensor["shape"])
+        groups.setdefault((shape, tensor["dtype"], tensor["kind"]), []).append(tensor)
+    title = f"largest tensors alive at the peak, in {unit}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("tensors", "each", "shape", "type", "kind", "first made in"):
+        table.add_column(column, justify="right" if column in ("tensors", "each") else "left")
+    for key, tensors in sorted(groups.items(), key=lambda item: -sum(t["bytes"] for t in item[1])):
+        place = tensors[0]["module"].removeprefix("backbone.").removeprefix("model.") or "outside modules"
+        table.add_row(str(len(tensors)), f"{tensors[0]['bytes'] / size:.3f}", *key, place)
     return table
 
 
@@ -130,7 +135,7 @@ def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
     if facts.trainable_pct > 20 and states > 0.1 * sum(kinds.values()):
         lines.append(f"training few weights (LoRA, adapters, LST) would save up to {amount(states, facts.paper)} "
                      "of gradients and optimizer states")  # fmt: skip
-        if facts.optimizer in ("adam", "adamw"):
+        if facts.optimizer in ("adam", "adamw") and kinds["optimizer"] > 0.05 * sum(kinds.values()):
             lines.append(f"optimizer=adafactor would save nearly {amount(kinds['optimizer'], facts.paper)} of states")
     if facts.gradients_kept and kinds["gradients"] > 0.02 * sum(kinds.values()):
         lines.append("trainer.grads_to_none=true would free the gradients between the steps")

@@ -1,9 +1,10 @@
 """Follows every storage from allocation to release, and knows what it is for.
 
     with MemoryTracker() as tracker:              ops ──> storages ──> allocations (born, bytes, kind, phase, module)
-        with tracker.phase("forward"): ...        weakref.finalize ──> released (died)
-        with tracker.phase("backward"): ...
-    tracker.report()                              the set alive at the peak, rebuilt from born and died
+        tracker.mark("forward")                   weakref.finalize ──> released (died)
+        loss = ...
+        tracker.mark("backward")                  report: the set alive at the peak, rebuilt from born and died
+        loss.backward()
 
 The same class follows real CPU tensors (a measurement) and fake ones (a prediction). A storage counts once however
 many tensors view it; in-place operations count nothing; what a storage is for may become known later (a gradient is
@@ -13,8 +14,7 @@ one when it lands in `.grad`), so the live set is not copied at every new peak b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -72,16 +72,6 @@ class MemoryTracker(TorchDispatchMode):
         self._phase = phase
         self._note_peak("")
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Everything inside happens in phase `name`."""
-        before = self._phase
-        self.mark(name)
-        try:
-            yield
-        finally:
-            self.mark(before)
-
     def hold(self, tensors: Iterable[Tensor | None], kind: str, module: str = "") -> None:
         """These tensors are of this kind: counted from now on if they were not yet, else renamed, also in the past."""
         for tensor in tensors:
@@ -122,7 +112,8 @@ class MemoryTracker(TorchDispatchMode):
             key = tensor.untyped_storage()._cdata
             if key in self._live:
                 self._release(key)
-                self._live[key] = Allocation(0, 0, self._clock, "other", self._phase, "", (), tensor.dtype)
+                size = tensor.untyped_storage().nbytes()
+                self._live[key] = Allocation(0, size, self._clock, "other", self._phase, "", (), tensor.dtype)
 
     def reset(self) -> None:
         """Forget the peaks and whatever has died; go on from what is alive."""

@@ -38,6 +38,10 @@ class Candidate:
     batches: Callable[[str, int], Iterator[Batch]]
 
 
+def _no_source(name: str) -> Method:
+    raise KeyError(f"this run has no source {name!r}")
+
+
 @dataclass
 class Context:
     """What a real run hands to `Method.prepare` and `Method.conclude`; the memory plan never calls either.
@@ -51,6 +55,7 @@ class Context:
         log: writes one line to the run's log.
         batch_size: the run's `dataset.batch_size`.
         candidates: the backbones that `method.pool` names; each is built when it is called.
+        load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
     """
 
     seed: int
@@ -60,6 +65,7 @@ class Context:
     log: Callable[[str], None] = print
     batch_size: int = 32
     candidates: dict[str, Callable[[], Candidate]] = field(default_factory=dict)
+    load_source: Callable[[str], Method] = field(default=_no_source)
 
 
 class Method(nn.Module):
@@ -214,13 +220,15 @@ class Method(nn.Module):
         Args:
             use_cache: decode one token a step with key/value caches; False recomputes the prefix (for tests).
         """
+        if self.backbone.family == "decoder":
+            return self._continue(batch, max_length, use_cache)
         memory, cache = self.encode(batch), self.new_cache() if use_cache else None
         rows = batch["input_ids"].shape[0]
-        config = self.backbone.model.config  # type: ignore[union-attr]
+        config = self.backbone.model.config
         ids = batch["input_ids"].new_full((rows, 1), config.decoder_start_token_id)
         ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
         for _ in range(max_length):
-            step = {"input_ids": batch["input_ids"], "decoder_input_ids": ids[:, -1:] if use_cache else ids}
+            step: dict[str, Any] = {"input_ids": batch["input_ids"], "decoder_input_ids": ids[:, -1:] if use_cache else ids}
             if use_cache:
                 step["cache"] = cache
             token = self.decode(step, memory)[:, -1].argmax(-1)
@@ -230,3 +238,24 @@ class Method(nn.Module):
             if bool(ended.all()):
                 break
         return ids[:, 1:]
+
+    def _continue(self, batch: Batch, max_length: int, use_cache: bool) -> Tensor:
+        """Decoders alone: what follows each row's last real token, wherever the padding stands."""
+        ids, config = batch["input_ids"], self.backbone.model.config
+        mask = batch.get("attention_mask", torch.ones_like(ids))
+        cache, prompt, new = self.new_cache() if use_cache else None, ids.shape[1], ids
+        rows, last = torch.arange(len(ids), device=ids.device), (torch.arange(prompt, device=ids.device) * mask).amax(1)
+        ended = torch.zeros_like(last, dtype=torch.bool)
+        pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        for _ in range(max_length):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
+            step = {"input_ids": new, "attention_mask": mask, "position_ids": positions}
+            logits = self(step | {"cache": cache} if use_cache else step)
+            token = torch.where(ended, pad, logits[rows, last].argmax(-1))
+            ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
+            new = ids[:, -1:] if use_cache else ids
+            last = torch.full_like(last, new.shape[1] - 1)
+            ended |= token == config.eos_token_id
+            if bool(ended.all()):
+                break
+        return ids[:, prompt:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,13 +32,23 @@ def method_class(target: str) -> type[Method]:
         ) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Method)):
-        names = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Method) and v is not Method]
+        classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method)]
+        names = [v.__name__ for v in classes if v is not Method]
         raise UserError(
             f"{module_name} has no method class {class_name!r}.",
             where=f"method.about.target: {target}",
             nearest=nearest_names(class_name, names) or names,
         )
     return found
+
+
+def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the class from its config; a key that is a word of Python gets a `_` (`lambda_`)."""
+    return {
+        f"{key}_" if keyword.iskeyword(key) else key: value
+        for key, value in config.items()
+        if key not in ("name", "about")
+    }
 
 
 def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> Method:
@@ -58,6 +69,6 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
             where="method, backbone",
             remedy=f"choose a backbone of {', '.join(families)} (transfer-list backbones)",
         )
-    settings = {key: value for key, value in config.items() if key not in ("name", "about")}
+    settings = method_settings(config)
     method: Method = method_class(about["target"])(backbone, task, **settings)
     return method

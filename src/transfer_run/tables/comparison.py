@@ -43,7 +43,8 @@ def rows_of(results: Sequence[dict[str, Any]], baseline: str = "full") -> list[d
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, memory in MiB."""
     lines = [
-        "| backbone | dataset | method | test accuracy | trainable parameters | measured peak | predicted peak | saving |",
+        "| backbone | dataset | method | test accuracy | trainable parameters "
+        "| measured peak | predicted peak | saving |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

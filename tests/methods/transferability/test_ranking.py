@@ -80,6 +80,7 @@ def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path, finished: Call
     folders = [
         finished(tmp_path / "seed0", "one", 0.8),
         finished(tmp_path / "seed1", "one", 0.9),
+        finished(tmp_path / "seed2", "one", 0.7),
         finished(tmp_path / "probe", "one", 0.99, method="linear_probe"),
         finished(tmp_path / "broken", "two", 0.95, status="failed"),
         finished(tmp_path / "untested", "two", 0.0, metrics={"validation/accuracy": 0.6}),

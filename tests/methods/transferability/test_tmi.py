@@ -273,10 +273,12 @@ def test_an_unknown_score_is_named_with_the_nearest() -> None:
     assert error.value.nearest[0] == "logme"
 
 
-def test_a_reference_for_nothing_ranked(context: Context) -> None:
-    with pytest.raises(UserError, match="vit_tniy") as error:
-        carried_out(context, backbone("vit_tiny"), scores=["lfc"], reference={"vit_tniy": 0.9})
+@pytest.mark.parametrize("name", ["vit_tniy", "vit_tiny/block9"])
+def test_a_reference_for_nothing_ranked(context: Context, log: list[str], name: str) -> None:
+    with pytest.raises(UserError, match=name) as error:
+        carried_out(context, backbone("vit_tiny"), scores=["lfc"], reference={name: 0.9})
     assert error.value.nearest == ["vit_tiny"]
+    assert not log or "/" in name  # a wrong backbone is refused before anything is computed
 
 
 def test_a_data_set_without_labels(context: Context) -> None:

@@ -56,7 +56,7 @@ class LoraCheckpoint(Checkpoint):
             raise UserError(
                 f"{kind} does not add to the weights of a full model.",
                 where=str(folder),
-                remedy="merge the adapters themselves: method.base=ones for (IA)^3, else the saved start of the adapter",
+                remedy="merge the adapters themselves: method.base=ones for (IA)^3, else the adapter's saved start",
             )
         self.where, self.base, self.entries = str(folder), base, dict(base.entries)
         self._adapter: SafetensorsCheckpoint = open_checkpoint(folder)

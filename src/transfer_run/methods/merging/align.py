@@ -1,4 +1,4 @@
-"""Which tensors are merged, which are taken over as they are, and which stand in the way; all before anything is written."""
+"""Which tensors are merged, which are taken over as they are, which stand in the way: before anything is written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transfer_run.methods.merging.tied import tied_names
 VOCABULARY = re.compile(r"shared|embed_tokens|word_embeddings|wte|lm_head")
 """Matrices with a row a token: fine-tuned ones may have lost the padding rows of the base."""
 
+STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 
 
 @dataclass
@@ -21,11 +22,13 @@ class Layout:
 
     Attributes:
         merged: entries of the merged tensors as they will be written, in string order of their names.
+        averaged: running statistics of batch norms: no weights, so no rule but the plain mean is for them.
         copied: tensors taken over unchanged, and from where (excluded ones, integer buffers).
         tied: further names of merged tensors that hold the same values.
     """
 
     merged: dict[str, Entry] = field(default_factory=dict)
+    averaged: dict[str, Entry] = field(default_factory=dict)
     copied: dict[str, Checkpoint] = field(default_factory=dict)
     tied: dict[str, list[str]] = field(default_factory=dict)
 
@@ -37,7 +40,8 @@ class Layout:
     def entries(self) -> dict[str, Entry]:
         """Everything that the merged checkpoint holds."""
         tied = {other: self.merged[name] for name, others in self.tied.items() for other in others}
-        return {**self.merged, **tied, **{name: source.entries[name] for name, source in self.copied.items()}}
+        copied = {name: source.entries[name] for name, source in self.copied.items()}
+        return {**self.merged, **self.averaged, **tied, **copied}
 
 
 def align(
@@ -73,7 +77,8 @@ def align(
             continue
         shape, problem = _fit(name, models, base)
         if problem is None:
-            layout.merged[name] = Entry(entry.dtype, shape)
+            kind = layout.averaged if STATISTICS.search(name) else layout.merged
+            kind[name] = Entry(entry.dtype, shape)
         elif mismatched == "exclude":
             excluded.add(name)
         else:
@@ -88,7 +93,7 @@ def align(
         excluded.update(layout.tied.pop(name))
     layout.copied |= {name: first for name in sorted(excluded) if name in first.entries}
     if base is not None and any(model.changed is not None for model in models):
-        layout.copied |= {name: base for name in sorted(base.entries.keys() - names)}
+        layout.copied |= dict.fromkeys(sorted(base.entries.keys() - names), base)
     return layout
 
 
@@ -100,9 +105,7 @@ def _names(models: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:
     return names
 
 
-def _fit(
-    name: str, models: Sequence[Checkpoint], base: Checkpoint | None
-) -> tuple[tuple[int, ...], str | None]:
+def _fit(name: str, models: Sequence[Checkpoint], base: Checkpoint | None) -> tuple[tuple[int, ...], str | None]:
     """The shape of the merged tensor, and what stands in the way if anything does."""
     everyone = [base, *models] if base is not None else list(models)
     missing = [c.where for c in everyone if name not in c.entries]

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.methods.base import Context
 from transfer_run.methods.merging.engine import Job, Place, Rule, model_weights
+from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.sources import SourceTask
 
 
 class AverageRule(Rule):
@@ -23,3 +28,36 @@ class AverageRule(Rule):
         for i in range(1, job.count):
             total.add_(job.values(place, i).mul_(self.factors[i]))
         return total.div_(sum(self.factors))
+
+
+class Average(Merging):
+    """Every parameter's mean over the models.
+
+    Args:
+        weights: one factor a model, of a weighted mean; null: equal.
+        others: see `Merging`.
+    """
+
+    needs_base = False
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        weights: Sequence[float] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.weights = weights
+
+    def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
+        return [Option({}, job, AverageRule(self.weights))]

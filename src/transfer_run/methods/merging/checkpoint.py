@@ -103,17 +103,20 @@ class SafetensorsCheckpoint(Checkpoint):
     Args:
         files: the shards; every tensor name stands in one of them.
         prefix: taken off the names that have it.
+        only: tensors without the prefix are left out.
 
     Raises:
         UserError: a file is missing, cut short or no safetensors file, or two shards hold one name.
     """
 
-    def __init__(self, files: list[Path], prefix: str = "", where: str | None = None) -> None:
+    def __init__(self, files: list[Path], prefix: str = "", where: str | None = None, only: bool = False) -> None:
         self.where, self.entries, self.metadata = where or str(files[0]), {}, {}
         self._shards: dict[str, tuple[_Shard, str]] = {}
         for path in files:
             shard = _Shard(path)
             for raw, entry, offset in self._header(path):
+                if only and not raw.startswith(prefix):
+                    continue
                 name = raw.removeprefix(prefix)
                 if name in self.entries:
                     raise UserError(f"The tensor {name!r} stands twice in {self.where}.", where=str(path))
@@ -163,7 +166,7 @@ def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
 
     Understood: a file; a folder with `*.safetensors.index.json` (shards), `model.safetensors`, peft's
     `adapter_model.safetensors`, or one safetensors file of any name; a finished run's folder or its
-    `checkpoints/model`, whose names become those of the backbone's own library (`backbone.model.` is taken off).
+    `checkpoints/model`, whose backbone is read under its own library's names and whose task head is left out.
 
     Raises:
         UserError: nothing to read is there.
@@ -174,13 +177,14 @@ def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
     if (path / "checkpoints" / "model" / "model.json").is_file():
         path = path / "checkpoints" / "model"
     if (path / "model.json").is_file():
-        return SafetensorsCheckpoint([path / "model.safetensors"], prefix="backbone.model.", where=str(path))
+        return SafetensorsCheckpoint([path / "model.safetensors"], "backbone.model.", str(path), only=True)
     files = _shards_of(path) or [path / name for name in ("model.safetensors", "adapter_model.safetensors")]
     present = [file for file in files if file.is_file()] or sorted(path.glob("*.safetensors"))
-    if not path.is_dir() or len(present) != 1 and present != files:
+    if len(present) != 1 and present != files:
+        found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
         raise UserError(
             f"There is no safetensors checkpoint in {path}." if path.is_dir() else f"{path} does not exist.",
-            where=f"found {', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'}" if path.is_dir() else "",
+            where=f"found {', '.join(found[:8])}" if found else "",
             remedy="name a folder with model.safetensors (save_pretrained writes one), or the file itself",
         )
     return SafetensorsCheckpoint(present, where=str(path))

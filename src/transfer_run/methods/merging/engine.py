@@ -1,15 +1,16 @@
-"""The streaming engine: every merged tensor is read, merged and written in pieces; memory is some pieces, never a model.
+"""The streaming engine: tensors are read, merged and written in pieces; memory is some pieces, never a model.
 
     models ──┐  pieces of one tensor            ┌── CheckpointWriter (safetensors)
     base   ──┴── Rule.merge(job, place) ── sink ┴── Memory, Live
 
-A piece begins at a multiple of `BLOCK` elements, whatever its length, and every sum that runs over a whole model is made of
-one term a block; so results do not depend on the piece size to the last bit. Arithmetic keeps to single multiplications
-and additions: fused ones round differently at the ends of vectors.
+A piece begins at a multiple of `BLOCK` elements, whatever its length, and every sum that runs over a whole model is
+made of one term a block; so results do not depend on the piece size to the last bit. Arithmetic keeps to single
+multiplications and additions: fused ones round differently at the ends of vectors.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.align import Layout, align
-from transfer_run.methods.merging.checkpoint import Checkpoint, Entry
+from transfer_run.methods.merging.checkpoint import Checkpoint
 from transfer_run.methods.merging.writer import CheckpointWriter, Memory, Sink
 
 BLOCK = 1 << 16
@@ -61,6 +62,7 @@ class Job:
         chunk_bytes: float = 8e6,
     ) -> None:
         self.models, self.base, self.dtype = list(models), base, dtype
+        self.originals = self.models
         self.layout: Layout = align(models, base, exclude, mismatched=mismatched)
         self.step = max(1, int(chunk_bytes) // (BLOCK * dtype.itemsize)) * BLOCK
 
@@ -69,9 +71,15 @@ class Job:
         """n, the number of models."""
         return len(self.models)
 
+    def replaced(self, models: Sequence[Checkpoint]) -> Job:
+        """The same merge of other models, known to have its merged tensors; means are still of the `originals`."""
+        other = copy.copy(self)
+        other.models = list(models)
+        return other
+
     def places(self, name: str, step: int | None = None) -> Iterator[Place]:
         """The pieces of one merged tensor."""
-        numel = self.layout.merged[name].numel
+        numel = (self.layout.merged.get(name) or self.layout.averaged[name]).numel
         for start in range(0, numel, step or self.step):
             yield Place(name, start, min(numel, start + (step or self.step)))
 
@@ -115,15 +123,32 @@ class Rule:
 @torch.no_grad()
 def run(job: Job, rule: Rule, sink: Sink) -> None:
     """Merge every tensor of the job into the sink."""
+    merge_tensors(job, rule, sink)
+    for name in job.layout.averaged:
+        for place in job.places(name):
+            _write(job, place, _mean(job, place), sink)
+    for name, source in job.layout.copied.items():
+        for start in range(0, source.entries[name].numel, job.step):
+            sink.write(name, start, source.read(name, start, min(start + job.step, source.entries[name].numel)))
+
+
+@torch.no_grad()
+def merge_tensors(job: Job, rule: Rule, sink: Sink) -> None:
+    """Only what the rule merges, without what is averaged or taken over."""
     rule.survey(job)
     for name in job.layout.merged:
         for place in job.places(name, rule.step(job, name)):
             _write(job, place, rule.merge(job, place), sink)
     for place in rule.unsettled():
         _write(job, place, rule.merge(job, place), sink)
-    for name, source in job.layout.copied.items():
-        for start in range(0, source.entries[name].numel, job.step):
-            sink.write(name, start, source.read(name, start, min(start + job.step, source.entries[name].numel)))
+
+
+def _mean(job: Job, place: Place) -> Tensor:
+    pieces = [model.read(place.name, place.start, place.stop).to(job.dtype) for model in job.originals]
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total.add_(piece)
+    return total.div_(len(pieces))
 
 
 def _write(job: Job, place: Place, values: Tensor, sink: Sink) -> None:
@@ -137,15 +162,15 @@ def merge_to_folder(job: Job, rule: Rule, folder: Path, *, max_shard_bytes: floa
         run(job, rule, writer)
 
 
-def merge_in_memory(job: Job, rule: Rule, entries: dict[str, Entry] | None = None) -> dict[str, Tensor]:
+def merge_in_memory(job: Job, rule: Rule) -> dict[str, Tensor]:
     """The merged tensors as a dict, bit for bit what `merge_to_folder` writes."""
-    memory = Memory(job.layout.entries() if entries is None else entries)
+    memory = Memory(job.layout.entries())
     run(job, rule, memory)
     return memory.tensors
 
 
 class SquareSum:
-    """The exactly rounded sum of one float64 term a block: the same whatever the piece size and the number of threads."""
+    """The exactly rounded sum of one float64 term a block: the same whatever the piece size and the threads."""
 
     def __init__(self) -> None:
         self._terms: list[float] = []

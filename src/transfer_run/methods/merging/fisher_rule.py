@@ -2,8 +2,8 @@
 
     theta[j] = sum_i c_i F_i[j] theta_i[j] / sum_i c_i F_i[j],   c_i = lambda_i or lambda_i / ||F_i||_2
 
-computed as a running mean, theta <- (1 - r) theta + r theta_i with r = c_i F_i / (sum of c F up to i), so that a model of
-weight zero changes nothing and a model that has all the weight is copied, to the last bit.
+computed as a running mean, theta <- (1 - r) theta + r theta_i with r = c_i F_i / (sum of c F up to i), so that a model
+of weight zero changes nothing and a model that has all the weight is copied, to the last bit.
 """
 
 from __future__ import annotations

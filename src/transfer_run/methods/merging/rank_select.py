@@ -13,9 +13,9 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 class RankSelect:
     """Radix selection of a magnitude over passes of the same stream.
 
-    The bits of non-negative floats, read as integers, order like the values. Each pass counts the next 16 bits among the
-    values that share the bits found so far; the bin that holds the rank gives 16 more. Two passes give a float32 to the
-    last bit, four a float64.
+    The bits of non-negative floats, read as integers, order like the values. Each pass counts the next 16 bits among
+    the values that share the bits found so far; the bin that holds the rank gives 16 more. Two passes give a float32 to
+    the last bit, four a float64.
 
     Args:
         rank: r, 1-based.

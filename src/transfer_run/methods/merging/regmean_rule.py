@@ -1,6 +1,6 @@
 """RegMean on pieces: linear layers by least squares on their inputs, everything else averaged.
 
-    W = (sum_i G_i)^-1 sum_i G_i W_i,   G_i = X_i^T X_i / rows of X_i,   off-diagonal entries of G_i times a
+W = (sum_i G_i)^-1 sum_i G_i W_i,   G_i = X_i^T X_i / rows of X_i,   off-diagonal entries of G_i times a
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RegMeanRule(AverageRule):
     Args:
         grams: per model, G_i (in, in) under the name of the weight; `transposed` names have (in, out) weights.
         off_diagonal: a, 0 < a <= 1.
-        ridge: added to every diagonal, times its mean: inputs that no model ever sees are averaged, not divided by zero.
+        ridge: added to every diagonal, times the mean of all: what no model sees is averaged, not divided by zero.
         transposed: weights stored (in, out), as in GPT-2's Conv1D; all others are (out, in).
     """
 
@@ -81,6 +81,9 @@ class RegMeanRule(AverageRule):
         if self._prepared is None or self._prepared[0] != name:
             self._prepared = None
             grams = [self._gram(checkpoint, name) for checkpoint in self.grams]
+            diagonals = torch.stack([gram.diagonal() for gram in grams])
+            for gram in grams:  # the same for all, so that what nobody sees gets equal weights
+                gram.diagonal().add_(self.ridge * (float(diagonals.mean()) or 1.0))
             self._prepared = (name, grams, torch.linalg.cholesky(torch.stack(grams).sum(0)))
         return self._prepared[1], self._prepared[2]
 
@@ -89,5 +92,5 @@ class RegMeanRule(AverageRule):
         gram = checkpoint.read(name, 0, entry.numel).view(entry.shape).to(torch.float64)
         diagonal = gram.diagonal().clone()
         gram.mul_(self.off_diagonal)
-        gram.diagonal().copy_(diagonal + self.ridge * (float(diagonal.mean()) or 1.0))
+        gram.diagonal().copy_(diagonal)
         return gram

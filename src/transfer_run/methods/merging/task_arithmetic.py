@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
 from transfer_run.methods.merging.engine import Job, Place, model_weights
-from transfer_run.methods.merging.task_vectors import TaskVectorRule
+from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging, TaskVectorRule
 
 
 class TaskArithmeticRule(TaskVectorRule):
@@ -29,3 +31,36 @@ class TaskArithmeticRule(TaskVectorRule):
         for i in range(1, job.count):
             total.add_(self.change(job, place, i, base).mul_(self.factors[i]))
         return total
+
+
+class TaskArithmetic(TaskVectorMerging):
+    """Adds the sum of all task vectors, scaled, to the base.
+
+    Args:
+        lambda_: lambda, or a list to search; 1/n gives the average.
+        weights: one factor a model; negative ones forget a task; null: ones.
+        others: see `Merging`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        lambda_: Scales = 0.4,
+        weights: Sequence[float] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.weights = weights
+
+    def rule(self, scale: float | None, seed: int) -> TaskArithmeticRule:
+        return TaskArithmeticRule(scale, self.weights)

@@ -1,10 +1,24 @@
-"""What every rule on task vectors shares: theta = theta_0 + lambda * tau_m, with tau_m made of tau_i = theta_i - theta_0."""
+"""What the rules on task vectors share: theta = theta_0 + lambda * tau_m, tau_m made of tau_i = theta_i - theta_0."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from torch import Tensor
 
-from transfer_run.methods.merging.engine import Job, Place, Rule
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
+from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
+from transfer_run.methods.merging.engine import Job, Place, Rule, merge_tensors
+from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.sources import SourceTask
+from transfer_run.methods.merging.writer import CheckpointWriter
+
+Scales = float | Sequence[float]
 
 
 class TaskVectorRule(Rule):
@@ -35,3 +49,43 @@ class Scaled(Rule):
 
     def merge(self, job: Job, place: Place) -> Tensor:
         return job.values(place, 0).mul_(self.scale).add_(job.base_values(place))
+
+
+class TaskVectorMerging(Merging):
+    """Base of the methods on task vectors; a list of lambdas is searched with one merge.
+
+    Args:
+        lambda_: lambda or a list of them.
+        others: see `Merging`.
+    """
+
+    def __init__(self, backbone: Backbone | None, task: Task | None, lambda_: Scales, **settings: Any) -> None:
+        super().__init__(backbone, task, **settings)
+        scales = list(lambda_) if isinstance(lambda_, Sequence) and not isinstance(lambda_, str) else [lambda_]
+        if not scales or any(isinstance(s, bool | str) or not isinstance(s, int | float) for s in scales):
+            raise UserError(
+                f"{lambda_!r} is neither a number nor a list of numbers.",
+                where="method.lambda",
+                remedy="method.lambda=1.0, or a search over validation data: method.lambda=[0.8,1.0,1.2]",
+            )
+        self.scales = [float(scale) for scale in scales]
+
+    def rule(self, scale: float | None, seed: int) -> TaskVectorRule:
+        """The rule of this method with lambda = `scale`."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule")
+
+    def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
+        if len(self.scales) == 1 or not tasks:
+            return [Option({"lambda": s}, job, self.rule(s, context.seed)) for s in self.scales]
+        folder = context.folder / "checkpoints" / "task_vector"
+        stored = job.replaced([store_task_vector(job, self.rule(None, context.seed), folder)])
+        return [Option({"lambda": scale}, stored, Scaled(scale)) for scale in self.scales]
+
+
+def store_task_vector(job: Job, rule: TaskVectorRule, folder: Path) -> Any:
+    """tau_m as a checkpoint in the dtype of the arithmetic."""
+    entries = {name: Entry(job.dtype, entry.shape) for name, entry in job.layout.merged.items()}
+    tied = {other: entries[name] for name, others in job.layout.tied.items() for other in others}
+    with CheckpointWriter(folder, entries | tied) as writer:
+        merge_tensors(job, rule, writer)
+    return open_checkpoint(folder)

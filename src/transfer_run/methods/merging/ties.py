@@ -1,4 +1,8 @@
-"""TIES on pieces: trim, elect, merge (Yadav et al., section 3)."""
+"""TIES-Merging: trim each task vector, elect one sign a parameter, merge the changes that agree with it.
+
+Yadav, Tam, Choshen, Raffel, Bansal, "TIES-Merging: Resolving Interference When Merging Models", NeurIPS 2023,
+arXiv 2306.01708, section 3.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine import Job, Place, SquareSum, model_weights
-from transfer_run.methods.merging.task_vectors import TaskVectorRule
+from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging, TaskVectorRule
 from transfer_run.methods.merging.trim import Trim
 
 
@@ -22,8 +28,8 @@ class TiesRule(TaskVectorRule):
         scope: threshold over the whole model (`global`) or each tensor (`tensor`).
         threshold: `kth` keeps |tau| >= the r-th smallest with r = d - int(d q), hence int(d q) + 1 entries and all that
             tie with the last; `exact` keeps int(d q), earlier positions first where magnitudes tie.
-        resolve: whose sign wins: `mass` (the summed change), `normfrac` (the model with the largest share T^2 / ||T||^2),
-            `normmass` (the signed sum of these shares), `none`.
+        resolve: whose sign wins: `mass` (the summed change), `normfrac` (the model with the largest share
+            T^2 / ||T||^2), `normmass` (the signed sum of these shares), `none`.
         merge: `dis-mean`, `dis-sum`, `dis-max` over the entries of the elected sign (over all non-zero ones without
             election), or plain `mean`, `sum` over all models.
         weights: factors after the election: of a weighted mean, of the sum's terms, of the magnitudes in `dis-max`.
@@ -60,7 +66,7 @@ class TiesRule(TaskVectorRule):
         self.norms = self._square_norms(job) if self.resolve in ("normfrac", "normmass") else []
 
     def _square_norms(self, job: Job) -> list[float]:
-        """||T_i||^2 of the trimmed task vectors; 1 for a model that changed nothing (its shares are then 0, not NaN)."""
+        """||T_i||^2 of the trimmed task vectors; 1 for a model that changed nothing (its shares are 0, not NaN)."""
         sums = [SquareSum() for _ in job.models]
         for place in job.all_places():
             for total, row in zip(sums, self.trimmed(job, place, job.base_values(place)), strict=True):
@@ -126,7 +132,7 @@ class TiesRule(TaskVectorRule):
         if self.rule == "dis-max":
             return total.mul_(signs)
         if self.rule == "dis-mean":
-            total.div_(count.masked_fill_(count == 0, 1))
+            total.div_(count.add_(torch.eq(count, 0, out=one)))
         return total.mul_(side)
 
     def _merge_all(self, rows: list[Tensor]) -> Tensor:
@@ -138,7 +144,7 @@ class TiesRule(TaskVectorRule):
             total.add_(row.mul_(factor))
         if self.rule == "mean":
             return total.div_(sum(self.factors))
-        return total.div_(count.masked_fill_(count == 0, 1)) if self.rule == "dis-mean" else total
+        return total.div_(count.add_(torch.eq(count, 0, out=one))) if self.rule == "dis-mean" else total
 
 
 def _changed(rows: list[Tensor]) -> Tensor:
@@ -148,3 +154,42 @@ def _changed(rows: list[Tensor]) -> Tensor:
     for row in rows[1:]:
         bits.bitwise_or_(row.view(integer))
     return bits.bitwise_and_(torch.iinfo(integer).max) != 0
+
+
+class Ties(TaskVectorMerging):
+    """Merges models fine-tuned from one checkpoint; needs no data and no training.
+
+    Args:
+        keep, scope, threshold, resolve, merge, weights: see `TiesRule`.
+        lambda_: lambda, or a list to search; the best mean validation score wins.
+        others: see `Merging`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        keep: float = 0.2,
+        scope: str = "global",
+        threshold: str = "kth",
+        resolve: str = "mass",
+        merge: str = "dis-mean",
+        lambda_: Scales = 1.0,
+        weights: Sequence[float] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.keep, self.scope, self.threshold = keep, scope, threshold
+        self.resolve, self.merge, self.weights = resolve, merge, weights
+
+    def rule(self, scale: float | None, seed: int) -> TiesRule:
+        return TiesRule(scale, self.keep, self.scope, self.threshold, self.resolve, self.merge, self.weights)

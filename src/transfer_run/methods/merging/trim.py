@@ -37,6 +37,11 @@ class Trim:
         if self.keep < 1 and self.scope == "global":
             self._find(job, None)
 
+    @property
+    def cuts(self) -> list[Cut]:
+        """The present cuts, one a model; none where nothing is trimmed."""
+        return self._cuts[1]
+
     def __call__(self, job: Job, place: Place, rows: list[Tensor]) -> list[Tensor]:
         """The task vectors at `place`, trimmed in place."""
         if self.keep >= 1:
@@ -46,7 +51,7 @@ class Trim:
         before = self._before.setdefault(place, list(self._seen)) if self.threshold == "exact" else []
         for i, (row, cut) in enumerate(zip(rows, self._cuts[1], strict=True)):
             if cut.ties is None:
-                if cut.value > 0:  # hardshrink keeps what is above the number just below the cut: one pass instead of three
+                if cut.value > 0:  # keeping what is above the number just below the cut takes one pass, not three
                     torch.hardshrink(row, _just_below(cut.value, row.dtype), out=row)
             else:
                 magnitude = row.abs()
@@ -84,7 +89,7 @@ def _select(job: Job, names: Sequence[str], rank: int) -> list[RankSelect]:
             for i, select in enumerate(selects):
                 if select.not_finite:
                     raise UserError(
-                        f"{name} has values that are not finite, or differ from the base by more than a number can hold.",
+                        f"{name} has changes that are not finite numbers.",
                         where=job.models[i].where,
                         remedy=f"leave the tensor as it is in the base: method.exclude=['{name}']",
                     )

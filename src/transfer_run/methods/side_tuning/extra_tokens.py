@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.errors import UserError
 from transfer_run.methods.side_tuning.mixing import small_linear
 
 
@@ -35,7 +36,16 @@ class ExtraTokens(nn.Module):
             batch: `extra_embeds` (B, N, F); `extra_boxes` (B, N, 4), x1, x2, y1, y2 in 0..1, default: the whole image;
                 `extra_images` (B, N) int64, the image each token belongs to, default 0; `extra_mask` (B, N), default 1.
             table: the backbone's token table (V, D).
+
+        Raises:
+            UserError: a batch without visual features.
         """
+        if "extra_embeds" not in batch:
+            raise UserError(
+                "The batch has no visual features, `extra_embeds` (B, N, F).",
+                where="method.extra_width",
+                remedy="set method.extra_width=0, or choose a data set of images and text",
+            )
         features = batch["extra_embeds"]
         rows, count = features.shape[:2]
         boxes = batch.get("extra_boxes")

@@ -12,7 +12,8 @@ correspond and a side head mixes rows of several heads: consequences of the meth
 Other families follow the same chain. A norm that stands behind its sublayer (BERT) is cut after `out` and `mlp_out`
 instead of before {q, k, v} and `mlp_in`. A fused qkv matrix is cut as its three parts. Where key/value groups have
 fewer rows than the queries, {q} and {k, v} are two decisions on the same C, and `out` reads the rows kept of q.
-The first matrix is the token table, in a ViT the patch projection. Norms of single heads stay at 1.
+The first matrix is the token table, in a ViT the patch projection. What no decision reaches (norms of single heads,
+whose channels are those of no one head any more) is not cut, and comes along only at r = 1.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ class PruningChain:
                 self._cut_channels(modules[norm], inside, cut)
             scale = getattr(block, "ls2" if label == "mlp_in" else "ls1", nn.Identity())
             self._cut_channels(scale, inside, cut)
+        if self.reduction == 1:
+            cut = {name: p.detach().clone() for name, p in block.named_parameters()} | cut
         return cut
 
     def norm(self, module: nn.Module) -> dict[str, Tensor]:
@@ -209,7 +212,7 @@ def first_parameter(backbone: Backbone) -> nn.Parameter:
     """What the chain starts from: the token table (V, D), or a ViT's patch projection (D, C, p, p)."""
     model = backbone.model
     if hasattr(model, "get_input_embeddings"):
-        return model.get_input_embeddings().get_parameter("weight")  # type: ignore[operator]
+        return model.get_input_embeddings().get_parameter("weight")
     return model.get_parameter("patch_embed.proj.weight")
 
 

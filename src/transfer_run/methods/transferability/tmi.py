@@ -9,7 +9,7 @@ arXiv 2308.05986. The scores themselves are in `scores/`, one a file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +43,7 @@ class TMI(Method):
         scores: names of `scoring.SCORES`; the first one orders the printed table.
         tap: `head_input` ranks backbones; `all_blocks` ranks the output of every block as well.
         block_features: how a block's output becomes one row per sample (`extraction.extract`).
-        pool: further backbones by name, or by words such as "backbone=vit_tiny backbone.weights=random".
+        pool: further backbones by name, each by its name or as NAME:WEIGHTS (vit_tiny:random).
         reference: fine-tuned accuracies: a mapping from names of the ranking, or the path of a JSON file.
         reference_method: finished runs of this method on the same data set and from the same weights, found beside
             this run, count as reference where `reference` says nothing; null: only runs named as `sources`.
@@ -117,7 +117,7 @@ class TMI(Method):
             checksums[name] = str(candidate.backbone.provenance.get("checksum"))
             del candidate, found  # before the next one is built
         accuracies = self._accuracies(context, checksums) | self.given
-        self._refuse_strangers(scored)
+        self._refuse_strangers(scored, lambda name: name in scored)
         self.results = self._results(scored, accuracies) | {"extraction": extraction}
         self._show(context, accuracies, layers if self.tap == "all_blocks" else {})
 
@@ -129,6 +129,8 @@ class TMI(Method):
         own = str(self.backbone.config.get("name"))
         builders: dict[str, Callable[[], Candidate]] = {own: lambda: Candidate(self.backbone, context.batches)}
         builders |= {name: context.candidates[name] for name in self.pool if name != own}
+        layered = tuple(f"{name}/" for name in builders)
+        self._refuse_strangers(builders, lambda name: name in builders or name.startswith(layered))
         for name, build in builders.items():
             yield name, build()
 
@@ -165,13 +167,13 @@ class TMI(Method):
             found = accuracies_of_runs(beside, checksums, headline, self.reference_method)
         return found | accuracies_of_runs(context.sources.values(), checksums, headline, None)
 
-    def _refuse_strangers(self, scored: Mapping[str, Scored]) -> None:
+    def _refuse_strangers(self, ranked: Iterable[str], known: Callable[[str], bool]) -> None:
         for name in self.given:
-            if name not in scored:
+            if not known(name):
                 raise UserError(
                     f"The reference accuracy of {name!r} belongs to nothing that is ranked.",
                     where="method.reference",
-                    nearest=nearest_names(name, scored) or sorted(scored),
+                    nearest=nearest_names(name, ranked) or sorted(ranked),
                 )
 
     # ---- results

@@ -58,6 +58,9 @@ class AdaLoRA(PeftMethod):
             cross_attention=cross_attention,
             layers=layers,
         )
+        for name, parameter in backbone.model.named_parameters():
+            if f"ranknum.{ADAPTER}" in name:  # on the meta device peft forgets that these are constants
+                parameter.requires_grad_(False)
         self.orthogonality = orthogonality
         trained, values = sum(p.numel() for _, p in self._parts("")), sum(p.numel() for _, p in self._parts("lora_E"))
         device = next(backbone.parameters()).device

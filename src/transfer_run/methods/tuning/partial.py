@@ -11,7 +11,9 @@ from transfer_run.methods.base import Method
 
 
 class Partial(Method):
-    """The last `blocks` blocks of each chosen stack are trained, with the final norm and the head.
+    """The last `blocks` blocks of each chosen stack are trained, with what follows them and the head.
+
+    What follows is the final norm, and the language head where it has weights of its own and words are asked for.
 
     Backward stops at the first trained block: the blocks before it keep no activations. Batch norms of frozen blocks
     keep their statistics.
@@ -43,3 +45,5 @@ class Partial(Method):
                 )
             for module in [*list(backbone.blocks(stack))[-blocks:], *backbone.finish_modules(stack)]:
                 module.requires_grad_(True)
+        for parameter in backbone.idle_parameters(task):
+            parameter.requires_grad_(False)

@@ -1,0 +1,60 @@
+"""DARE with task arithmetic: theta = theta_0 + lambda * sum_i dropped(tau_i) (Yu et al., ICML 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.methods.merging.drop import Drop
+from transfer_run.methods.merging.engine import Job, Place
+from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
+from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging
+
+
+class DareLinearRule(TaskArithmeticRule):
+    """Task arithmetic on changes most of which are dropped at random and the rest rescaled."""
+
+    def __init__(self, drop: Drop, scale: float | None = 0.4, weights: Sequence[float] | None = None) -> None:
+        super().__init__(scale, weights)
+        self.drop = drop
+
+    def change(self, job: Job, place: Place, model: int, base: Tensor) -> Tensor:
+        return self.drop(super().change(job, place, model, base), place, model)
+
+
+class DareLinear(TaskVectorMerging):
+    """Drops and rescales each task vector at random, then adds their sum, scaled, to the base.
+
+    Args:
+        drop_rate: p, the share of changes dropped.
+        lambda_: lambda, or a list to search.
+        weights: one factor a model; null: ones.
+        others: see `Merging`. The run's seed is that of the masks.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        drop_rate: float = 0.9,
+        lambda_: Scales = 0.4,
+        weights: Sequence[float] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.drop_rate, self.weights = drop_rate, weights
+
+    def rule(self, scale: float | None, seed: int) -> DareLinearRule:
+        return DareLinearRule(Drop(self.drop_rate, seed), scale, self.weights)

@@ -1,0 +1,70 @@
+"""DARE with TIES: dropped and rescaled changes, then election and disjoint merge without magnitude trimming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.methods.merging.drop import Drop
+from transfer_run.methods.merging.engine import Job, Place
+from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging
+from transfer_run.methods.merging.ties import TiesRule
+
+
+class DareTiesRule(TiesRule):
+    """TIES whose first step drops changes at random instead of the smallest ones."""
+
+    def __init__(
+        self,
+        drop: Drop,
+        scale: float | None = 1.0,
+        resolve: str = "mass",
+        merge: str = "dis-mean",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(scale, keep=1.0, resolve=resolve, merge=merge, weights=weights)
+        self.drop = drop
+
+    def trimmed(self, job: Job, place: Place, base: Tensor) -> list[Tensor]:
+        return [self.drop(row, place, i) for i, row in enumerate(super().trimmed(job, place, base))]
+
+
+class DareTies(TaskVectorMerging):
+    """Drops and rescales each task vector at random, elects signs, merges what agrees.
+
+    Args:
+        drop_rate: p, the share of changes dropped.
+        lambda_: lambda, or a list to search.
+        resolve, merge, weights: as in `Ties`.
+        others: see `Merging`. The run's seed is that of the masks.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        drop_rate: float = 0.9,
+        resolve: str = "mass",
+        merge: str = "dis-mean",
+        lambda_: Scales = 1.0,
+        weights: Sequence[float] | None = None,
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.drop_rate, self.weights = drop_rate, weights
+        self.resolve, self.merge = resolve, merge
+
+    def rule(self, scale: float | None, seed: int) -> DareTiesRule:
+        return DareTiesRule(Drop(self.drop_rate, seed), scale, self.resolve, self.merge, self.weights)

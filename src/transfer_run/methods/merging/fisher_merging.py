@@ -1,0 +1,136 @@
+"""Fisher merging: average every parameter weighted by how much each model's predictions depend on it.
+
+Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", NeurIPS 2022, arXiv 2111.09832.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
+from transfer_run.methods.merging.bodies import plain_model
+from transfer_run.methods.merging.checkpoint import Checkpoint, open_checkpoint
+from transfer_run.methods.merging.engine import Job
+from transfer_run.methods.merging.fisher_estimate import estimate_fisher, save_fisher
+from transfer_run.methods.merging.fisher_rule import FisherRule
+from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.opening import local_path
+from transfer_run.methods.merging.sources import SourceTask
+
+FISHER = {"examples": 4096, "labels": "exact", "paths": None}
+HEADS = ("classifier.*", "score.*", "head.*")
+
+
+class FisherMerging(Merging):
+    """Merges models of one start; the first is the target, whose head is kept.
+
+    Args:
+        fisher: `examples` of each source's training split, one gradient each and label (`labels`: `exact` over all
+            labels, `sample` of one drawn from the model, `empirical` that of the data); or `paths` of Fisher files,
+            one a model.
+        coefficients: lambda: `grid` (two models) or `dirichlet` (any number) searches `n_coefficients` of them on
+            validation data; or the numbers themselves, one a model.
+        search: the score that a search looks at: of the `target`, or the mean over `all` tasks.
+        floor, favor_target, normalize: see `FisherRule`.
+        isotropic: all Fishers are 1: a weighted mean.
+        others: see `Merging`; tensors of different shapes (heads) are the target's.
+    """
+
+    needs_base = False
+    mismatched = "exclude"
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        fisher: Mapping[str, Any] = FISHER,
+        coefficients: str | Sequence[float] = "grid",
+        n_coefficients: int = 51,
+        search: str = "target",
+        floor: float = 1e-6,
+        favor_target: bool = True,
+        normalize: bool = True,
+        isotropic: bool = False,
+        exclude: Sequence[str] = HEADS,
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.fisher, self.coefficients, self.n_coefficients = {**FISHER, **fisher}, coefficients, n_coefficients
+        self.search, self.isotropic = search, isotropic
+        self.floor, self.favor_target, self.normalize = floor, favor_target, normalize
+
+    def searched_on(self, tasks: Sequence[SourceTask]) -> Sequence[SourceTask]:
+        return tasks[:1] if self.search == "target" else tasks
+
+    def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
+        candidates = coefficient_candidates(self.coefficients, job.count, self.n_coefficients, context.seed)
+        fishers = None if self.isotropic else self._fishers(context, tasks)
+        rules = [FisherRule(c, fishers, self.floor, self.favor_target, self.normalize) for c in candidates]
+        return [Option({"coefficients": c}, job, rule) for c, rule in zip(candidates, rules, strict=True)]
+
+    def _fishers(self, context: Context, tasks: Sequence[SourceTask]) -> list[Checkpoint]:
+        if self.fisher["paths"]:
+            return [open_checkpoint(local_path(path)) for path in self.fisher["paths"]]
+        if not tasks:
+            raise UserError(
+                "A Fisher needs each model's own task and data.",
+                where="method.fisher.paths, sources",
+                remedy="merge finished runs (sources=...), name Fisher files (method.fisher.paths=[...]), or set "
+                "method.isotropic=true",
+            )
+        return [self._fisher(task, context) for task in tasks]
+
+    def _fisher(self, task: SourceTask, context: Context) -> Checkpoint:
+        """The Fisher of a source on its own training data, kept beside its checkpoint."""
+        examples, labels = int(self.fisher["examples"]), str(self.fisher["labels"])
+        drawn = f"-{context.seed}" if labels == "sample" else ""
+        path: Path = task.folder / "checkpoints" / f"fisher-{labels}-{examples}{drawn}.safetensors"
+        if not path.is_file():
+            method = plain_model(task, context)
+            device = next(method.backbone.model.parameters()).device
+            context.log(f"Fisher of {task.name} from {min(examples, task.data.sizes['train'])} examples")
+            found = estimate_fisher(
+                method, task.batches("train", device), examples=examples, labels=labels, seed=context.seed,
+                answers=task.answers,
+            )  # fmt: skip
+            save_fisher(found, path, {"labels": labels, "examples": str(examples)})
+        return open_checkpoint(path)
+
+
+def coefficient_candidates(
+    coefficients: str | Sequence[float], models: int, count: int, seed: int
+) -> list[tuple[float, ...]]:
+    """The lambda to try: given, `count` on the line between two models, or `count` flat Dirichlet draws.
+
+    Raises:
+        UserError: the grid of more or fewer than two models, or an unknown word.
+    """
+    if not isinstance(coefficients, str):
+        return [tuple(float(value) for value in coefficients)]
+    if coefficients == "grid" and models == 2:
+        steps = max(2, count)
+        return [(1 - k / (steps - 1), k / (steps - 1)) for k in range(steps)]
+    if coefficients == "dirichlet":
+        generator = torch.Generator().manual_seed(seed)
+        draws = -torch.rand(count, models, generator=generator, dtype=torch.float64).clamp_(min=1e-300).log()
+        return [tuple(row.tolist()) for row in draws / draws.sum(1, keepdim=True)]
+    raise UserError(
+        f"coefficients={coefficients} does not go with {models} models.",
+        where="method.coefficients",
+        remedy="grid for two models, dirichlet for any number, or the numbers: method.coefficients=[0.5,0.3,0.2]",
+    )

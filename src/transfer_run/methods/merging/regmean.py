@@ -1,0 +1,81 @@
+"""RegMean: linear layers that agree with every model on that model's own inputs (Jin et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
+from transfer_run.methods.merging.bodies import plain_model
+from transfer_run.methods.merging.checkpoint import Checkpoint, open_checkpoint
+from transfer_run.methods.merging.engine import Job
+from transfer_run.methods.merging.examples import single_examples
+from transfer_run.methods.merging.gram import TRANSPOSED, gather_grams, save_grams
+from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.opening import local_path
+from transfer_run.methods.merging.regmean_rule import RegMeanRule
+from transfer_run.methods.merging.sources import SourceTask
+
+
+class RegMean(Merging):
+    """Least squares for linear layers, the mean for everything else.
+
+    Args:
+        examples: of each source's training split, for its Gram matrices.
+        off_diagonal: a, what the off-diagonal entries of the Gram matrices are multiplied by, 0 < a <= 1.
+        ridge: added to their diagonals, relative to its mean.
+        grams: files of Gram matrices, one a model, where there are no sources to compute them from.
+        others: see `Merging`.
+    """
+
+    needs_base = False
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        examples: int = 1000,
+        off_diagonal: float = 0.9,
+        ridge: float = 1e-8,
+        grams: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        super().__init__(
+            backbone, task, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
+            max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+        self.examples, self.off_diagonal, self.ridge, self.grams = examples, off_diagonal, ridge, list(grams)
+
+    def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
+        found: list[Checkpoint] = [self._gram(task, context) for task in tasks]
+        found += [open_checkpoint(local_path(path)) for path in self.grams]
+        if not found:
+            raise UserError(
+                "RegMean needs the inputs that each model sees.",
+                where="method.grams, sources",
+                remedy="merge finished runs (sources=...), or name files of Gram matrices: method.grams=[FILE,FILE]",
+            )
+        flipped = frozenset(json.loads(found[0].metadata.get(TRANSPOSED, "[]")))
+        return [Option({}, job, RegMeanRule(found, self.off_diagonal, self.ridge, flipped))]
+
+    def _gram(self, task: SourceTask, context: Context) -> Checkpoint:
+        """The Gram matrices of a source on its own training data, kept beside its checkpoint."""
+        path: Path = task.folder / "checkpoints" / f"gram-{self.examples}.safetensors"
+        if not path.is_file():
+            method = plain_model(task, context)
+            device = next(method.backbone.model.parameters()).device
+            examples = single_examples(task.batches("train", device), self.examples)
+            context.log(f"Gram matrices of {task.name} from {self.examples} examples")
+            model = method.backbone.model
+            save_grams(gather_grams(model, method, examples), model, path)
+        return open_checkpoint(path)

@@ -1,0 +1,75 @@
+"""Wrong words: exit code 2, one message with the nearest name, no traceback, at once, nothing heavy loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import TOY, USER, Answer
+
+WRONG: list[tuple[str, list[str], str]] = [
+    ("unknown key", ["method.dept=3"], "method.depth"),
+    ("unknown key with a plus", ["+method.dept=3"], "method.depth"),
+    ("unknown key of an experiment", ["--config-dir", str(USER / "broken"), "+experiment=key"], "method.gate"),
+    ("misspelt method", ["method=lts"], "lst"),
+    ("misspelt nested data set", ["dataset=suite/picture"], "suite/pictures"),
+    ("misspelt nested method", ["method=peft/dorra"], "peft/dora"),
+    ("method without its family", ["method=dora"], "peft/dora"),
+    ("misspelt experiment", ["+experiment=god"], "good"),
+    ("misspelt group", ["methd=lst"], "method"),
+    ("wrong type", ["seed=abc"], "seed must be a whole number"),
+    ("wrong type in a method", ["method.width=two"], "method.width must be a whole number"),
+    ("out of bounds", ["dataset.batch_size=-1"], "at least 1"),
+    ("closed choice", ["method.mode=gate"], "gated"),
+    ("closed precision", ["hardware.precision=bf16"], "bf16-mixed"),
+    ("impossible pair", ["method=for_cnns"], "backbone=small"),
+    ("images for a text model", ["dataset=suite/pictures"], "holds images"),
+    ("missing file", ["dataset.path=no/such/file.csv"], "no/such/file.csv does not exist"),
+    ("missing weights", ["backbone.weights=no/such/folder"], "no/such/folder does not exist"),
+    ("no word", ["lst"], "method=lst"),
+    ("misspelt flag", ["--multirn"], "--multirun"),
+    ("several values in one run", ["seed=0,1"], "add -m"),
+    ("a wrong run of a sweep", ["-m", "seed=0,1,x"], "in run 3 of 3"),
+    ("a wrong word with --cfg", ["--cfg", "job", "method.dept=3"], "method.depth"),
+    ("a folder that does not exist", ["--config-dir", "nowhere"], "nowhere does not exist"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+def test_a_wrong_command_is_answered_at_once(words: list[str], expected: str, command: Callable[..., Answer]) -> None:
+    base = [word for word in TOY if word.partition("=")[0] not in {w.lstrip("+").partition("=")[0] for w in words}]
+    if "--config-dir" in words:
+        base = []
+    answer = command("run", *base, *words)
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    assert expected in answer.err
+    assert "Traceback" not in answer.err
+    assert 1 <= len(answer.err.splitlines()) <= 5
+    assert answer.seconds < 1.5
+
+
+def test_nothing_heavy_is_imported_before_the_words_are_known_to_be_valid(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from transfer_run.cli import list as listing, run
+from transfer_run.cli.exits import exit_code
+toy = {list(TOY)!r}
+for words in (["--help"], [*toy, "--cfg", "job"], [*toy, "--info", "defaults"], [*toy, "method.dept=1"], ["method=lts"],
+              [*toy, "method=for_cnns"], [*toy, "-m", "seed=0,x"], ["--shell-completion", "install=bash"]):
+    exit_code(lambda: run.run(words))
+for kind in ("methods", "backbones", "datasets"):
+    listing.show([kind])
+from transfer_run.experiment.identity import run_folder
+from transfer_run.experiment.compose import compose
+run_folder(compose(toy[2:], toy[1]))
+heavy = ["torch", "transformers", "timm", "lightning", "peft", "datasets", "wandb", "sklearn", "numpy"]
+print("LOADED", [name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["LOADED []"], done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""`transfer-run -m`: one run of each combination, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import TOY, Answer
+
+
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    """What the runs of the only sweep in the folder left, in order."""
+    (sweep,) = (folder / "outputs" / "sweeps").iterdir()
+    paths = sorted((sweep / "jobs").iterdir(), key=lambda path: int(path.stem))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_every_combination_is_run(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+    answer = command("run", *TOY, "-m", "seed=3,4", "method.depth=range(1,3)", "output_dir=o/${seed}${method.depth}",
+                     "hydra.sweep.dir=outputs/sweeps/mine", PYTHONPATH=stand_in)  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert answer.out.count("carried out toy") == 4
+    assert "4 of 4 runs finished" in answer.out
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["31", "32", "41", "42"]
+    assert {path.name for path in (tmp_path / "outputs" / "sweeps" / "mine").iterdir()} == {"jobs", "multirun.yaml"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "outputs"]
+
+
+def test_a_run_that_fails_does_not_end_the_others(
+    command: Callable[..., Answer], stand_in: str, tmp_path: Path
+) -> None:
+    answer = command("run", *TOY, "-m", "seed=1,2,3,4", PYTHONPATH=stand_in)
+    assert answer.code == 1
+    assert "2 of 4 runs finished" in answer.out
+    assert [outcome["code"] for outcome in outcomes(tmp_path)] == [1, 2, 0, 0]
+    summary = answer.err.partition("Failed:")[2]
+    assert "seed=1\n    ArithmeticError: it broke\n      log: outputs/runs/sentences/toy-small-" in summary
+    assert "seed=2\n    no network\n      do:      name local weights" in summary
+    assert "seed=3" not in summary
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "codes"),
+    [
+        (["seed=2,3"], 2, [2, 0]),
+        (["seed=1,3", "sweep.stop_on_error=true"], 1, [1, 1]),
+        (["seed=75,3"], 75, [75, 1]),
+    ],
+    ids=["user errors only", "stop on error", "preempted"],
+)
+def test_what_a_sweep_leaves_with(
+    words: list[str], code: int, codes: list[int], command: Callable[..., Answer], stand_in: str, tmp_path: Path
+) -> None:
+    answer = command("run", *TOY, "-m", *words, PYTHONPATH=stand_in)
+    assert answer.code == code
+    assert [outcome["code"] for outcome in outcomes(tmp_path)] == codes
+
+
+def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand_in: str) -> None:
+    answer = command("run", *TOY, "-m", "seed=130,3", PYTHONPATH=stand_in)
+    assert answer.code == 130
+    assert "carried out" not in answer.out
+
+
+def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+    answer = command("run", *TOY, "-m", "seed=3,4", "method.mode=plain,gate", PYTHONPATH=stand_in)
+    assert answer.code == 2
+    assert "method.mode must be one of" in answer.err
+    assert "in run 2 of 4: " in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_sweeps_in_one_second_do_not_share_a_folder(
+    command: Callable[..., Answer], stand_in: str, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        command("run", *TOY, "-m", "seed=2", "hydra.sweep.dir=here", PYTHONPATH=stand_in)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here-2"]
+
+
+@pytest.mark.slow
+def test_several_at_a_time_and_one_killed(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+    """joblib's processes compose and import for themselves; one that is killed is reported like the others."""
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    answer = command("run", *TOY, "-m", "seed=3,1", *words, PYTHONPATH=stand_in)
+    assert answer.code == 1, answer.err
+    assert [outcome["code"] for outcome in outcomes(tmp_path)] == [0, 1]
+    killed = command("run", *TOY, "-m", "seed=9", *words, PYTHONPATH=stand_in)
+    assert killed.code == 1
+    assert "seed=9\n    ended without a word" in killed.err
+
+
+def test_a_single_run_goes_where_its_launcher_sends_it(command: Callable[..., Answer], stand_in: str) -> None:
+    answer = command("run", *TOY, "hardware=slurm", PYTHONPATH=stand_in, PATH="/nowhere")
+    assert answer.code == 2
+    assert "There is no Slurm on this machine" in answer.err
+    assert "hydra/launcher=slurm" in answer.err

@@ -1,0 +1,253 @@
+"""The story of a run: recorded once, resumed, shared between processes, several devices, sources, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from transfer_run.errors import RunFailed, UserError
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.identity import run_folder
+from transfer_run.experiment.run import carry_out
+
+PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")
+BIN = Path(sys.executable).parent / "transfer-run"
+
+
+def config(tmp_path: Path, *words: str) -> DictConfig:
+    return compose([*PROBE, f"output_dir={tmp_path}", "trainer.max_steps=3", "trainer.progress=none", *words])
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return content
+
+
+def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [str(BIN), *PROBE, f"output_dir={tmp_path}", "trainer.progress=none", *words]
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return carry_out(config(tmp_path_factory.mktemp("run")))
+
+
+def test_the_folder_and_the_result_are_those_of_the_contract(finished: Path) -> None:
+    assert finished.parent.name == "digits"
+    assert finished.name.startswith("linear_probe-vit_tiny-")
+    assert {"config.yaml", "result.json", "metrics.csv", "run.log", "checkpoints"} <= {
+        p.name for p in finished.iterdir()
+    }
+    result = result_of(finished)
+    assert finished.name.endswith(result["identity"][:8])
+    assert {
+        "schema", "status", "identity", "method", "backbone", "dataset", "seed",
+        "metrics", "parameters", "memory", "time", "environment",
+    } <= set(result)  # fmt: skip
+    assert set(result["memory"]["by_kind"]) == {
+        "parameters", "gradients", "optimizer", "activations", "inputs", "other",
+    }  # fmt: skip
+    assert result["parameters"]["trainable"] == 64 * 5 + 5
+    assert result["environment"]["torch"]
+
+
+def test_a_finished_run_is_not_repeated_unless_forced(finished: Path) -> None:
+    before = (finished / "result.json").stat().st_mtime_ns
+    cfg = config(finished.parents[2])
+    assert carry_out(cfg) == finished
+    assert (finished / "result.json").stat().st_mtime_ns == before
+    carry_out(config(finished.parents[2], "force=true"))
+    assert (finished / "result.json").stat().st_mtime_ns > before
+
+
+def test_a_finished_run_answers_without_torch(finished: Path) -> None:
+    code = (
+        "import sys; from transfer_run.experiment.compose import compose; from transfer_run.experiment.run import "
+        f"carry_out; carry_out(compose({[*PROBE, f'output_dir={finished.parents[2]}', 'trainer.max_steps=3']!r})); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, number: int, code: int) -> None:
+    words = ("trainer.max_epochs=4000", "profiler=none", "trainer.log_every=1")
+    run = start(tmp_path, *words)
+    folder = run_folder(compose([*PROBE, f"output_dir={tmp_path}", *words]))
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    run.send_signal(number)
+    output = run.communicate(timeout=60)[0]
+    assert run.returncode == code, output
+    assert "Traceback" not in output
+    assert not (folder / "result.json").exists()
+    resumed = start(tmp_path, *words)
+    time.sleep(0.1)
+    log = folder / "run.log"
+    while "going on from" not in log.read_text(encoding="utf-8") and resumed.poll() is None:
+        time.sleep(0.2)
+    resumed.terminate()
+    assert resumed.wait(timeout=60) == 75
+    assert "going on from" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_at_once_share_one_run(tmp_path: Path) -> None:
+    runs = [start(tmp_path, "trainer.max_epochs=3") for _ in range(2)]
+    outputs = [run.communicate(timeout=180)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    results = list(tmp_path.glob("runs/**/result.json"))
+    assert len(results) == 1
+    assert sum("run " + str(results[0].parent) in output for output in outputs) == 1
+
+
+@pytest.mark.slow
+def test_two_devices_make_one_folder_and_the_same_model(tmp_path: Path) -> None:
+    alone = carry_out(config(tmp_path / "alone", "trainer.max_steps=6", "profiler=none"))
+    words = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.num_workers=0")
+    both = carry_out(config(tmp_path / "both", "trainer.max_steps=6", "profiler=none", *words))
+    assert both.name == alone.name, "the number of devices is no part of a run's identity"
+    assert len(list((tmp_path / "both").glob("runs/*/*"))) == 1
+    from safetensors.torch import load_file
+
+    first, second = (load_file(f / "checkpoints" / "model" / "model.safetensors") for f in (alone, both))
+    for name, tensor in first.items():
+        assert second[name].sub(tensor).abs().max() < 1e-4, name
+    assert result_of(both)["metrics"]["test/accuracy"] == pytest.approx(
+        result_of(alone)["metrics"]["test/accuracy"], abs=0.02
+    )
+
+
+def test_a_batch_that_does_not_divide_among_devices_is_refused(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=3")
+    with pytest.raises(UserError, match="does not divide"):
+        carry_out(cfg)
+
+
+def test_a_broken_run_leaves_its_traceback_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transfer_run.methods.tuning.linear_probe import LinearProbe
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("no reason at all")
+
+    monkeypatch.setattr(LinearProbe, "loss", broken)
+    with pytest.raises(RunFailed) as caught:
+        carry_out(config(tmp_path))
+    log = caught.value.log.read_text(encoding="utf-8")
+    assert "Traceback" in log
+    assert "no reason at all" in log
+    assert not (caught.value.log.parent / "result.json").exists()
+
+
+def test_the_best_epoch_can_be_kept(tmp_path: Path) -> None:
+    words = (
+        "trainer.max_steps=null",
+        "trainer.max_epochs=3",
+        "trainer.select=best",
+        "profiler=none",
+        "optimizer.lr=0.3",
+    )
+    folder = carry_out(config(tmp_path, *words))
+    import csv
+
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        seen = [float(r["validation/accuracy"]) for r in csv.DictReader(file) if r.get("validation/accuracy")]
+    import torch
+
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["callbacks"]["Checkpoints"]["best"]
+    assert best == pytest.approx(max(seen), abs=1e-6)
+
+
+class TestSources:
+    def test_a_source_is_carried_out_once_and_found_again(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        weights = (
+            "backbone.weights='run:method=pretrain backbone=vit_tiny dataset=digits dataset.classes=[0,1,2,3,4] "
+            "trainer.max_steps=2 trainer.max_epochs=1'"
+        )
+        first = carry_out(config(tmp_path, weights, "profiler=none"))
+        sources = list(tmp_path.glob("runs/digits/pretrain-*/result.json"))
+        assert len(sources) == 1
+        stamp = sources[0].stat().st_mtime_ns
+        second = carry_out(config(tmp_path, weights, "profiler=none", "seed=1"))
+        assert first != second
+        assert sources[0].stat().st_mtime_ns == stamp
+
+    def test_a_source_that_is_no_run_and_no_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="neither a run's words"):
+            carry_out(config(tmp_path, "sources.teacher=nonsense"))
+
+    def test_an_unfinished_run_is_no_source(self, tmp_path: Path) -> None:
+        folder = tmp_path / "half"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("seed: 0", encoding="utf-8")
+        with pytest.raises(UserError, match="has not finished"):
+            carry_out(config(tmp_path, f"sources.teacher={folder}"))
+
+    def test_the_tree_of_runs_is_shown_and_nothing_carried_out(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        cfg = compose(
+            [
+                "method=lst",
+                "backbone=vit_tiny",
+                "dataset=digits",
+                f"output_dir={tmp_path}",
+                "dry_run=true",
+                "hardware=cpu",
+            ]
+        )
+        carry_out(cfg)
+        shown = capsys.readouterr().out
+        assert "pretrain" in shown
+        assert "would run" in shown
+        assert "nothing was carried out" in shown
+        assert not list(tmp_path.glob("**/result.json"))
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_write_into_the_run_folder(tmp_path: Path, logger: str) -> None:
+    words = [f"logger={logger}", "profiler=none", *(["logger.offline=true"] if logger == "wandb" else [])]
+    folder = carry_out(config(tmp_path, *words))
+    written = [path for path in folder.rglob("*") if "tfevents" in path.name or path.suffix == ".wandb"]
+    assert written
+
+
+class TestExport:
+    def test_a_trained_backbone_opens_in_its_own_library(self, tmp_path: Path) -> None:
+        import timm
+
+        words = ("method=full", "profiler=none", f"export={tmp_path / 'out'}")
+        carry_out(config(tmp_path, *words))
+        model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=0)
+        assert sum(p.numel() for p in model.parameters()) > 250_000
+        assert (tmp_path / "out" / "head.safetensors").is_file()
+
+    def test_what_was_trained_beside_a_frozen_backbone_comes_with_a_loader(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        from transfer_run.experiment.export import export_run
+        from transfer_run.experiment.saved import load_model
+
+        out = export_run(finished, tmp_path / "out")
+        assert load_model(out).task.num_labels == 5
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").touch()
+        with pytest.raises(UserError, match="not empty"):
+            export_run(finished, tmp_path / "full")

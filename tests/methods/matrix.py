@@ -1,0 +1,68 @@
+"""What every method is put through: its smallest fitting backbone, embedded data, a few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from transfer_run.backbones.load import build_backbone
+from transfer_run.data.load import build_data
+from transfer_run.experiment import registry
+from transfer_run.experiment.compose import compose
+from transfer_run.methods.base import Method
+from transfer_run.methods.build import build_method
+
+SMALLEST = {
+    "vit": ("vit_tiny", "digits"),
+    "t5": ("t5_tiny", "python_docs"),
+    "encoder": ("bert_tiny", "python_docs"),
+    "decoder": ("gpt2_tiny", "python_docs"),
+    "cnn": ("cnn_tiny", "digits"),
+    "clip": ("clip_tiny", "digits"),
+}
+STEPS = 4
+
+
+def about(method: str) -> dict[str, Any]:
+    """`method.about` of a packaged method."""
+    return dict(registry.entry("method", method, ()).content["method"]["about"])
+
+
+def methods(*shapes: str) -> list[str]:
+    """All packaged methods of these shapes."""
+    return [name for name in registry.names("method", ()) if about(name)["shape"] in shapes]
+
+
+def words(method: str, output: Path | str = "outputs") -> list[str]:
+    """The method's smallest run: random weights, four steps."""
+    fitting = about(method)["backbones"]
+    backbone, dataset = next(pair for family, pair in SMALLEST.items() if family in fitting)
+    return [
+        f"method={method}", f"backbone={backbone}", f"dataset={dataset}", "backbone.weights=random:0",
+        f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.progress=none", f"output_dir={output}",
+        "hardware=cpu", "optimizer.warmup=0", *about(method).get("matrix", []),
+    ]  # fmt: skip
+
+
+def build(cfg: DictConfig, *, device: str = "cpu") -> tuple[Method, Any]:
+    """Method and data of a composed run, seeded."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    torch.manual_seed(0)
+    data = build_data(config["dataset"], config["backbone"], 0)
+    method = build_method(config["method"], build_backbone(config["backbone"], device=device), data.task)
+    return method, data
+
+
+def smallest(method: str) -> tuple[Method, Any]:
+    """The method on its smallest fitting backbone, with its data set up."""
+    built, data = build(compose(words(method)))
+    data.setup()
+    return built, data
+
+
+def batch_of(data: Any, size: int = 8) -> dict[str, torch.Tensor]:
+    """The first training batch."""
+    return next(iter(data.loader("train", batch_size=size, shuffle=False)))

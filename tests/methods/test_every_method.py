@@ -1,0 +1,230 @@
+"""The same checks for every method, without test code of its own: what the runner promises of all of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import inspect
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from transfer_run.errors import Preempted, UserError
+from transfer_run.experiment import registry
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.optimization import build_optimizer
+from transfer_run.experiment.run import carry_out
+from transfer_run.experiment.saved import load_model, save_model
+from transfer_run.methods.build import method_class
+
+from . import matrix
+
+FITTED = matrix.methods("tune", "stage", "distil")
+ROOT = Path(__file__).parents[2]
+PINNED = ROOT / "tests" / "recorded" / "first_losses.json"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any connection that leaves this machine fails the test."""
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"a method reached for the network: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of whole runs by method, filled as the tests go."""
+    return {"output": tmp_path_factory.mktemp("matrix")}
+
+
+def whole_run(method: str, finished: dict[str, Path]) -> Path:
+    if method not in finished:
+        finished[method] = carry_out(compose(matrix.words(method, finished["output"] / "whole")))
+    return finished[method]
+
+
+@pytest.mark.parametrize("method", registry.names("method", ()))
+def test_the_signature_is_the_schema(method: str) -> None:
+    node = registry.entry("method", method, ()).content["method"]
+    signature = inspect.signature(method_class(node["about"]["target"]).__init__).parameters
+    keys = {key: value for key, value in node.items() if key not in ("name", "about")}
+    arguments = {n: p for n, p in signature.items() if n not in ("self", "backbone", "task")}
+    assert set(keys) == set(arguments)
+    for name, parameter in arguments.items():
+        if parameter.default is not inspect.Parameter.empty:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            if default is not None and not isinstance(default, dict):
+                assert default == keys[name], name
+
+
+@pytest.mark.parametrize("method", registry.names("method", ()))
+def test_it_has_its_line_in_the_docs(method: str) -> None:
+    assert f"| `{method}` |" in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_it_trains_and_leaves_frozen_parts_alone(method: str) -> None:
+    built, data = matrix.smallest(method)
+    batch = matrix.batch_of(data)
+    before = {name: p.detach().clone() for name, p in built.named_parameters()}
+    buffers = {n: b.detach().clone() for n, b in built.backbone.model.named_buffers()}
+    optimizer = build_optimizer(
+        built.parameter_groups(),
+        {"name": "adamw", "lr": 1e-2, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8},
+    )
+    built.start_fit(12)
+    built.train()
+    losses = []
+    for step in range(12):
+        torch.manual_seed(0)
+        optimizer.zero_grad()
+        loss = built.training_loss(batch)
+        loss.backward()
+        optimizer.step()
+        built.after_step(step + 1)
+        losses.append(float(loss))
+    assert min(losses[-3:]) < losses[0], losses
+    trained = {name for name, p in built.named_parameters() if p.requires_grad}
+    assert any(not torch.equal(before[n], p) for n, p in built.named_parameters() if n in trained)
+    for name, parameter in built.named_parameters():
+        if name not in trained:
+            assert parameter.grad is None, name
+            assert torch.equal(before[name], parameter), name
+    if not any(name.startswith("backbone.model.") for name in trained):
+        for name, buffer in built.backbone.model.named_buffers():
+            if name in buffers:
+                assert torch.equal(buffers[name], buffer), name
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path: Path) -> None:
+    cfg = compose(matrix.words(method))
+    built, data = matrix.build(cfg)
+    data.setup()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    built.settle()
+    built.eval()
+    batch = matrix.batch_of(data, 4)
+    from omegaconf import OmegaConf
+
+    save_model(built, tmp_path, OmegaConf.to_container(cfg, resolve=True), data.transform_description)  # type: ignore[arg-type]
+    loaded = load_model(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), built(batch))
+    description = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    assert description["backbone"]["name"]
+    assert description["task"]["num_labels"] == data.task.num_labels
+    assert description["transform"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="does not fit"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_a_run_records_itself_and_its_plan_holds(method: str, finished: dict[str, Path]) -> None:
+    folder = whole_run(method, finished)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["status"] == "finished"
+    assert any(name.startswith("test/") for name in result["metrics"])
+    memory = result["memory"]
+    assert memory["source"] == "tracker"
+    assert memory["predicted_peak"] == pytest.approx(memory["peak"], rel=0.02)
+    assert sum(memory["by_kind"].values()) == pytest.approx(memory["peak"], rel=1e-6)
+    assert result["parameters"]["trainable"] > 0
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_the_first_losses_are_the_recorded_ones(method: str, finished: dict[str, Path]) -> None:
+    """`python scripts/record_losses.py` writes them again, after a change that is meant to change them."""
+    recorded = json.loads(PINNED.read_text(encoding="utf-8"))
+    if method not in recorded:
+        pytest.fail(f"no losses are recorded for {method}: run scripts/record_losses.py")
+    assert first_losses(whole_run(method, finished)) == pytest.approx(recorded[method], rel=2e-3)
+
+
+def first_losses(folder: Path) -> list[float]:
+    """Training losses of the run's steps."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    method: str, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transfer_run.experiment.checkpoints import Checkpoints
+
+    whole = whole_run(method, finished)
+    cfg = compose([*matrix.words(method, finished["output"] / "broken"), "profiler=none"])
+    ordinary = Checkpoints.on_train_batch_end
+
+    def stop_at_two(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 2:
+            self._signal = 15
+        ordinary(self, trainer, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", stop_at_two)
+        with pytest.raises(Preempted):
+            carry_out(cfg)
+    folder = carry_out(cfg)
+    assert digest(folder) == digest(whole)
+    assert first_losses(folder) == first_losses(whole)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "checkpoints" / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_it_runs_in_bf16(method: str) -> None:
+    built, data = matrix.smallest(method)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = built.training_loss(matrix.batch_of(data))
+    loss.backward()
+    assert math.isfinite(float(loss))
+    gradients = [p.grad for p in built.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.fixture(scope="module")
+def ddp_differences() -> dict[str, float]:
+    """Two processes, started once for all methods."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    here = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, str(here / "ddp_worker.py")]
+    workers = [
+        subprocess.Popen([*arguments, str(rank), port], stdout=subprocess.PIPE, cwd=here, env=environment, text=True)
+        for rank in (0, 1)
+    ]
+    outputs = [worker.communicate(timeout=600)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    differences: dict[str, float] = json.loads(outputs[0].strip().splitlines()[-1])
+    return differences
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FITTED)
+def test_two_processes_compute_the_same_gradient(method: str, ddp_differences: dict[str, float]) -> None:
+    assert ddp_differences[method] < 1e-4
