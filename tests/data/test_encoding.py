@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from .conftest import data_of, nodes
 from transfer_run.data.encoding import Corrupted, TextRows, Windows
 from transfer_run.data.load import batch_spec
 from transfer_run.data.sampling import Draw
 from transfer_run.data.tokens import padded, pair_ids, token_ids, written_out
+
+from .conftest import data_of, nodes
 
 TOKENIZER = ByT5Tokenizer()
 
@@ -26,7 +27,9 @@ def test_bytes_are_read_as_the_library_reads_them(a: str, b: str, limit: int) ->
     if any(s in a + b for s in specials):
         return
     assert token_ids(TOKENIZER, a) == TOKENIZER(a, add_special_tokens=False)["input_ids"]
-    assert token_ids(TOKENIZER, a, end=True, limit=limit) == TOKENIZER(a, truncation=True, max_length=limit)["input_ids"]
+    assert (
+        token_ids(TOKENIZER, a, end=True, limit=limit) == TOKENIZER(a, truncation=True, max_length=limit)["input_ids"]
+    )
     ids = pair_ids(TOKENIZER, [a, b], limit)["input_ids"]
     assert len(ids) <= limit
     if len(a.encode()) + len(b.encode()) + 2 <= limit:

@@ -109,9 +109,9 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     folder(tmp_path / "d", {"cat": 6, "dog": 6})
     (tmp_path / "d" / "dog" / "03.png").write_bytes(b"no picture")
     data = images(tmp_path / "d", "dataset.split_shares.validation=0.2", "dataset.split_shares.test=0.2")
+    loaders = [data.loader(name, batch_size=4, num_workers=1) for name in data.sizes]
     with pytest.raises(UserError, match="cannot be decoded") as caught:
-        for name in data.sizes:
-            list(data.loader(name, batch_size=4, num_workers=1))
+        [list(loader) for loader in loaders]
     assert str(tmp_path / "d" / "dog" / "03.png") in caught.value.where
     file = picture(tmp_path / "one.png", 9)
     rows = [{"image": {"bytes": file.read_bytes(), "path": None}, "label": 0}] * 9

@@ -79,7 +79,7 @@ def test_rows_without_a_label_are_not_scored() -> None:
 def written(*words: str, length: int = 12) -> torch.Tensor:
     """Generated ids: the word, the end, then whatever."""
     rows = [TOKENIZER(word)["input_ids"] for word in words]
-    return torch.tensor([(row + [0, 70, 71, 0])[:length] + [0] * (length - len(row) - 4) for row in rows])
+    return torch.tensor([[*row, 0, 70, 71, 0][:length] + [0] * (length - len(row) - 4) for row in rows])
 
 
 def test_answers_in_words_are_read_as_labels() -> None:

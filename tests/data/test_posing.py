@@ -9,13 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .conftest import ROOT, nodes
 from transfer_run.data.load import batch_spec, build_task, data_class
 from transfer_run.data.posing import corrupted_lengths, source_length, span_sizes, uses_bytes, value_text
 from transfer_run.errors import UserError
 
+from .conftest import ROOT, nodes
+
 FOLDER = ROOT / "configs" / "dataset"
-SHIPPED = sorted(f.relative_to(FOLDER).with_suffix("").as_posix() for f in FOLDER.rglob("*.yaml") if f.name[0] != "_")
+SHIPPED = sorted(  # `none` stands for the absence of data
+    f.relative_to(FOLDER).with_suffix("").as_posix()
+    for f in FOLDER.rglob("*.yaml")
+    if f.name[0] != "_" and f.stem != "none"
+)
 BACKBONES = {"text": ("t5_tiny", "bert_tiny", "gpt2_tiny"), "images": ("vit_tiny", "cnn_tiny", "clip_tiny")}
 
 
@@ -65,7 +70,8 @@ def test_scores_are_posed_as_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0.0"), (5, "5.0"), (3.8, "3.8"), (2.75, "2.8"), (2.69, "2.6"), (4.333, "4.4"), (0.09, "0.0")]
+    ("value", "text"),
+    [(0, "0.0"), (5, "5.0"), (3.8, "3.8"), (2.75, "2.8"), (2.69, "2.6"), (4.333, "4.4"), (0.09, "0.0")],
 )
 def test_values_are_rounded_to_a_fifth(value: float, text: str) -> None:
     assert value_text(value) == text

@@ -18,7 +18,6 @@ from transfer_run.errors import UserError
 
 from .conftest import data_of, nodes
 
-
 CLASSES = tuple(module for modules in AREAS.values() for module in modules)
 
 

@@ -104,9 +104,7 @@ def test_a_sub_word_tokenizer_and_a_decoder() -> None:
     assert data.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True).startswith("rte sentence1:")
 
 
-@pytest.mark.parametrize(
-    ("splits", "says"), [("lst", "validation_mismatched"), ("glue", "validation_matched")]
-)
+@pytest.mark.parametrize(("splits", "says"), [("lst", "validation_mismatched"), ("glue", "validation_matched")])
 def test_mnli_names_the_split_that_is_missing(splits: str, says: str) -> None:
     dataset, backbone = nodes("dataset=glue/mnli", "backbone=bert_tiny", f"dataset.splits={splits}")
     data = build_data(dataset | {"path": real("text/rte")}, backbone, 0)
@@ -116,7 +114,9 @@ def test_mnli_names_the_split_that_is_missing(splits: str, says: str) -> None:
 
 def test_class_names_of_the_data_are_taken() -> None:
     path = real("text/trec")
-    data = data_of("dataset=text_files", "backbone=bert_tiny", f"dataset.path={path}", "dataset.text_columns=[sentence]")
+    data = data_of(
+        "dataset=text_files", "backbone=bert_tiny", f"dataset.path={path}", "dataset.text_columns=[sentence]"
+    )
     assert data.task.num_labels == 6
     assert data.label_names == ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")
     assert data.sizes["test"] == 500

@@ -122,25 +122,27 @@ def test_two_ranks_read_disjoint_rows(docs: DataModule) -> None:
 def test_repeated_evaluation_rows_lose_their_label(digits: DataModule) -> None:
     rows = digits.sizes["test"]
     assert rows % 2, "the test needs an odd number of rows"
-    labels = [torch.cat([b["labels"] for b in digits.loader("test", batch_size=50, world_size=2, rank=r)]) for r in (0, 1)]
+    loaders = [digits.loader("test", batch_size=50, world_size=2, rank=rank) for rank in range(2)]
+    labels = [torch.cat([batch["labels"] for batch in loader]) for loader in loaders]
     assert len(labels[0]) == len(labels[1]) == (rows + 1) // 2
     assert (torch.cat(labels) >= 0).sum() == rows
 
 
 def _read(draw: Draw) -> int:
     if draw.row == 5:
-        raise UserError("A row cannot be read.", where="file.csv, row 6, column 'text'", nearest=["a"], remedy="repair it")
+        raise UserError(
+            "A row cannot be read.", where="file.csv, row 6, column 'text'", nearest=["a"], remedy="repair it"
+        )
     return draw.row
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_users_error_reaches_the_user_whole(workers: int) -> None:
     loader = Loader(_read, EpochBatches(8, 2, shuffle=False), sum, num_workers=workers)
-    read = []
+    batches = iter(loader)
+    assert [next(batches), next(batches)] == [1, 5]
     with pytest.raises(UserError) as caught:
-        for batch in loader:
-            read.append(batch)
-    assert read == [1, 5]
+        next(batches)
     assert str(caught.value).splitlines()[0] == "A row cannot be read."
     assert caught.value.where == "file.csv, row 6, column 'text'"
 

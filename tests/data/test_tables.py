@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def test_formats_hold_the_same_rows(write: Write, tmp_path: Path) -> None:
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     write("rows.csv", 'text,label\n"a ""quoted"" word",1\nNA,0\n"two\nlines",1\n')
     write("rows.tsv", 'text\tlabel\n"a ""quoted"" word"\t1\nNA\t0\n"two\nlines"\t1\n')
-    write("rows.jsonl", '{"text": "a \\"quoted\\" word", "label": 1}\n{"text": "NA", "label": 0}\n{"text": "two\\nlines", "label": 1}\n')
-    write("rows.json", '[{"text": "a \\"quoted\\" word", "label": 1}, {"text": "NA", "label": 0}, {"text": "two\\nlines", "label": 1}]')
+    lines = [json.dumps(row) for row in rows]
+    write("rows.jsonl", "\n".join(lines))
+    write("rows.json", f"[{', '.join(lines)}]")
     for ending in ("parquet", "csv", "tsv", "jsonl", "json"):
         assert read_files([tmp_path / f"rows.{ending}"]).rows.to_list() == rows, ending
 
@@ -125,10 +127,9 @@ def test_missing_files_name_what_is_there(write: Write, tmp_path: Path) -> None:
     assert "movies.csv" in error.nearest
     with pytest.raises(UserError, match="cannot be read"):
         read(write("movies.xlsx", "?"))
+    only = write("only/test.csv", GOOD).parent
     with pytest.raises(UserError, match="no training split"):
-        (tmp_path / "only").mkdir()
-        write("only/test.csv", GOOD)
-        read(tmp_path / "only")
+        read(only)
     dataset, node = nodes("dataset=text_files", "backbone=bert_tiny")
     with pytest.raises(UserError, match="has no path"):
         build_data(dataset | {"num_labels": 2}, node, 0).setup()

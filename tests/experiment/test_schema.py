@@ -33,6 +33,7 @@ from transfer_run.experiment import registry, schema
         ("list[int]", [[], [1, 2]], [[1.5], ["a"], 1, [True]]),
         ("list[int]? >= 0", [None, [0]], [[-1]]),
         ("list[str]", [["a"], []], ["a", [None]]),
+        ("any", [None, 1, "a", [1], {"a": 1}], []),
         (["a", "b"], ["a", "b"], ["c", None, 1]),
         ([1, None, "x"], [1, None, "x"], [2, True, "1"]),
     ],

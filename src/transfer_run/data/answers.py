@@ -62,7 +62,8 @@ class Answers:
     def texts(self, ids: Tensor) -> list[str]:
         """Answers (B,) as text; what stands behind the end, padding and -100 is left out."""
         end, rows = self.tokenizer.eos_token_id, ids.tolist()
-        rows = [[t for t in row[: row.index(end)] if t >= 0] if end in row else [t for t in row if t >= 0] for row in rows]
+        rows = [row[: row.index(end)] if end in row else row for row in rows]
+        rows = [[token for token in row if token >= 0] for row in rows]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def read(self, ids: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Glue(TextData):
 
     def read_rows(self) -> dict[str, TextRows]:
         task = str(self.dataset["name"]).rpartition("/")[2]
-        wanted = ("train", "validation", "test")
+        wanted: tuple[str, ...] = ("train", "validation", "test")
         if task == "mnli":
             wanted = ("train", "validation_matched", "validation_mismatched", "test_matched")
         tables = self._tables(task, wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,9 +49,9 @@ class ImageFolder(ImageData):
         """The splits that stand in `folder`, under the names that they have there."""
         if folder.is_file():
             return {"train": self._of_table(read_files([folder]))}
-        inside = {name: next((folder / n for n in names if (folder / n).is_dir()), None) for name, names in _FOLDERS.items()}
+        inside = {name: [folder / n for n in names if (folder / n).is_dir()] for name, names in _FOLDERS.items()}
         if inside["train"]:
-            return self._of_folders({name: sub for name, sub in inside.items() if sub})
+            return self._of_folders({name: below[0] for name, below in inside.items() if below})
         if any(file.suffix in FORMATS for file in folder.iterdir()):
             return {name: self._of_table(t) for name, t in read_folder(str(folder), SPLITS).items()}
         return self._of_folders({"train": folder})

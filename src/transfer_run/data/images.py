@@ -35,7 +35,8 @@ RESAMPLING = {
 class ImageRows(Protocol):
     """One split of an image dataset before decoding; `labels` are class numbers, -1 where a row has none."""
 
-    labels: np.ndarray
+    @property
+    def labels(self) -> np.ndarray: ...
 
     def image(self, row: int) -> Image.Image:
         """The image of a row, opened but not converted."""
@@ -70,10 +71,11 @@ class TableImages:
 
     def image(self, row: int) -> Image.Image:
         stored = self.table.rows[row][self.column] or {}
-        data, path = stored.get("bytes"), stored.get("path")
-        if data is None and path is None:
+        if stored.get("bytes") is not None:
+            return Image.open(io.BytesIO(stored["bytes"]))
+        if stored.get("path") is None:
             raise OSError("there is no image")
-        return Image.open(io.BytesIO(data) if data is not None else path)
+        return Image.open(stored["path"])
 
     def place(self, row: int) -> str:
         return self.table.place(row, self.column)

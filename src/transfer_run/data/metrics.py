@@ -52,6 +52,9 @@ class Correlation(Metric):
 class Share(Metric):
     """Mean of weighted values: a share of rows, or with `exponential` the perplexity of a mean loss."""
 
+    total: Tensor
+    weight: Tensor
+
     def __init__(self, *, exponential: bool = False) -> None:
         super().__init__()
         self.exponential = exponential
@@ -59,11 +62,11 @@ class Share(Metric):
         self.add_state("weight", default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: Tensor) -> None:
-        self.total += (value.float() * weight).sum()  # type: ignore[operator]
-        self.weight += weight.sum()  # type: ignore[operator]
+        self.total += (value.float() * weight).sum()
+        self.weight += weight.sum()
 
     def compute(self) -> Tensor:
-        mean = self.total / self.weight  # type: ignore[operator]
+        mean = self.total / self.weight
         return mean.exp() if self.exponential else mean
 
 
@@ -111,7 +114,8 @@ class Scores(nn.Module):
         kind = {"classification": "classes", "regression": "values", "language_modeling": "loss"}.get(form, "texts")
         if form == "text_to_text" and answers is not None and (answers.values or answers.words):
             kind = "values" if answers.values else "classes"
-        fitting: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}[kind]
+        known: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}
+        fitting = known[kind]
         if name in LOSSES:
             return "loss"
         if name not in fitting:

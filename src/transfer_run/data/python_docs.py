@@ -1,4 +1,4 @@
-"""The documentation inside Python: which part of the library does a docstring belong to, or plain text to pretrain on."""
+"""The documentation inside Python: which part of the library is a docstring of? Or plain text to pretrain on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def masked(text: str) -> str:
 
 
 def classified_rows(docs: Sequence[Docstring]) -> list[list[tuple[int, Docstring]]]:
-    """(class, docstring) of train, validation and test: as many of each class as the smallest class has, 70, 10, 20 %."""
+    """(class, docstring) of 70 % train, 10 % validation, 20 % test: as many of each class as the smallest has."""
     ranked = sorted(docs, key=lambda doc: doc.rank)
     by_class = [[doc for doc in ranked if doc.module in modules] for modules in AREAS.values()]
     size = min(map(len, by_class))

@@ -1,4 +1,4 @@
-"""Which rows a step reads: a pure function of (seed, epoch, batch, rank), so that a killed run reads on where it stopped.
+"""Which rows a step reads: a function of (seed, epoch, batch, rank) alone, so that a killed run goes on unchanged.
 
     epoch ──> order of all rows ──> global batches ──> this rank's part of each ──> list[Draw]
 

@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and testing. Never a matter of the run's seed: every run tests on the same."""
+"""Which rows train, validate and test. Never a matter of the run's seed: every run tests on the same rows."""
 
 from __future__ import annotations
 

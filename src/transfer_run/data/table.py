@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def _check_fields(file: Path, delimiter: str, dialect: dict[str, Any]) -> None:
         row = 0
         try:
             header = next(reader)
-            for row, fields in enumerate(reader, 1):  # noqa: B007 - used where reading fails
+            for row, fields in enumerate(reader, 1):
                 if fields and len(fields) != len(header):
                     column = header[min(len(fields), len(header)) - 1]
                     raise UserError(
@@ -201,7 +202,8 @@ def read_hub(name: str, config: str | None, revision: str | None, splits: Sequen
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(name, config, revision=revision)
+        with _no_waiting(name, revision):
+            loaded = load_dataset(name, config, revision=revision)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -212,3 +214,20 @@ def read_hub(name: str, config: str | None, revision: str | None, splits: Sequen
         ) from error
     label = f"{name}{f' {config}' if config else ''} on the hub"
     return {s: table_of(loaded[s], f"{label}, split {s}") for s in splits if s in loaded}
+
+
+@contextmanager
+def _no_waiting(name: str, revision: str | None) -> Iterator[None]:
+    """Ask the hub once; if it does not answer, work offline: the cache or an error at once, not after five retries."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=10)
+    except Exception as error:  # an answer, however unfriendly, is for `load_dataset` to explain
+        constants.HF_HUB_OFFLINE = before or not isinstance(error, HfHubHTTPError)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
 def token_ids(tokenizer: Any, text: str, *, end: bool = False, limit: int | None = None) -> list[int]:
     """Token ids of one text; with `end` the end token stands last, also where the text was cut at `limit`.
 

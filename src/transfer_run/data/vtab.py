@@ -26,7 +26,7 @@ class Vtab(ImageFolder):
         train800val200: all 1,000 rows train; validation shows 200 of the same rows and may choose nothing. What the
             papers report: hyper-parameters found before, test accuracy of the last epoch.
         train800: 800 rows train, the other 200 validate; for the search.
-        all: every training row; the splits that the data have.
+        all: every training row; the splits that the data have, on the hub 200 rows of train to validate.
     """
 
     def read_images(self) -> dict[str, ImageRows]:
@@ -73,8 +73,12 @@ class Vtab(ImageFolder):
     def _thousand(self, found: dict[str, ImageRows]) -> dict[str, ImageRows]:
         train = found["train"]
         order = shuffled(len(train.labels))
-        if self.dataset["protocol"] == "all":
-            return {"train": chosen(train, order[200:]), "validation": chosen(train, order[:200]), "test": found["test"]}
+        if self.dataset["protocol"] == "all":  # a data set of the hub without a validation split
+            return {
+                "train": chosen(train, order[200:]),
+                "validation": chosen(train, order[:200]),
+                "test": found["test"],
+            }
         if len(order) < 1000:
             raise UserError(
                 f"VTAB-1k draws 1,000 training images, there are {len(order)}.",

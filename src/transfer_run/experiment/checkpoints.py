@@ -97,6 +97,8 @@ class Checkpoints(Callback):
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Write to a neighbour, then move into place; all ranks call it."""
+        for logger in trainer.loggers:
+            logger.save()
         partial = path.with_name(f".{path.name}.partial")
         trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +51,6 @@ def combine_files(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> No
             where="dataset=none",
             remedy="choose one (transfer-list datasets); only merging works on checkpoints alone",
         )
-    begin = time.perf_counter()
     method = method_class(config["method"]["about"]["target"])(None, None, **method_settings(config["method"]))  # type: ignore[arg-type]
     context = Context(cfg.seed, folder, _no_batches, sources, partial(LOG.info, "%s"))
     method.prepare(context)
@@ -70,7 +68,7 @@ def combine_files(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> No
             "metrics": {},
             "parameters": {"total": extra["merge"]["parameters"], "trainable": 0, "trainable_pct": 0.0},
             "memory": {},
-            "time": {"fit_seconds": 0.0, "samples_per_second": 0.0, "seconds": round(time.perf_counter() - begin, 3)},
+            "time": {"fit_seconds": 0.0, "samples_per_second": 0.0, "steps": 0, "epochs": 0},
             "environment": environment(),
             "extra": extra,
         },

@@ -44,6 +44,8 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     Raises:
         UserError: naming both and what would fit instead.
     """
+    if without_data(values):
+        return
     method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
     _check_backbone(method, backbone, folders)
     _check_kind(method, backbone, dataset, folders)

@@ -8,6 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -63,3 +65,28 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
+
+
+class StepRows(Callback):
+    """Logs the training loss and the rate every `every` steps, before a checkpoint of the same step is written.
+
+    Lightning itself logs after all callbacks have seen the step: a run stopped there would lose the row.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and step != self._logged(trainer):
+            values = {"train/loss": float(outputs["loss"]), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=step)
+
+    def _logged(self, trainer: pl.Trainer) -> int:
+        """The step of the last row: with accumulation several batches end at one step."""
+        rows = next(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsCsv))
+        steps = [int(row["step"]) for row in rows[-2:] if row.get("train/loss")]
+        return max(steps, default=-1)

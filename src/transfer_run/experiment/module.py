@@ -66,6 +66,7 @@ class TransferModule(pl.LightningModule):
 
     # ---- training
     def on_train_start(self) -> None:
+        self.method.train()  # Lightning leaves modes as they are: loaded models are in eval mode, probes stay there
         self.method.start_fit(int(self.trainer.estimated_stepping_batches))
 
     def on_train_epoch_start(self) -> None:
@@ -78,7 +79,7 @@ class TransferModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:

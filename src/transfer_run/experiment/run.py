@@ -60,6 +60,7 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
     if cfg.force:
         _clear(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    from transfer_run.experiment.train import train  # before the log is redirected: libraries set up theirs on import
     from transfer_run.experiment.workers import launch, wanted_processes
 
     with run_log(folder):
@@ -68,8 +69,6 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
             if wanted_processes(cfg) > 1:
                 launch(cfg, folder, sources)
             else:
-                from transfer_run.experiment.train import train
-
                 train(cfg, folder, sources)
         except (UserError, Preempted, RunFailed):
             raise

@@ -24,7 +24,7 @@ from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
-from transfer_run.experiment.metrics_csv import MetricsCsv
+from transfer_run.experiment.metrics_csv import MetricsCsv, StepRows
 from transfer_run.experiment.module import TransferModule
 from transfer_run.experiment.plan import Plan, Target, plan_run
 from transfer_run.experiment.progress import progress_callback
@@ -70,7 +70,8 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryCallback(config["trainer"]["tracked_steps"]) if cfg.profiler.memory else None
     metrics = MetricsCsv(folder / "metrics.csv")
-    callbacks: list[Callback] = [c for c in (memory, checkpoints, progress_callback(cfg.trainer.progress)) if c]
+    rows = StepRows(config["trainer"]["log_every"])
+    callbacks: list[Callback] = [c for c in (memory, rows, checkpoints, progress_callback(cfg.trainer.progress)) if c]
     trainer = build_trainer(config, folder, callbacks, [metrics, *build_loggers(config, folder)])
     module = TransferModule(method, data, config)
 
@@ -87,7 +88,8 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method.settle()
     scores = trainer.test(module, verbose=False)[0] if method.tests and "test" in data.sizes else {}
     if trainer.is_global_zero:
-        extra = method.conclude(context)
+        extra = dict(method.conclude(context))
+        scores |= extra.pop("metrics", {})
         if method.tests:
             save_model(method, model_folder(folder), config, data.transform_description)
         target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"

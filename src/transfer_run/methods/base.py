@@ -136,7 +136,7 @@ class Method(nn.Module):
         a freshly built method; training cannot go on afterwards. Outputs stay the same."""
 
     def conclude(self, context: Context) -> dict[str, Any]:
-        """Results beyond the metrics, after the test: goes into `result.json` under `extra`."""
+        """Results beyond those of the test: into `result.json` under `extra`; its `metrics` join the run's own."""
         return {}
 
     def export(self, folder: Path) -> bool:

@@ -88,9 +88,19 @@ def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path, finished: Call
         tmp_path / "not there",
     ]
     checksums = {"a": "one", "b": "two", "c": "four"}
-    assert accuracies_of_runs(folders, checksums, "accuracy", "full") == {"a": 0.9, "b": 0.6}
-    assert accuracies_of_runs(folders, checksums, "accuracy", None) == {"a": 0.99, "b": 0.6}
-    assert accuracies_of_runs(folders, checksums, "f1", None) == {}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", "full") == {"a": 0.9, "b": 0.6}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", None) == {"a": 0.99, "b": 0.6}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "f1", None) == {}
+
+
+def test_accuracies_on_another_part_of_the_data_do_not_count(tmp_path: Path, finished: Callable[..., Path]) -> None:
+    digits = {"name": "digits", "classes": [5, 6], "batch_size": 32}
+    own = finished(tmp_path / "own", "", 0.0, dataset=digits)
+    folders = [
+        finished(tmp_path / "larger batch", "one", 0.8, dataset=digits | {"batch_size": 64}),
+        finished(tmp_path / "other classes", "one", 0.9, dataset=digits | {"classes": [0, 1]}),
+    ]
+    assert accuracies_of_runs(own, folders, {"a": "one"}, "accuracy", "full") == {"a": 0.8}
 
 
 # ---- scores that cannot be had

@@ -230,7 +230,8 @@ def test_the_source_classifier_gives_leep_and_nce(context: Context) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(5, 64, generator=generator), torch.randn(5, generator=generator)
     model.source_head = (weight, bias)
-    result = carried_out(context, model, scores=["leep", "nce"])
+    result = carried_out(context, model, scores=["leep", "nce"], tap="all_blocks")
+    assert result["ranking"] == {"leep": ["vit_tiny"], "nce": ["vit_tiny"]}  # the same for every layer
     batch = next(digits("train", 120))
     with torch.no_grad():
         probabilities = (TMI(model, DIGITS).eval().features(batch) @ weight.T + bias).double().softmax(-1).numpy()
@@ -260,7 +261,8 @@ def test_finished_runs_from_the_same_weights_are_the_reference(context: Context,
     named = finished(beside.parent / "elsewhere", cnn, 0.8, method="linear_probe")
     settings: dict[str, Any] = {"pool": ["cnn_tiny"], "scores": ["lfc"]}
     assert carried_out(context, model, **settings)["reference"] == {"vit_tiny": 0.9, "cnn_tiny": 0.7}
-    context.sources = {"probe": named}
+    weights = finished(beside.parent / "pretraining", cnn, 0.95, method="pretrain")
+    context.sources = {"probe": named, "backbone": weights, "pool.cnn_tiny": weights}
     assert carried_out(context, model, **settings)["reference"] == {"vit_tiny": 0.9, "cnn_tiny": 0.8}
     alone = carried_out(context, model, reference_method=None, reference={"vit_tiny": 0.5}, **settings)
     assert alone["reference"] == {"vit_tiny": 0.5, "cnn_tiny": 0.8}

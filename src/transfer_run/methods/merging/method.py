@@ -25,7 +25,7 @@ from transfer_run.methods.merging.bodies import body_of, body_tensors
 from transfer_run.methods.merging.checkpoint import Checkpoint, StateDict, open_checkpoint
 from transfer_run.methods.merging.engine import Job, Rule, merge_to_folder, run
 from transfer_run.methods.merging.opening import ONES, local_path, open_models
-from transfer_run.methods.merging.report import task_rows, task_table
+from transfer_run.methods.merging.report import task_metrics, task_rows, task_table
 from transfer_run.methods.merging.sources import SourceTask, check_one_start
 from transfer_run.methods.merging.writer import Live, copy_companions
 
@@ -160,7 +160,7 @@ class Merging(Method):
         run(chosen.job, chosen.rule, Live(body_tensors(backbone)))
         self._note(chosen, context)
         rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
-        self.results["tasks"] = rows
+        self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
         context.log(task_table(rows))
         if own is not None:
             own.on(backbone)

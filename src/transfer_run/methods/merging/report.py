@@ -28,6 +28,11 @@ def task_rows(tasks: Sequence[SourceTask], merged: Sequence[dict[str, float]]) -
     return rows
 
 
+def task_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The merged model's scores as metrics of the run: `test/TASK/METRIC` and `test/average`."""
+    return {"/".join(part for part in ("test", row["task"], row["metric"]) if part): row["merged"] for row in rows}
+
+
 def task_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text, for the log."""
     lines = [f"{'task':24}{'metric':16}{'individual':>12}{'merged':>12}"]

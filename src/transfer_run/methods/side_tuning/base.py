@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +27,6 @@ from transfer_run.methods.base import Method
 MemoryMode = Literal["efficient", "official"]
 Feedback = Callable[[int, Tensor, Tensor], Tensor]
 """(index, hidden state after block `index`, side stream) -> hidden state that goes on (DTL); runs with gradient."""
-
-
-class Steps(Protocol):
-    """What a ladder asks of its steps; `SideBlocks` is one such."""
-
-    kept: list[int]
-
-    def begin(self, side: State, memory: State | None = None) -> State: ...
-    def run(self, side: State, index: int) -> Tensor: ...
-    def finish(self, side: State) -> Tensor: ...
-    def new_cache(self) -> Any: ...
 
 
 class Identities(nn.Module):
@@ -71,7 +60,7 @@ class Ladder(nn.Module):
         first: tap zero (B, T, D) -> s_0 (B, T, d').
         maps: layer -> map of that block's output to the side's width; a layer without one takes no tap.
         mix: (index, s, ladder) -> s.
-        steps: the side blocks; `steps.kept` are the layers that have one.
+        steps: what runs between two ladders, `SideBlocks` or `Identities`; `steps.kept` are the layers that have one.
         fuse_after: mix after the side block instead of before it.
         feedback: what the side stream sends back into the backbone's; None for a frozen backbone stream.
     """
@@ -195,7 +184,7 @@ class LadderTuning(Method):
         return State(hidden, state.stack, mask=state.mask, context={"positions": batch.get("position_ids")})
 
     def _tap_zero(self, batch: Batch, state: State, ladder: Ladder, memory: LadderMemory | None) -> Tensor:
-        """The embedding under the side's own dropout draw (spec, "Forward", 1)."""
+        """The embedding under a dropout draw of the side's own, as in LST's released code."""
         rate = getattr(ladder.steps, "input_dropout", 0.0)
         if not (self.training and rate):
             return state.hidden

@@ -5,7 +5,7 @@
                             output of frozen block i, widths D -> D/r
 
 A copy of the backbone, r times narrower, reads every kept block's output through a learned map and a gate and alone
-makes the prediction. Gradients visit the side network only. Spec: docs of the method, sections named in the comments.
+makes the prediction. Gradients visit the side network only.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class LST(LadderTuning):
 
     # ---- initialisation from the backbone
     def prepare(self, context: Context) -> None:
-        """Cut the side blocks out of the backbone (spec, "Structural pruning").
+        """Cut the side blocks out of the backbone: the paper's structural weight initialisation (`pruning.py`).
 
         Fisher: evaluation mode, one sample a backward pass, float32, loss of the true label on the plain backbone
         (outside language tasks under the fresh head, as in the paper's BART runs).
@@ -158,8 +158,9 @@ class LST(LadderTuning):
         """
         if self.init == "random":
             return
-        importance = self.fisher(context) if self.init == "fisher" else None
-        self.cut_from_backbone(importance)
+        if self.init == "fisher":
+            context.log(f"importance of the backbone's weights: Fisher pass over up to {self.init_samples} samples")
+        self.cut_from_backbone(self.fisher(context) if self.init == "fisher" else None)
         context.log(f"side blocks cut out of the backbone by {self.init}")
 
     def fisher(self, context: Context) -> dict[str, Tensor]:

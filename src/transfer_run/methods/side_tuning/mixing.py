@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def small_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """A linear map of a ladder: N(0, 0.01^2), bias 0 (LST, "Initialisation")."""
+    """A linear map of a ladder: N(0, 0.01^2), bias 0, as LST initialises them."""
     linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=0.01)
     if bias:
@@ -82,7 +82,7 @@ class ScheduledGate(nn.Module):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         if self.kind == "linear":
-            self.value.fill_(0.1 + 0.8 * epoch / max(epochs - 1, 1))
+            self.value.fill_(min(0.1 + 0.8 * epoch / max(epochs - 1, 1), 0.9))  # runs counted in steps: epochs < 1
         else:
             self.value.fill_(min(max(1 / (1 + epoch), 0.1), 0.9))
 

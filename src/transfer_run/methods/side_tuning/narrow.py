@@ -55,7 +55,7 @@ def _block(kind: type[nn.Module], config: Any, rank: int, **extra: Any) -> nn.Mo
 
 
 def t5_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: int, eager: bool) -> SideBlocks:
-    """T5: d_model, d_kv and d_ff divided by r (spec, "Shapes"); d_kv must leave at least 1."""
+    """T5: d_model, d_kv and d_ff divided by r; d_kv must leave at least 1."""
     source: Any = backbone.get_submodule(f"model.{stack}").config
     _require(lambda r: r <= source.d_kv, backbone, reduction, f"d_kv is {source.d_kv} and must leave d_kv // r >= 1")
     config = _narrow_config(source, reduction, ("d_model", "d_kv", "d_ff"))
@@ -165,7 +165,7 @@ def side_blocks(
 
 
 def initialize(backbone: Backbone, blocks: SideBlocks) -> None:
-    """The library's own rule, evaluated at the backbone's widths (spec, "Without pruning"); norms 1."""
+    """The library's own rule, evaluated at the backbone's widths, as the released code does without pruning; norms 1."""
     model: Any = backbone.model
     if hasattr(model, "_init_weights"):
         blocks.apply(model._init_weights)

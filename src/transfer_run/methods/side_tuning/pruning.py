@@ -1,4 +1,4 @@
-"""Structural pruning: side blocks cut out of the backbone's weights, row by row (LST, "Structural pruning").
+"""Structural pruning: side blocks cut out of the backbone's weights, row by row (LST's initialisation).
 
 One decision keeps some rows R of a matrix (or of several that share their rows); the rows that the decision before
 it kept are the matrix's columns C. So one chain runs through the stacks:

@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from transfer_run.errors import UserError
+
+READING = ("about", "batch_size", "max_source_length", "max_target_length", "keep_in_memory")
 
 
 def given_accuracies(reference: Mapping[str, Any] | str | None) -> dict[str, float]:
@@ -43,18 +47,22 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def accuracies_of_runs(
-    folders: Iterable[Path], checksums: Mapping[str, str], headline: str, method: str | None
+    own: Path, folders: Iterable[Path], checksums: Mapping[str, str], headline: str, method: str | None
 ) -> dict[str, float]:
     """Accuracies by candidate from finished runs; the best where several started from the same weights.
 
     Args:
-        folders: of runs on the same data set, finished or not.
+        own: the folder of the run that asks; only runs on the very same data set count.
+        folders: of runs, finished or not.
         checksums: of the candidates' weights. A run counts for the candidate whose weights it started from.
         headline: the metric's name.
         method: only runs of this method; None: of any.
     """
     best: dict[str, float] = {}
+    data = _data_set(own)
     for folder in folders:
+        if _data_set(folder) != data:
+            continue
         result, model = _json(folder / "result.json"), _json(folder / "checkpoints" / "model" / "model.json")
         if result.get("status") != "finished" or (method is not None and result.get("method") != method):
             continue
@@ -65,6 +73,13 @@ def accuracies_of_runs(
             if accuracy is not None and checksum == started_from:
                 best[name] = max(best.get(name, accuracy), accuracy)
     return best
+
+
+def _data_set(run: Path) -> dict[str, Any]:
+    """What a run's config says of its data set, without what changes how it is read but not what it holds."""
+    path = run / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: value for key, value in config.get("dataset", {}).items() if key not in READING}
 
 
 def _json(path: Path) -> dict[str, Any]:

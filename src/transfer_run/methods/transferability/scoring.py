@@ -92,6 +92,7 @@ SCORES: dict[str, Score] = {
     "parc": _parc,
     "lfc": _plain(lfc),
 }
+OF_SOURCE = ("leep", "nce")  # they read the source classifier, not the features: the same for every layer
 REGRESSION: dict[str, Score] = {"logme": _plain(logme_regression)}
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
@@ -24,7 +25,7 @@ from transfer_run.methods.transferability.extraction import HEAD_INPUT, BlockFea
 from transfer_run.methods.transferability.picture import draw
 from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
 from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
-from transfer_run.methods.transferability.scoring import SCORES, Material, Scored, score_all
+from transfer_run.methods.transferability.scoring import OF_SOURCE, SCORES, Material, Scored, score_all
 
 PICTURE = "ranking.png"
 ALL_SCORES = list(SCORES)
@@ -113,7 +114,8 @@ class TMI(Method):
             for tap, features in found.features.items():
                 layer = name if tap == HEAD_INPUT else f"{name}/{tap}"
                 layers[name].append(layer)
-                scored[layer] = self._score(layer, features, found, context)
+                scored[layer] = self._score(tap, features, found)
+                self._warn(layer, scored[layer], features, context.log)
             checksums[name] = str(candidate.backbone.provenance.get("checksum"))
             del candidate, found  # before the next one is built
         accuracies = self._accuracies(context, checksums) | self.given
@@ -143,29 +145,30 @@ class TMI(Method):
             max_samples=self.max_samples,
         )
 
-    def _score(self, layer: str, features: Any, found: Extraction, context: Context) -> Scored:
-        scored = score_all(
-            Material(features.astype(np.float64), found.labels, found.source), self.scores, self.settings
-        )
+    def _score(self, tap: str, features: NDArray[np.float32], found: Extraction) -> Scored:
+        names = self.scores if tap == HEAD_INPUT else [name for name in self.scores if name not in OF_SOURCE]
+        return score_all(Material(features.astype(np.float64), found.labels, found.source), names, self.settings)
+
+    def _warn(self, layer: str, scored: Scored, features: NDArray[np.float32], log: Callable[[str], None]) -> None:
         for score, reason in scored.skipped.items():
-            context.log(f"{layer}: {score} is left out: {reason}")
+            log(f"{layer}: {score} is left out: {reason}")
         if scored.floored is not None and scored.floored > 0.5:
-            context.log(
+            log(
                 f"{layer}: {scored.floored:.0%} of the distances lie below method.tmi.min_distance, so TMI says "
                 f"little but the width of the features ({features.shape[1]})"
             )
         if "hscore" in scored.values and features.shape[0] <= features.shape[1]:
-            context.log(f"{layer}: no more samples than dimensions: hscore is C - 1 for any features, see hscore_reg")
-        return scored
+            log(f"{layer}: no more samples than dimensions: hscore is C - 1 for any features, see hscore_reg")
 
     # ---- fine-tuned accuracies
     def _accuracies(self, context: Context, checksums: dict[str, str]) -> dict[str, float]:
-        headline = self.task.headline
-        beside = [path.parent for path in sorted(context.folder.parent.glob("*/result.json"))]
+        own, headline = context.folder, self.task.headline
+        beside = [path.parent for path in sorted(own.parent.glob("*/result.json"))]
+        named = [path for name, path in context.sources.items() if name != "backbone" and not name.startswith("pool.")]
         found = {}
         if self.reference_method is not None:
-            found = accuracies_of_runs(beside, checksums, headline, self.reference_method)
-        return found | accuracies_of_runs(context.sources.values(), checksums, headline, None)
+            found = accuracies_of_runs(own, beside, checksums, headline, self.reference_method)
+        return found | accuracies_of_runs(own, named, checksums, headline, None)
 
     def _refuse_strangers(self, ranked: Iterable[str], known: Callable[[str], bool]) -> None:
         for name in self.given:
