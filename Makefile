@@ -40,6 +40,7 @@ format: $(READY)  ## let ruff rewrite
 
 bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, time of the command line, merging, planning
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_merging.py
 
 faults: $(READY)  ## break things on purpose: kill, resume, two at once, full disk
 	$(BIN)/python -m pytest -n 2 tests/faults

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=8)
     parser.add_argument("--layers", type=int, default=21)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--chunk-bytes", type=float, default=8e6)
+    parser.add_argument("--chunk-bytes", type=float, default=2e6)
     parser.add_argument("--folder", type=Path, help="where to put the temporary folder")
     parser.add_argument("--streaming-only", action="store_true", help="leave the in-memory merge out")
     parser.add_argument("--measure", choices=["streaming", "plain"], help=argparse.SUPPRESS)

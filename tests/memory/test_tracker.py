@@ -251,3 +251,14 @@ def test_checkpointing_lowers_activations(checkpointed: bool) -> None:
     inner = 128 * 256 * 4
     assert (activations < 4 * inner) == checkpointed
     assert tracker.report().phases["backward"].by_kind["gradients"] > 0
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_copies_inside_operators_made_of_others_are_seen(mode: Callable[[], torch.no_grad]) -> None:
+    """Matmul of transposed heads copies both factors; inference mode hands the operator over whole."""
+    left, right = torch.randn(2, 8, 3, 4).transpose(1, 2), torch.randn(2, 8, 3, 4).transpose(1, 2)
+    with mode(), MemoryTracker() as tracker:
+        tracker.hold([left, right], "inputs")
+        result = left @ right.transpose(2, 3)
+    copies, out = 2 * left.numel() * 4, result.numel() * 4
+    assert tracker.report().peak == 2 * left.numel() * 4 + copies + out

@@ -24,7 +24,7 @@ from transfer_run.experiment.compose import compose
 from transfer_run.experiment.optimization import build_optimizer
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.saved import load_model, save_model
-from transfer_run.methods.build import method_class
+from transfer_run.methods.build import method_class, method_settings
 
 from . import matrix
 
@@ -59,7 +59,7 @@ def whole_run(method: str, finished: dict[str, Path]) -> Path:
 def test_the_signature_is_the_schema(method: str) -> None:
     node = registry.entry("method", method, ()).content["method"]
     signature = inspect.signature(method_class(node["about"]["target"]).__init__).parameters
-    keys = {key: value for key, value in node.items() if key not in ("name", "about")}
+    keys = method_settings(node)
     arguments = {n: p for n, p in signature.items() if n not in ("self", "backbone", "task")}
     assert set(keys) == set(arguments)
     for name, parameter in arguments.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Form = Literal["classification", "regression", "text_to_text", "language_modeling"]
 
@@ -28,6 +29,12 @@ class Task:
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
     max_target_length: int = 0
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Task:
+        """The task that `vars(task)` wrote as JSON, lists as tuples again."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**fields)
 
     @property
     def headline(self) -> str:

@@ -16,11 +16,15 @@ from transfer_run.errors import Preempted
 from transfer_run.experiment.module import TransferModule
 
 
+class Interrupted(Exception):
+    """Ctrl-C, after saving. Lightning would turn a KeyboardInterrupt into exit code 1; `train` turns this into one."""
+
+
 class Checkpoints(Callback):
     """Saves `last.ckpt` atomically at epoch ends, every few minutes, and when a signal asks the run to stop.
 
     Saving happens after a batch, on all ranks at the same one. SIGTERM and SIGUSR1 (Slurm) end in `Preempted`,
-    SIGINT in KeyboardInterrupt.
+    SIGINT in `Interrupted`.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -52,16 +56,17 @@ class Checkpoints(Callback):
         self.best = state_dict["best"]
 
     # ---- signals
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, whose own answer to SIGTERM is to end with exit code 0."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._remember)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")
+        self.on_train_end(trainer, pl_module)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._signal == signal.SIGINT == number:
@@ -72,28 +77,30 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        validated = trainer.is_last_batch and (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        if not validated:  # else the validation's end is the moment: a run that goes on must not lack it
+            self._save_if_due(trainer, trainer.is_last_batch)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TransferModule)
+        value = pl_module.headline
+        if self.keep_best and value is not None and (self.best is None or value > self.best):
+            self.best = value
+            self.save(trainer, self.best_path)
+        self._save_if_due(trainer, True)
+
+    def _save_if_due(self, trainer: pl.Trainer, epoch_ends: bool) -> None:
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        last_batch = trainer.is_last_batch
-        epochs_done = trainer.current_epoch + 1
-        due = last_batch and (epochs_done % self.every_epochs == 0 or epochs_done == trainer.max_epochs)
+        done = trainer.current_epoch + 1
+        due = epoch_ends and (done % self.every_epochs == 0 or done == trainer.max_epochs)
         late = trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.every_minutes)
         if due or late or stop:
             self.save(trainer, self.last)
         if stop:
             if self._signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise Preempted(
-                f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after saving {self.last}"
-            )
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TransferModule)
-        value = pl_module.headline
-        if trainer.sanity_checking or not self.keep_best or value is None:
-            return
-        if self.best is None or value > self.best:
-            self.best = value
-            self.save(trainer, self.best_path)
+                raise Interrupted
+            name = signal.Signals(self._signal or signal.SIGTERM).name
+            raise Preempted(f"stopped by {name} after saving {self.last}")
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Write to a neighbour, then move into place; all ranks call it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,18 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
+    for key in values["method"].get("about", {}).get("files") or ():
+        *parents, leaf = key.split(".")
+        node = reduce(dict.__getitem__, parents, values["method"])
+        node[leaf] = _absolute(node[leaf])
+
+
+def _absolute(place: Any) -> Any:
+    """Paths that exist made absolute, in a list too; other words (hub names, `ones`) as they are."""
+    if isinstance(place, list):
+        return [_absolute(each) for each in place]
+    path = Path(place).expanduser() if isinstance(place, str) else None
+    return str(path.absolute()) if path is not None and path.exists() else place
 
 
 def _existing(place: str, key: str, where: Callable[[str], str], words: list[str]) -> str:

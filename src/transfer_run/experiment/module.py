@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -85,10 +85,13 @@ class TransferModule(pl.LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         optimizer.zero_grad(set_to_none=self.config["trainer"]["grads_to_none"])
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.method.after_step(self.global_step)
-        if self.config["trainer"]["grads_to_none"] and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self.optimizers(use_pl_optimizer=False).zero_grad()  # not alive during the next forward pass
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.method.after_step(self.global_step + 1)  # here, so that a checkpoint of this step holds what it changes
+        if self.config["trainer"]["grads_to_none"]:
+            optimizer.zero_grad()  # gradients are not alive during the next forward pass
 
     def configure_optimizers(self) -> Any:
         config = self.config["optimizer"]
@@ -109,11 +112,14 @@ class TransferModule(pl.LightningModule):
         self._score("test", batch)
 
     def _report(self, split: str) -> None:
-        values = self.scores[split].compute()
+        """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written."""
+        values = {f"{split}/{name}": float(value) for name, value in self.scores[split].compute().items()}
         self.scores[split].reset()
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=False)
+        self.log_dict(values, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
         if split == "validation":
-            self.headline = float(values[self.data.task.headline]) if self.data.task.headline in values else None
+            self.headline = values.get(f"validation/{self.data.task.headline}")
 
     def on_validation_epoch_end(self) -> None:
         self._report("validation")

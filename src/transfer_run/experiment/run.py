@@ -6,11 +6,14 @@ Nothing here imports torch: a finished run answers at once.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -63,7 +66,7 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
     from transfer_run.experiment.train import train  # before the log is redirected: libraries set up theirs on import
     from transfer_run.experiment.workers import launch, wanted_processes
 
-    with run_log(folder):
+    with run_log(folder), _preemptible():
         LOG.info("run %s", folder)
         try:
             if wanted_processes(cfg) > 1:
@@ -72,10 +75,31 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
                 train(cfg, folder, sources)
         except (UserError, Preempted, RunFailed):
             raise
+        except SystemExit as error:  # Lightning's answers to signals that come outside of training steps
+            if error.code:
+                raise KeyboardInterrupt from error
+            raise Preempted("stopped by SIGTERM") from error
         except Exception as error:
             with (folder / "run.log").open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _preemptible() -> Iterator[None]:
+    """SIGTERM while a run is built or recorded: nothing to save yet, but the same answer as in training."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted("stopped by SIGTERM before the next checkpoint")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _clear(folder: Path) -> None:

@@ -86,7 +86,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
             model was trained on.
     """
     about = read_description(folder)
-    task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["task"].items()})
+    task = Task.from_json(about["task"])
     config = backbone_config(about, backbone_weights)
     backbone = build_backbone(config, weights=not about["complete"])
     known, found = about["provenance"].get("checksum"), backbone.provenance.get("checksum")

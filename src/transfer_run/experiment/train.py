@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +19,8 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.experiment.candidates import candidate_configs
-from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.errors import UserError
+from transfer_run.experiment.checkpoints import Checkpoints, Interrupted
 from transfer_run.experiment.combine import combine_files, on_first_source
 from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.fit import without_data
@@ -144,14 +146,24 @@ def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> di
     if not module.method.trains:
         return {"fit_seconds": 0.0, "samples_per_second": 0.0}
     begin, first = time.perf_counter(), 0 if resume is None else _step_of(resume)
-    trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
+    except Interrupted as error:
+        raise KeyboardInterrupt from error
     spent = time.perf_counter() - begin
     samples = (trainer.global_step - first) * module.config["dataset"]["batch_size"] * trainer.accumulate_grad_batches
     return {"fit_seconds": round(spent, 3), "samples_per_second": round(samples / max(spent, 1e-9), 3)}
 
 
 def _step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            "The checkpoint that this run would go on from is damaged.",
+            where=str(checkpoint),
+            remedy="delete it, or give force=true, to start the run again from the beginning",
+        ) from error
 
 
 def _load_weights(module: TransferModule, checkpoint: Path) -> None:

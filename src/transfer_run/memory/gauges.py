@@ -38,16 +38,17 @@ class TrackerGauge:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.tracker = MemoryTracker(places=ModulePlaces(model))
+        self._batch: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         self.active = False
 
     def open(self, phase: str, batch: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> None:
-        self._optimizers = list(optimizers)
+        self._batch, self._optimizers = list(batch), list(optimizers)
         self.tracker.__enter__()
         self.active = True
         self.tracker.hold_model(self.model)
         self._hold_states()
-        self.tracker.hold(batch, "inputs")
+        self.tracker.hold(self._batch, "inputs")
         self.tracker.mark(phase)
 
     def mark(self, phase: str) -> None:
@@ -57,8 +58,11 @@ class TrackerGauge:
             self.tracker.mark(phase)
 
     def close(self) -> None:
+        """The batch counts no longer: a dataset that keeps it in memory is no part of the run's need."""
         if self.active:
             self._hold_states()
+            self.tracker.drop(self._batch)
+            self._batch = []
             self.tracker.mark("between")
             self.tracker.__exit__(None, None, None)
             self.active = False

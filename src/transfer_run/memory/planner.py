@@ -177,7 +177,7 @@ class Rehearsal:
         self.tracker.mark("evaluation")
         self._reserve("forward")
         self.method.eval()
-        with torch.no_grad(), self._precision():
+        with torch.inference_mode(), self._precision():
             self.method.predict(batch)
 
     # ---- parts

@@ -29,6 +29,7 @@ DEFAULT_KIND = {"forward": "activations", "backward": "activations", "evaluation
 """What a new storage is taken for in a phase until something is known of it; `other` elsewhere."""
 
 _DEVICE = torch.ops.prim.device.default
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _ADD_INTO = torch.ops.aten.add_.Tensor
 
 
@@ -106,6 +107,11 @@ class MemoryTracker(TorchDispatchMode):
         """Memory that no tensor stands for and that stays (a library's workspace)."""
         self._book(size, "other", what, (size,), torch.uint8)
 
+    def drop(self, tensors: Iterable[Tensor]) -> None:
+        """These tensors are done with: they count no more, though they may live on, until they are used again."""
+        for tensor in tensors:
+            self._release(tensor.untyped_storage()._cdata)
+
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """These tensors do not count from here on (they lie on another device than the one predicted)."""
         for tensor in tensors:
@@ -130,12 +136,22 @@ class MemoryTracker(TorchDispatchMode):
         if func is _DEVICE:
             return func(*args)
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and func.has_kernel_for_dispatch_key(_COMPOSITE):
+            return self._by_parts(func, args, kwargs)
         self._see_inputs(args)
         out = func(*args, **kwargs)
         self._see_outputs(out)
         if func is _ADD_INTO and self._phase == "backward":
             self._see_accumulation(*args[:2])
         return out
+
+    def _by_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """In inference mode operators made of others arrive whole; what their parts allocate is to be seen, too."""
+        super().__enter__()
+        try:
+            return func.decompose(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
 
     def __enter__(self) -> MemoryTracker:
         _RESIZES.watch(self)

@@ -30,7 +30,13 @@ def test_every_misfit_is_named_and_nothing_is_written(tmp_path: Path) -> None:
             TiesRule(),
             tmp_path / "out",
         )
-    for said in ("4 tensors", "block.2.bias: missing in", "a.weight: [7, 5] in", "extra: missing in", "conv: torch.int8"):
+    for said in (
+        "4 tensors",
+        "block.2.bias: missing in",
+        "a.weight: [7, 5] in",
+        "extra: missing in",
+        "conv: torch.int8",
+    ):
         assert said in raised.value.message()
     assert not (tmp_path / "out").exists()
 

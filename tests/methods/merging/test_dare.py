@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from transfer_run.errors import UserError
 from transfer_run.methods.merging.dare_linear import DareLinearRule
 from transfer_run.methods.merging.dare_ties import DareTiesRule
 from transfer_run.methods.merging.drop import Drop
@@ -56,6 +57,12 @@ def test_masks_do_not_depend_on_the_piece_size(kind: str, tmp_path: Path) -> Non
     pieces = streamed(base, models, made(Drop(0.9, 3)), tmp_path, chunk_bytes=1)
     assert equal(whole, pieces)
     assert not equal(whole, merged(base, models, made(Drop(0.9, 4))))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_rate_that_leaves_nothing_is_refused(rate: float) -> None:
+    with pytest.raises(UserError, match="drop rate"):
+        Drop(rate, 0)
 
 
 def test_weights_of_task_arithmetic() -> None:

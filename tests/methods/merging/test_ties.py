@@ -222,6 +222,12 @@ def test_values_that_are_no_numbers_are_named() -> None:
     merged(base, models, TiesRule(), exclude=["conv"])
 
 
+@pytest.mark.parametrize("keep", [0.0, 20.0, -0.1])
+def test_keep_is_a_share(keep: float) -> None:
+    with pytest.raises(UserError, match="no share"):
+        TiesRule(keep=keep)
+
+
 def test_dis_max_without_election_is_refused() -> None:
     with pytest.raises(UserError, match="elects none"):
         TiesRule(resolve="none", merge="dis-max")

@@ -26,7 +26,9 @@ def random_models(
     generator = torch.Generator().manual_seed(seed)
     shapes = SHAPES if shapes is None else shapes
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    models = [{n: t + change * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(count)]
+    models = [
+        {n: t + change * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(count)
+    ]
     return base, models
 
 
@@ -48,7 +50,12 @@ def write(tensors: Tensors, folder: Path) -> Path:
 
 
 def streamed(
-    base: Tensors | None, models: Sequence[Tensors], rule: Rule, folder: Path, max_shard_bytes: float = 5e9, **settings: Any
+    base: Tensors | None,
+    models: Sequence[Tensors],
+    rule: Rule,
+    folder: Path,
+    max_shard_bytes: float = 5e9,
+    **settings: Any,
 ) -> Tensors:
     """Merged from files to files, read back piece by piece."""
     paths = [write(model, folder / f"model{i}") for i, model in enumerate(models)]

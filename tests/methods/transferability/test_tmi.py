@@ -101,9 +101,10 @@ def test_a_pool_is_scored_ranked_recorded_and_drawn(context: Context, log: list[
         assert extraction["seconds"] > 0
     assert (context.folder / result["picture"]).read_bytes().startswith(b"\x89PNG")
     printed = "\n".join(log)
-    assert "\n".join(result["table"]) in printed
-    assert "H(Z|Y) / classes (released code)" in printed
-    assert "leep is left out: the weights came without a classifier" in printed
+    assert f"by tmi: {', '.join(result['ranking']['tmi'])}" in printed
+    assert result["table"][0] == "ranking, higher is better; tmi is H(Z|Y) / classes (released code)"
+    assert result["table"][1].split() == list(result["scores"])
+    assert "vit_tiny: without leep, nce: the weights came without a classifier" in printed
 
 
 def test_scores_are_those_of_the_head_input(context: Context) -> None:

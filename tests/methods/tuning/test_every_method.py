@@ -1,9 +1,8 @@
-"""What holds for every tuning method of the configs: its signature is its schema, it trains what it says, it reloads."""
+"""What holds for every tuning method on T5, BERT and ViT: it trains what it says, starts where it says, reloads."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 from transfer_run.errors import UserError
 from transfer_run.experiment.registry import config_root
 from transfer_run.methods.base import Method
-from transfer_run.methods.build import build_method, method_class
+from transfer_run.methods.build import build_method
 
 ROOT = config_root() / "method"
 SMALL: dict[str, dict[str, Any]] = {  # what the defaults are too large for
@@ -64,18 +63,6 @@ def make(build: Callable[..., Any], task: Callable[..., Any]) -> Callable[..., M
         return build_method({**CONFIGS[name], **SMALL.get(name, {})}, backbone, task(key))
 
     return made
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_signature_is_the_schema(name: str) -> None:
-    node = CONFIGS[name]
-    parameters = inspect.signature(method_class(node["about"]["target"]).__init__).parameters
-    defaults = {n: p.default for n, p in parameters.items() if n not in ("self", "backbone", "task")}
-    assert node["name"] == name
-    assert defaults.keys() == node.keys() - {"name", "about"}
-    for key, default in defaults.items():
-        if default is not inspect.Parameter.empty:
-            assert node[key] == (list(default) if isinstance(default, tuple) else default), key
 
 
 @pytest.mark.parametrize(("name", "key"), CASES)

@@ -43,8 +43,12 @@ def test_k_of_a_fused_projection_is_left_alone(key: str, build: Make, task: Make
     perturb(lora)
     path = plain.parts(plain.stacks[0], 0)["qkv"]
     x = torch.randn(2, 5, 32)
-    q, k, v = (a - b for a, b in zip(
-        lora.backbone.get_submodule(path)(x).chunk(3, -1), plain.get_submodule(path)(x).chunk(3, -1), strict=True))
+    q, k, v = (
+        a - b
+        for a, b in zip(
+            lora.backbone.get_submodule(path)(x).chunk(3, -1), plain.get_submodule(path)(x).chunk(3, -1), strict=True
+        )
+    )
     assert not k.any()
     assert q.abs().min() > 0
     assert v.abs().min() > 0

@@ -36,7 +36,9 @@ def test_what_full_ships_is_the_whole_model(build: Make, task: Make) -> None:
     full = Full(build("clip"), task("clip"))
     assert full.shipped().keys() >= dict(full.named_parameters()).keys()
     pretrained = Pretrain(build("t5"), task("t5"))
-    assert pretrained.shipped().keys() >= dict(pretrained.backbone.model.named_parameters(prefix="backbone.model")).keys()
+    assert (
+        pretrained.shipped().keys() >= dict(pretrained.backbone.model.named_parameters(prefix="backbone.model")).keys()
+    )
 
 
 def test_linear_probe_runs_without_gradient_in_eval_mode(build: Make, task: Make, batch: Make) -> None:

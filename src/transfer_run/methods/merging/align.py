@@ -68,33 +68,38 @@ def align(
     names = _names(models, base)
     excluded = {name for name in names if any(re.match(pattern, name) for pattern in exclude)}
     layout = Layout(tied=tied_names((first, *models), names - excluded))
+    misfits = _place(names - excluded, layout, models, base)
+    if misfits and mismatched == "refuse":
+        raise UserError(
+            f"The checkpoints do not fit each other: {len(misfits)} tensors are missing somewhere or differ.",
+            where="\n           ".join(misfits.values()),
+            remedy="merge models fine-tuned from one checkpoint; leave task heads out: method.exclude=['classifier.*']",
+        )
+    excluded |= misfits.keys()
+    for name in layout.tied.keys() - layout.merged.keys():  # left out after all, with all its names
+        excluded.update(layout.tied.pop(name))
+    if base is not None and any(model.changed is not None for model in models):
+        excluded |= base.entries.keys() - names
+    layout.copied |= {name: first for name in sorted(excluded) if name in first.entries}
+    return layout
+
+
+def _place(names: set[str], layout: Layout, models: Sequence[Checkpoint], base: Checkpoint | None) -> dict[str, str]:
+    """Put every name where it belongs in the layout; what cannot be merged, and why."""
+    first, misfits = base or models[0], {}
     tied = {other for others in layout.tied.values() for other in others}
-    problems: list[str] = []
-    for name in sorted(names - excluded - tied):
+    for name in sorted(names - tied):
         entry = next(c.entries[name] for c in (first, *models) if name in c.entries)
         if not entry.dtype.is_floating_point:
             layout.copied |= {name: first} if name in first.entries else {}
             continue
-        shape, problem = _fit(name, models, base)
-        if problem is None:
+        shape, misfit = _fit(name, models, base)
+        if misfit is None:
             kind = layout.averaged if STATISTICS.search(name) else layout.merged
             kind[name] = Entry(entry.dtype, shape)
-        elif mismatched == "exclude":
-            excluded.add(name)
         else:
-            problems.append(problem)
-    if problems:
-        raise UserError(
-            f"The checkpoints do not fit each other: {len(problems)} tensors are missing somewhere or differ.",
-            where="\n           ".join(problems),
-            remedy="merge models fine-tuned from one checkpoint; leave task heads out: method.exclude=['classifier.*']",
-        )
-    for name in layout.tied.keys() - layout.merged.keys():  # left out after all, with all its names
-        excluded.update(layout.tied.pop(name))
-    layout.copied |= {name: first for name in sorted(excluded) if name in first.entries}
-    if base is not None and any(model.changed is not None for model in models):
-        layout.copied |= dict.fromkeys(sorted(base.entries.keys() - names), base)
-    return layout
+            misfits[name] = misfit
+    return misfits
 
 
 def _names(models: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:

@@ -13,6 +13,8 @@ from transfer_run.methods.base import Context, Method
 from transfer_run.methods.merging.checkpoint import Checkpoint, SafetensorsCheckpoint
 from transfer_run.methods.merging.sources import BODY, SourceTask
 
+BODIES = "bodies"
+
 
 def body_tensors(backbone: Backbone) -> dict[str, Tensor]:
     """Parameters (tied ones once) and persistent buffers of the library's model."""
@@ -24,8 +26,9 @@ def body_tensors(backbone: Backbone) -> dict[str, Tensor]:
 def plain_model(task: SourceTask, context: Context) -> Method:
     """The source's finished model, with adapters folded into the weights where its method can do that."""
     method = context.load_source(task.name)
-    if hasattr(method, "merge"):
-        method.merge()
+    merge = getattr(method, "merge", None)
+    if callable(merge):
+        merge()
     return method
 
 
@@ -50,7 +53,7 @@ def body_of(task: SourceTask, known: Mapping[str, Tensor], context: Context) -> 
             where=f"sources.{task.name}: {', '.join(sorted(body.keys() ^ known.keys())[:4])}",
             remedy="merge runs of methods that change the backbone's own weights: full, partial, bitfit, lora",
         )
-    path = context.folder / "checkpoints" / "bodies" / f"{task.name}.safetensors"
+    path = context.folder / "checkpoints" / BODIES / f"{task.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in body.items()}, path)
     return SafetensorsCheckpoint([path], where=f"sources.{task.name}")

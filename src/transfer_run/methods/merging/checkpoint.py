@@ -152,7 +152,7 @@ class SafetensorsCheckpoint(Checkpoint):
         bytes_ = torch.empty((stop - start) * dtype.itemsize, dtype=torch.uint8)
         with shard.path.open("rb", buffering=0) as file:
             file.seek(shard.offsets[raw] + start * dtype.itemsize)
-            view, done = memoryview(bytes_.numpy()), 0
+            view, done = bytes_.numpy().data, 0
             while done < len(view):
                 got = file.readinto(view[done:])
                 if not got:
@@ -178,16 +178,16 @@ def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
         path = path / "checkpoints" / "model"
     if (path / "model.json").is_file():
         return SafetensorsCheckpoint([path / "model.safetensors"], "backbone.model.", str(path), only=True)
-    files = _shards_of(path) or [path / name for name in ("model.safetensors", "adapter_model.safetensors")]
-    present = [file for file in files if file.is_file()] or sorted(path.glob("*.safetensors"))
-    if len(present) != 1 and present != files:
+    known = [path / name for name in ("model.safetensors", "adapter_model.safetensors") if (path / name).is_file()]
+    files = _shards_of(path) or known[:1] or sorted(path.glob("*.safetensors"))
+    if not files or (len(files) > 1 and not _shards_of(path)):
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
         raise UserError(
             f"There is no safetensors checkpoint in {path}." if path.is_dir() else f"{path} does not exist.",
             where=f"found {', '.join(found[:8])}" if found else "",
             remedy="name a folder with model.safetensors (save_pretrained writes one), or the file itself",
         )
-    return SafetensorsCheckpoint(present, where=str(path))
+    return SafetensorsCheckpoint(files, where=str(path))
 
 
 def _shards_of(folder: Path) -> list[Path]:

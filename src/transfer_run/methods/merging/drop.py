@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine import Place
 
 _DRAWS_A_STEP = 4  # 64-bit numbers that one count of the generator gives
@@ -28,6 +29,14 @@ class Drop:
 
     rate: float
     seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise UserError(
+                f"A drop rate of {self.rate} leaves nothing.",
+                where="method.drop_rate",
+                remedy="0 to below 1, usually 0.9",
+            )
 
     def __call__(self, change: Tensor, place: Place, model: int) -> Tensor:
         """The change (flat, at `place`, of model number `model`) dropped and rescaled in place."""

@@ -26,6 +26,8 @@ from transfer_run.methods.merging.checkpoint import Checkpoint
 from transfer_run.methods.merging.writer import CheckpointWriter, Memory, Sink
 
 BLOCK = 1 << 16
+TASK_VECTOR = "task_vector"
+"""Where a search keeps tau_m, below the run's `checkpoints`."""
 
 
 @dataclass(frozen=True)

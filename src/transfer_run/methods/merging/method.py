@@ -8,6 +8,7 @@ Two ways in:
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.merging.adapters import adapter_config
-from transfer_run.methods.merging.bodies import body_of, body_tensors
+from transfer_run.methods.merging.bodies import BODIES, body_of, body_tensors
 from transfer_run.methods.merging.checkpoint import Checkpoint, StateDict, open_checkpoint
-from transfer_run.methods.merging.engine import Job, Rule, merge_to_folder, run
+from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Rule, merge_to_folder, run
 from transfer_run.methods.merging.opening import ONES, local_path, open_models
 from transfer_run.methods.merging.report import task_metrics, task_rows, task_table
 from transfer_run.methods.merging.sources import SourceTask, check_one_start
 from transfer_run.methods.merging.writer import Live, copy_companions
 
+INTERMEDIATE = (BODIES, TASK_VECTOR)
+"""Folders below the run's `checkpoints` that are of no use once all is merged."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -165,6 +168,8 @@ class Merging(Method):
         if own is not None:
             own.on(backbone)
         self.requires_grad_(False)
+        for name in INTERMEDIATE:
+            shutil.rmtree(context.folder / "checkpoints" / name, ignore_errors=True)
 
     def _own_task(self, tasks: Sequence[SourceTask], backbone: Backbone) -> SourceTask | None:
         """The source whose head the merged model gets: the first one of the run's own task."""

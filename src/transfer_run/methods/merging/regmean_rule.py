@@ -36,6 +36,10 @@ class RegMeanRule(AverageRule):
         transposed: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
+        if not 0 < off_diagonal <= 1:
+            raise UserError(
+                f"off_diagonal={off_diagonal} is not above 0 and at most 1.", where="method.off_diagonal", remedy="0.9"
+            )
         self.grams, self.off_diagonal, self.ridge, self.transposed = grams, off_diagonal, ridge, transposed
         self._prepared: tuple[str, list[Tensor], Tensor] | None = None
 

@@ -62,7 +62,7 @@ class SourceTask:
 
     @cached_property
     def task(self) -> Task:
-        return Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in self.about["task"].items()})
+        return Task.from_json(self.about["task"])
 
     @cached_property
     def data(self) -> DataModule:

@@ -13,7 +13,7 @@ from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
-from transfer_run.methods.merging.engine import Job, Place, Rule, merge_tensors
+from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Place, Rule, merge_tensors
 from transfer_run.methods.merging.method import Merging, Option
 from transfer_run.methods.merging.sources import SourceTask
 from transfer_run.methods.merging.writer import CheckpointWriter
@@ -77,7 +77,7 @@ class TaskVectorMerging(Merging):
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
         if len(self.scales) == 1 or not tasks:
             return [Option({"lambda": s}, job, self.rule(s, context.seed)) for s in self.scales]
-        folder = context.folder / "checkpoints" / "task_vector"
+        folder = context.folder / "checkpoints" / TASK_VECTOR
         stored = job.replaced([store_task_vector(job, self.rule(None, context.seed), folder)])
         return [Option({"lambda": scale}, stored, Scaled(scale)) for scale in self.scales]
 

@@ -46,6 +46,12 @@ class TiesRule(TaskVectorRule):
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(scale)
+        if not 0 < keep <= 1:
+            raise UserError(
+                f"keep={keep} is no share of the changes.",
+                where="method.keep",
+                remedy="20 % are written method.keep=0.2",
+            )
         if resolve == "none" and merge == "dis-max":
             raise UserError(
                 "dis-max takes the largest change of the elected sign, and resolve=none elects none.",

@@ -108,7 +108,7 @@ class CheckpointWriter:
         dtype = self.entries[name].dtype
         handle, offset = self._places[name]
         handle.seek(offset + start * dtype.itemsize)
-        view, done = memoryview(values.to(dtype).contiguous().view(torch.uint8).numpy()), 0
+        view, done = values.to(dtype).contiguous().view(torch.uint8).numpy().data, 0
         while done < len(view):
             done += handle.write(view[done:])
 

@@ -165,7 +165,7 @@ def side_blocks(
 
 
 def initialize(backbone: Backbone, blocks: SideBlocks) -> None:
-    """The library's own rule, evaluated at the backbone's widths, as the released code does without pruning; norms 1."""
+    """The library's own rule evaluated at the backbone's widths, as in the released code without pruning; norms 1."""
     model: Any = backbone.model
     if hasattr(model, "_init_weights"):
         blocks.apply(model._init_weights)

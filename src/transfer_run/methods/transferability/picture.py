@@ -45,6 +45,7 @@ def draw(
             _scatter(panel, values, accuracies, agreements[score]["weighted_tau"])
         else:
             _bars(panel, values)
+        panel.locator_params(axis="x", nbins=5)
     for panel in panels[len(scores) :]:
         panel.set_axis_off()
     drawn = {name: dot for panel in panels for dot, name in zip(*panel.get_legend_handles_labels(), strict=True)}

@@ -109,11 +109,11 @@ def score_all(material: Material, names: Sequence[str], settings: Settings) -> S
         begin = time.perf_counter()
         try:
             if name not in table:
-                raise Skip("it needs class labels, and this is a regression")
+                raise Skip("class labels are needed, and this is a regression")
             with np.errstate(divide="ignore", invalid="ignore"):
                 value = table[name](material, **settings.get(name, {}))
             if not np.isfinite(value):
-                raise Skip("it is not finite on these features")
+                raise Skip("not finite on these features")
         except Skip as reason:
             scored.skipped[name] = str(reason)
             continue

@@ -150,8 +150,9 @@ class TMI(Method):
         return score_all(Material(features.astype(np.float64), found.labels, found.source), names, self.settings)
 
     def _warn(self, layer: str, scored: Scored, features: NDArray[np.float32], log: Callable[[str], None]) -> None:
-        for score, reason in scored.skipped.items():
-            log(f"{layer}: {score} is left out: {reason}")
+        for reason in dict.fromkeys(scored.skipped.values()):
+            names = ", ".join(score for score, why in scored.skipped.items() if why == reason)
+            log(f"{layer}: without {names}: {reason}")
         if scored.floored is not None and scored.floored > 0.5:
             log(
                 f"{layer}: {scored.floored:.0%} of the distances lie below method.tmi.min_distance, so TMI says "
@@ -201,9 +202,12 @@ class TMI(Method):
         if not scores:
             context.log("no score can be had from this data set and these backbones")
             return
-        lines = ranking_table(scores, accuracies, agreements)
-        context.log("\n".join([f"ranking, higher is better; tmi is {self.results['definition']['tmi']}", *lines]))
-        self.results["table"] = lines
+        title = "ranking, higher is better"
+        if "tmi" in scores:
+            title += f"; tmi is {self.results['definition']['tmi']}"
+        self.results["table"] = [title, *ranking_table(scores, accuracies, agreements)]
+        for score, order in self.results["ranking"].items():
+            context.log(f"by {score}: {', '.join(order)}")
         draw(context.folder / PICTURE, scores, accuracies, agreements, layers)
         self.results["picture"] = PICTURE
 

@@ -30,6 +30,11 @@ class AdaLoRA(PeftMethod):
         orthogonality: weight of the penalty ||P^T P - I|| + ||Q Q^T - I||, mean over the matrices.
     """
 
+    sensitivity: Tensor  # smoothed |p * gradient| of every trained scalar
+    uncertainty: Tensor  # its smoothed variation
+    kept: Tensor  # which singular values are not pruned
+    allocated: Tensor  # the last step that was dealt with
+
     def __init__(
         self,
         backbone: Backbone,
@@ -83,7 +88,7 @@ class AdaLoRA(PeftMethod):
         return super().loss(batch) + self.orthogonality * torch.stack(penalties).mean()
 
     def start_fit(self, total_steps: int) -> None:
-        config = self._tuner[0].peft_config[ADAPTER]
+        config: Any = self._tuner[0].peft_config[ADAPTER]
         first, last = (round(v * total_steps) if v < 1 else int(v) for v in self.shares.values())
         if first + last >= total_steps:
             raise UserError(
@@ -99,7 +104,7 @@ class AdaLoRA(PeftMethod):
         if step == int(self.allocated):  # in the middle of an accumulated step
             return
         self.allocated.fill_(step)
-        tuner = self._tuner[0]
+        tuner: Any = self._tuner[0]
         config, allocator = tuner.peft_config[ADAPTER], tuner.rankallocator
         sizes = dict(self._parts(""))
         for store, buffer in ((allocator.exp_avg_ipt, self.sensitivity), (allocator.exp_avg_unc, self.uncertainty)):

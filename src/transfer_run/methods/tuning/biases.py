@@ -36,7 +36,7 @@ def add_zero_biases(backbone: Backbone, *, language_head: bool, layers: Layers |
             if id(module) in shiftless and not isinstance(module, ShiftedNorm):
                 weight = next(module.parameters(recurse=False))
                 block.set_submodule(path, ShiftedNorm(module, weight.detach()))
-    head = backbone.model.get_output_embeddings() if language_head else None  # type: ignore[operator]
+    head = backbone.model.get_output_embeddings() if language_head else None
     if isinstance(head, nn.Linear) and head.bias is None:
         head.bias = _zero_bias(head.weight, head.out_features)
 

@@ -18,7 +18,7 @@ ADAPTER = "default"
 _ROOT = "model."
 
 
-def peft_config(tuner: str, settings: Mapping[str, Any]) -> peft.PeftConfig:
+def peft_config(tuner: str, settings: Mapping[str, Any]) -> Any:
     """The config object of peft's class `tuner` (`LoraConfig`, `VeraConfig`, ...).
 
     Raises:
@@ -37,23 +37,26 @@ def peft_config(tuner: str, settings: Mapping[str, Any]) -> peft.PeftConfig:
             nearest=nearest_names(unknown[0], fields),
         )
     try:
-        built: peft.PeftConfig = config_class(**settings)
+        built = config_class(**settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"peft's {tuner} refuses its settings: {error}", where="method.settings") from error
     return built
 
 
-def inject(backbone: Backbone, config: peft.PeftConfig, paths: Sequence[str]) -> BaseTuner:
+def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
     """Replace the modules at `paths` (dotted, from the backbone) by peft's, in place; everything else is frozen.
 
     Only these modules are touched: peft gets whole paths, not the suffixes that it would guess by. Works on the meta
     device too.
 
-    Raises:
-        UserError: the tuner does not take such modules, or its settings do not fit their widths.
+    Args:
+        config: from `peft_config`.
 
     Returns:
         peft's tuner around `backbone.model`, which it has already changed; hold it outside the module tree.
+
+    Raises:
+        UserError: the tuner does not take such modules, or its settings do not fit their widths.
     """
     config.target_modules = sorted({path.removeprefix(_ROOT) for path in paths})
     if hasattr(config, "fan_in_fan_out"):

@@ -91,10 +91,8 @@ class Prefixes(nn.ModuleDict):
 
     def counted(self) -> int:
         """Scalars of the rows, which are all that is reported and shipped."""
-        return sum(
-            2 * source.depth * source.embedding.numel() if isinstance(source, PrefixMLP) else source.rows.numel()
-            for source in self.values()
-        )
+        made = sum(2 * s.depth * s.embedding.numel() for s in self.values() if isinstance(s, PrefixMLP))
+        return made + sum(s.rows.numel() for s in self.values() if isinstance(s, PrefixTable))
 
 
 def make_prefixes(
@@ -250,17 +248,25 @@ class PrefixAttention(nn.Module):
         attention: timm's `Attention`, without a gate; prefix: its rows and how they are composed.
     """
 
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    norm: nn.Module
+    attn_drop: nn.Dropout
+    proj: nn.Module
+    proj_drop: nn.Module
+
     def __init__(self, attention: nn.Module, prefix: LayerPrefix) -> None:
         super().__init__()
         for name, child in attention.named_children():
             self.add_module(name, child)
-        self.heads, self.prefix, self.fused_attn = attention.num_heads, prefix, attention.fused_attn
+        self.heads, self.prefix, self.fused_attn = attention.num_heads, prefix, bool(attention.fused_attn)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
-        base = sdpa_attention_forward if self.fused_attn else eager_attention
+        base: Any = sdpa_attention_forward if self.fused_attn else eager_attention
         rate = self.attn_drop.p if self.training else 0.0
         out, _ = prefix_attention(base, self, q, k, v, attn_mask, dropout=rate)
         result: Tensor = self.proj_drop(self.proj(self.norm(out.flatten(2))))

@@ -134,7 +134,7 @@ class PTuning(PromptTuning):
             encoder_dropout=0.0,
         )
         with torch.device(like.device):
-            self.encoder: PromptEncoder | None = PromptEncoder(config).to(like.dtype)
+            self.encoder: nn.Module | None = PromptEncoder(config).to(like.dtype)
         self.prompts.requires_grad_(False)
 
     def rows(self, index: int) -> Tensor:
@@ -161,7 +161,8 @@ def token_table(backbone: Backbone, stack: str) -> Tensor | None:
     """The token embedding's weight (V, D) where the stack reads tokens as wide as its hidden state."""
     if stack == "image" or not isinstance(backbone.model, PreTrainedModel):
         return None
-    table = getattr(backbone.model, "text_model", backbone.model).get_input_embeddings().weight.detach()
+    owner: Any = getattr(backbone.model, "text_model", backbone.model)
+    table = owner.get_input_embeddings().weight.detach()
     return table if table.shape[1] == backbone.width(stack, -1) else None
 
 

@@ -1,0 +1,149 @@
+"""Benchmarks, printed with the machine they ran on: the command line, the runner over a bare loop, planning.
+
+python scripts/bench.py [cli|runner|plan ...]        all by default
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+
+
+def cli() -> None:
+    """Wall time of answers that need no torch; median of five."""
+    for words in (["transfer-run", "--help"], ["transfer-list", "methods"], ["transfer-run", "method=lts"]):
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            subprocess.run([str(BIN / words[0]), *words[1:]], capture_output=True, check=False)
+            times.append(time.perf_counter() - begin)
+        print(f"{' '.join(words):28} {statistics.median(times):6.2f} s")
+
+
+def runner(steps: int = 60, rounds: int = 5) -> None:
+    """Training steps through the runner and through a bare PyTorch loop, alternating; the cheapest round of each."""
+    from transfer_run.experiment.compose import compose
+
+    words = [
+        "method=full",
+        "backbone=t5_tiny",
+        "backbone.weights=random:0",
+        "dataset=python_docs",
+        "dataset.batch_size=64",
+    ]
+    cfg = compose([*words, f"trainer.max_steps={steps}", "trainer.progress=none", "hardware=cpu", "profiler=none"])
+    bare_times, our_times = [], []
+    for _ in range(rounds):
+        bare_times.append(_timed(lambda: _bare(cfg, steps)))
+        our_times.append(_timed(lambda: _through_runner(cfg)))
+    bare, ours = min(bare_times) / steps, min(our_times) / steps
+    print(f"bare loop   {1e3 * bare:8.2f} ms a step")
+    print(f"the runner  {1e3 * ours:8.2f} ms a step  ({100 * (ours / bare - 1):+.1f} %)")
+
+
+def _timed(work: Callable[[], Callable[[], None]]) -> float:
+    """Seconds of the prepared work, its preparation left out."""
+    run = work()
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _built(cfg: Any) -> tuple[Any, Any, dict[str, Any]]:
+    import torch
+    from omegaconf import OmegaConf
+
+    from transfer_run.backbones.load import build_backbone
+    from transfer_run.data.load import build_data
+    from transfer_run.methods.build import build_method
+
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    torch.manual_seed(0)
+    data = build_data(config["dataset"], config["backbone"], 0)
+    data.setup()
+    return build_method(config["method"], build_backbone(config["backbone"]), data.task), data, config
+
+
+def _bare(cfg: Any, steps: int) -> Callable[[], None]:
+    import torch
+
+    from transfer_run.experiment.optimization import build_optimizer, build_schedule
+
+    method, data, config = _built(cfg)
+    optimizer = build_optimizer(method.parameter_groups(), config["optimizer"])
+    schedule = build_schedule(optimizer, config["optimizer"], steps)
+    loader = data.loader("train", batch_size=config["dataset"]["batch_size"])
+    parameters = [p for p in method.parameters() if p.requires_grad]
+
+    def loop() -> None:
+        method.train()
+        done = 0
+        while done < steps:
+            for batch in loader:
+                optimizer.zero_grad()
+                method.loss(batch).backward()
+                torch.nn.utils.clip_grad_norm_(parameters, config["trainer"]["gradient_clip"])
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if done == steps:
+                    break
+
+    return loop
+
+
+def _through_runner(cfg: Any) -> Callable[[], None]:
+    from transfer_run.experiment.checkpoints import Checkpoints
+    from transfer_run.experiment.metrics_csv import MetricsCsv, StepRows
+    from transfer_run.experiment.module import TransferModule
+    from transfer_run.hardware.trainer import build_trainer
+
+    method, data, config = _built(cfg)
+    config["trainer"]["validate_every"] = 10**6
+    folder = Path(tempfile.mkdtemp())
+    callbacks: list[Any] = [StepRows(config["trainer"]["log_every"]), Checkpoints(folder, 10**6, 60, keep_best=False)]
+    trainer = build_trainer(config, folder, callbacks, [MetricsCsv(folder / "metrics.csv")])
+    module = TransferModule(method, data, config)
+    return lambda: trainer.fit(module)
+
+
+def plan() -> None:
+    """Time and resident memory of a plan, each in its own process."""
+    for backbone in ("t5-base", "t5-3b", "vit_base_patch16_224"):
+        dataset = "vtab/cifar100" if backbone.startswith("vit") else "glue/rte"
+        words = ["transfer-plan", "method=lst", f"backbone={backbone}", f"dataset={dataset}", "plan.format=json"]
+        code = (
+            "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(BIN / words[0]), *words[1:]], capture_output=True, text=True, check=True
+        )
+        spent, resident = time.perf_counter() - begin, int(done.stdout) / 2**20
+        print(f"{' '.join(words[:3]):55} {spent:6.1f} s  {resident:5.2f} GiB resident")
+
+
+PARTS = {"cli": cli, "runner": runner, "plan": plan}
+
+
+def main(*parts: str) -> None:
+    """Run the parts that are named, or all."""
+    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    for name in parts or PARTS:
+        print(f"\n{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}")
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,127 @@
+"""`transfer-plan`: the contract's JSON, the report, budgets and devices, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from transfer_run.cli.exits import exit_code
+from transfer_run.cli.plan import HELP, plan
+from transfer_run.errors import UserError
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.plan import plan_run
+from transfer_run.memory.account import KINDS
+
+TINY = ["method=full", "backbone=vit_tiny", "dataset=digits", "dataset.batch_size=16", "backbone.weights=random"]
+
+
+def answer(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """The JSON of `transfer-plan`; fails when standard output holds anything else."""
+    assert plan([*TINY, *words, "plan.format=json"]) == 0
+    content: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return content
+
+
+def test_json_is_that_of_the_contract(capfd: pytest.CaptureFixture[str]) -> None:
+    content = answer(capfd)
+    assert list(content) == ["schema", "method", "backbone", "dataset", "batch_size", "profile", "seconds", "memory"]
+    assert [content[key] for key in list(content)[:6]] == [1, "full", "vit_tiny", "digits", 16, "modern"]
+    memory = content["memory"]
+    assert (memory["unit"], memory["source"]) == ("bytes", "plan")
+    assert memory["predicted_peak"] == memory["peak"] == sum(memory["by_kind"].values())
+    assert set(memory["by_kind"]) == set(KINDS)
+    assert memory["peak_phase"] in memory["phases"]
+
+
+def test_hardware_decides_whose_memory_is_predicted(capfd: pytest.CaptureFixture[str]) -> None:
+    gpu, cpu = answer(capfd), answer(capfd, "hardware=cpu")
+    assert gpu["memory"]["by_kind"]["other"] > 2**23 > cpu["memory"]["by_kind"]["other"]  # cuBLAS's workspaces
+    assert plan_run(compose([*TINY]), target="cpu").memory["peak"] == cpu["memory"]["peak"]
+
+
+def test_the_profile_is_the_papers(capfd: pytest.CaptureFixture[str]) -> None:
+    content = answer(capfd, "plan.profile=paper")
+    assert content["profile"] == "paper"
+    assert content["memory"]["phases"]["evaluation"]["by_kind"]["gradients"] > 0  # zeroed, but kept
+
+
+def test_budget_is_answered_with_both_sides_of_the_border(capfd: pytest.CaptureFixture[str]) -> None:
+    budget = answer(capfd, "hardware=cpu", "plan.budget=20MB")["budget"]
+    assert budget["bytes"] == 20_000_000
+    assert budget["peak"] <= budget["bytes"] < budget["next_peak"]
+    at_the_border = answer(capfd, "hardware=cpu", f"dataset.batch_size={budget['batch_size'] + 1}")
+    assert at_the_border["memory"]["peak"] == budget["next_peak"]
+
+
+def test_a_budget_that_nothing_fits_says_what_one_example_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert plan([*TINY, "plan.budget=1MB"]) == 0
+    assert re.search(r"not even one example fits 1\.0 MiB: it needs [0-9.]+ MiB", capfd.readouterr().out)
+
+
+def test_one_of_several_devices_gets_its_share_of_the_batch(capfd: pytest.CaptureFixture[str]) -> None:
+    one, ddp = answer(capfd, "dataset.batch_size=8"), answer(capfd, "plan.devices=2")
+    trained = one["memory"]["phases"]["step"]["by_kind"]["gradients"]
+    assert ddp["batch_size"] == 16
+    assert ddp["memory"]["peak"] - one["memory"]["peak"] == pytest.approx(trained, rel=0.05)
+    fsdp = answer(capfd, "plan.devices=2", "plan.strategy=fsdp")
+    assert fsdp["memory"]["by_kind"]["optimizer"] < 0.6 * one["memory"]["by_kind"]["optimizer"]
+    assert plan([*TINY, "hardware=2gpu"]) == 0
+    out = capfd.readouterr().out
+    assert "batch 8 a device, one of 2 (ddp)" in out
+    assert "* ddp: every device holds the whole model" in out
+
+
+def test_the_report_tells_what_and_why(capfd: pytest.CaptureFixture[str]) -> None:
+    assert plan([*TINY, "plan.budget=40MB"]) == 0
+    out = capfd.readouterr().out
+    for words in ("full / vit_tiny / digits", "backward", "largest tensors alive at the peak", "It is made up of",
+                  "the largest batch that fits", "parameters are trained (100.00 %)"):  # fmt: skip
+        assert words in out
+
+
+def test_wrong_words_are_answered_without_a_plan(capfd: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: plan(["method=fulll"])) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "nearest: full" in captured.err
+    with pytest.raises(UserError, match="not an amount of memory"):
+        plan([*TINY, "plan.budget=24"])
+    with pytest.raises(UserError, match="plans one run"):
+        plan([*TINY, "-m", "seed=0,1"])
+
+
+def test_help_needs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert plan(["--help"]) == 0
+    assert capfd.readouterr().out.strip() == HELP.strip()
+
+
+def test_wrong_words_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from transfer_run.cli.exits import exit_code; from transfer_run.cli.plan import plan; "
+        "code = exit_code(lambda: plan(['method=fulll'])); "
+        "heavy = {'torch', 'transformers', 'timm', 'lightning', 'peft', 'datasets'} & set(sys.modules); "
+        "sys.exit(code if not heavy else 99)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lst"])
+def test_three_billion_parameters_in_half_a_minute_and_two_gibibytes(method: str) -> None:
+    words = [f"method={method}", "backbone=t5-3b", "dataset=glue/rte", "plan.format=json"]
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    command = [sys.executable, "-m", "transfer_run.cli.plan", *words]
+    done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = min(time.perf_counter() - begin, used.ru_utime - before)  # a busy machine makes nobody's plan slower
+    assert json.loads(done.stdout)["memory"]["by_kind"]["parameters"] > 10 * 2**30
+    assert spent < 30
+    assert used.ru_maxrss * 1024 < 2 * 2**30

@@ -1,0 +1,132 @@
+"""peft's tuners through one class: exact targets, clear refusals, AdaLoRA's bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from transfer_run.errors import UserError
+from transfer_run.methods.tuning.adalora import AdaLoRA
+from transfer_run.methods.tuning.peft_method import PeftMethod
+
+Make = Callable[..., Any]
+ADALORA = {"init_r": 6, "target_r": 2, "lora_alpha": 6, "tinit": 2, "tfinal": 4, "deltaT": 1}
+
+
+def test_only_the_named_parts_are_touched(build: Make, task: Make) -> None:
+    """Full paths, not suffixes: BERT's `output.dense` of attention and of the feed-forward end alike."""
+    settings = {"r": 2, "use_dora": True}
+    method = PeftMethod(build("bert"), task("bert"), tuner="LoraConfig", settings=settings, targets=["mlp_out"])
+    wrapped = [n for n, m in method.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
+    assert wrapped == [f"model.encoder.layer.{i}.output.dense" for i in range(3)]
+
+
+def test_a_fused_projection_is_adapted_as_a_whole(build: Make, task: Make) -> None:
+    method = PeftMethod(build("vit"), task("vit"), tuner="LoraConfig", settings={"r": 2}, targets=["q", "v"])
+    wrapped = [n for n, m in method.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
+    assert wrapped == [f"model.blocks.{i}.attn.qkv" for i in range(3)]
+
+
+def test_what_layers_share_is_in_the_state(build: Make, task: Make) -> None:
+    settings = {"r": 2, "num_vectors": 8, "vector_length": 4}
+    method = PeftMethod(build("bert"), task("bert"), tuner="VBLoRAConfig", settings=settings, targets=["q", "v"])
+    assert any("vector_bank" in name for name in method.shipped())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"tuner": "LoraConfg", "settings": {}}, "peft has no 'LoraConfg'"),
+        ({"tuner": "LoraConfig", "settings": {"rnk": 4}}, "no setting 'rnk'"),
+        ({"tuner": "C3AConfig", "settings": {"block_size": 7}}, "does not fit bert-test"),
+    ],
+)
+def test_refusals_name_what_is_wrong(words: dict[str, Any], message: str, build: Make, task: Make) -> None:
+    with pytest.raises(UserError, match=message):
+        PeftMethod(build("bert"), task("bert"), targets=["q"], **words)
+
+
+def test_a_tuner_that_refuses_conv1d_says_so(build: Make, task: Make) -> None:
+    with pytest.raises(UserError, match="does not fit gpt2-test"):
+        PeftMethod(
+            build("gpt2"), task("gpt2"), tuner="OFTConfig", settings={"oft_block_size": 4, "r": 0}, targets=["q"]
+        )
+
+
+# ---- AdaLoRA
+def fitted(method: AdaLoRA, data: Any, steps: range, optimizer: torch.optim.Optimizer) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        method.train().loss(data).backward()
+        optimizer.step()
+        method.after_step(step + 1)
+
+
+def adalora(build: Make, task: Make, **settings: Any) -> AdaLoRA:
+    torch.manual_seed(0)
+    return AdaLoRA(build("bert"), task("bert"), settings={**ADALORA, **settings})
+
+
+def ranks(method: AdaLoRA) -> int:
+    return sum(int(p.count_nonzero()) for n, p in method.named_parameters() if "lora_E" in n)
+
+
+def test_adalora_prunes_to_its_budget_and_stays_there(build: Make, task: Make, batch: Make) -> None:
+    method = adalora(build, task)
+    method.start_fit(20)
+    optimizer = torch.optim.Adam(method.parameter_groups(), lr=1e-2)
+    fitted(method, batch("bert"), range(2), optimizer)
+    assert ranks(method) == 6 * 6
+    fitted(method, batch("bert"), range(2, 20), optimizer)
+    assert ranks(method) == 6 * 2
+    assert int(method.kept.sum()) == 6 * 2
+
+
+def test_adalora_penalises_what_is_not_orthogonal(build: Make, task: Make, batch: Make) -> None:
+    method = adalora(build, task, lora_dropout=0.0).eval()
+    weighted = method.loss(batch("bert"))
+    method.orthogonality = 0.0
+    plain = method.loss(batch("bert"))
+    products = [p @ p.T if "lora_A" in n else p.T @ p for n, p in method.named_parameters()
+                if "lora_A" in n or "lora_B" in n]  # fmt: skip
+    penalty = torch.stack([torch.linalg.norm(g - torch.eye(6)) for g in products]).mean()
+    torch.testing.assert_close(weighted - plain, 0.5 * penalty)
+
+
+def test_adalora_goes_on_where_it_stopped(build: Make, task: Make, batch: Make) -> None:
+    """The allocator's averages come back with the state: a resumed run is the same run."""
+    whole, half, rest = (adalora(build, task) for _ in range(3))
+    optimizers = [torch.optim.Adam(m.parameter_groups(), lr=1e-2) for m in (whole, half, rest)]
+    for method in (whole, half, rest):
+        method.start_fit(20)
+    fitted(whole, batch("bert"), range(12), optimizers[0])
+    fitted(half, batch("bert"), range(7), optimizers[1])
+    rest.load_state_dict(half.state_dict())
+    optimizers[2].load_state_dict(optimizers[1].state_dict())
+    rest.after_step(7)  # a batch in the middle of an accumulated step
+    fitted(rest, batch("bert"), range(7, 12), optimizers[2])
+    for (name, expected), found in zip(whole.state_dict().items(), rest.state_dict().values(), strict=True):
+        assert torch.equal(expected, found), name
+
+
+def test_adalora_s_shares_and_refusals(build: Make, task: Make) -> None:
+    method = adalora(build, task, tinit=0.1, tfinal=0.3)
+    method.start_fit(50)
+    config = method._tuner[0].peft_config["default"]
+    assert (config.tinit, config.tfinal, config.total_step) == (5, 15, 50)
+    with pytest.raises(UserError, match="leave none of 4"):
+        adalora(build, task, tinit=2, tfinal=2).start_fit(4)
+    with pytest.raises(UserError, match="Nothing to prune"):
+        adalora(build, task, target_r=6)
+
+
+def test_adalora_ships_the_model_alone(build: Make, task: Make) -> None:
+    method = adalora(build, task)
+    assert {"sensitivity", "uncertainty", "kept", "allocated"} <= set(method.shipped())
+    method.settle()
+    assert all("lora_" in n or n.startswith("backbone.head") for n in method.shipped())

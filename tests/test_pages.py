@@ -1,0 +1,73 @@
+"""What README.md and CONTRIBUTING.md say is what happens: their command blocks are run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Fenced blocks of a page, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page: str) -> list[str]:
+    """Lines of the page's shell blocks, comments and make lines left out; `...` marks what a reader fills in."""
+    lines = [line.partition("   #")[0].strip() for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("transfer-") and "..." not in line]
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands, so that runs find each other's pretrained backbones."""
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands("README.md"))
+def test_a_command_of_the_readme(command: str, folder: Path) -> None:
+    """Commands that need the hub must say so (exit code 2); all others must be done."""
+    done = run(command, folder)
+    needs_hub = "glue/rte" in command and "plan" not in command and "dry_run" not in command
+    assert done.returncode == (2 if needs_hub else 0), done.stdout + done.stderr
+    if needs_hub:
+        assert "dataset.path" in done.stderr or "backbone.weights" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_make_targets_of_the_pages_exist() -> None:
+    known = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = [re.findall(r"^make ([a-z -]+)", line) for block in blocks(page, "sh") for line in block.splitlines()]
+        for target in " ".join(name for line in named for name in line).split():
+            assert target in known, f"{page}: make {target}"
+
+
+@pytest.mark.slow
+def test_adding_a_method_works_as_the_page_says(tmp_path: Path) -> None:
+    """Follows "Add a method" to the letter, in a folder outside the repository."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "channel_gain.py").write_text(blocks("CONTRIBUTING.md", "python")[0], encoding="utf-8")
+    (tmp_path / "method" / "channel_gain.yaml").write_text(blocks("CONTRIBUTING.md", "yaml")[0], encoding="utf-8")
+    followed = [line.replace("FOLDER", str(tmp_path)) for line in commands("CONTRIBUTING.md")]
+    assert len(followed) == 2
+    listed, ran = (run(command, tmp_path) for command in followed)
+    assert "channel_gain" in listed.stdout
+    assert ran.returncode == 0, ran.stderr
+    assert "test/accuracy" in ran.stdout
+    wrong = run(followed[1].replace("backbone=vit_tiny", "backbone=t5_tiny"), tmp_path)
+    assert wrong.returncode == 2
+    assert "channel_gain" in wrong.stderr
