@@ -108,15 +108,15 @@ def measured(kind: str, folder: Path, models: int, chunk_bytes: float) -> None:
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    begin = time.perf_counter()
+    begin, worked = time.perf_counter(), time.process_time()
     if kind == "streaming":
         merge_streaming(folder, models, folder / kind, chunk_bytes)
     else:
         merge_plainly(folder, models, folder / kind)
-    seconds = time.perf_counter() - begin
+    seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": seconds, "interpreter": before, "added": max(peak[0], before) - before}))
+    print(json.dumps({"seconds": seconds, "work": worked, "interpreter": before, "added": max(peak[0], before) - before}))
 
 
 def compare(folder: Path) -> bool:
@@ -151,10 +151,10 @@ def main() -> None:
     try:
         numel = write_models(folder, arguments.models, arguments.layers, arguments.width)
         print(f"TIES of {arguments.models} models of {numel / 1e6:.1f} million float32 parameters and their base")
-        print(f"{'':12}{'added memory':>16}{'interpreter':>16}{'seconds':>10}")
+        print(f"{'':12}{'added memory':>16}{'interpreter':>16}{'seconds':>10}{'of work':>10}")
         for kind, found in runs(arguments, folder):
             added, own = found["added"] / 2**20, found["interpreter"] / 2**20
-            print(f"{kind:12}{added:>12.0f} MiB{own:>12.0f} MiB{found['seconds']:>10.1f}")
+            print(f"{kind:12}{added:>12.0f} MiB{own:>12.0f} MiB{found['seconds']:>10.1f}{found['work']:>10.1f}")
         if not arguments.streaming_only:
             print("same bits" if compare(folder) else "DIFFERENT values")
     finally:

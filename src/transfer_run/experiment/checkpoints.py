@@ -77,7 +77,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        validated = trainer.is_last_batch and (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
+        validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated:  # else the validation's end is the moment: a run that goes on must not lack it
             self._save_if_due(trainer, trainer.is_last_batch)
 

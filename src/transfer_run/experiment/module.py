@@ -36,7 +36,8 @@ class TransferModule(pl.LightningModule):
         self.data = data
         self.config = config
         self.scores = {split: data.metrics(split) for split in ("validation", "test")}
-        self.headline: float | None = None
+        self.headline: float | None = None  # of the last validation
+        self.reported: dict[str, float] = {}  # the last value of every score
 
     # ---- data
     def _loader(self, split: str) -> Any:
@@ -116,6 +117,7 @@ class TransferModule(pl.LightningModule):
         values = {f"{split}/{name}": float(value) for name, value in self.scores[split].compute().items()}
         self.scores[split].reset()
         self.log_dict(values, logger=False)
+        self.reported |= values
         for logger in self.loggers:
             logger.log_metrics(values, step=self.global_step)
         if split == "validation":

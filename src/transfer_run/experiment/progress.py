@@ -23,7 +23,8 @@ class ProgressLines(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin = self._last = time.monotonic()
         self._first_step = trainer.global_step
-        LOG.info("training: %s epochs of %s batches", trainer.max_epochs, trainer.num_training_batches)
+        total = int(trainer.estimated_stepping_batches)
+        LOG.info("training: %s steps, %s batches an epoch", total, trainer.num_training_batches)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -41,14 +42,8 @@ class ProgressLines(Callback):
         left = max(0, int(trainer.estimated_stepping_batches) - trainer.global_step)
         pace = (time.monotonic() - self._begin) / max(1, done)
         values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(trainer.callback_metrics.items()))
-        LOG.info(
-            "epoch %d/%s %s  %s  about %.0f s left",
-            trainer.current_epoch + 1,
-            trainer.max_epochs,
-            where,
-            values,
-            pace * left,
-        )
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        LOG.info("epoch %d%s %s  %s  about %.0f s left", trainer.current_epoch + 1, epochs, where, values, pace * left)
 
 
 def progress_callback(kind: str) -> Callback | None:

@@ -88,15 +88,16 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
     method.settle()
-    scores = trainer.test(module, verbose=False)[0] if method.tests and "test" in data.sizes else {}
+    if method.tests and "test" in data.sizes:
+        trainer.test(module, verbose=False)
     if trainer.is_global_zero:
         extra = dict(method.conclude(context))
-        scores |= extra.pop("metrics", {})
+        scores = module.reported | extra.pop("metrics", {})
         if method.tests:
             save_model(method, model_folder(folder), config, data.transform_description)
         target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
         plan = plan_run(cfg, target) if memory is not None else None
-        result = _result(cfg, name, method, trainer, {**_validation(trainer), **scores}, seconds, memory, plan)
+        result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
         write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
         if memory is not None and plan is not None:
             LOG.info("%s", memory.compare(plan))
@@ -168,10 +169,6 @@ def _step_of(checkpoint: Path) -> int:
 
 def _load_weights(module: TransferModule, checkpoint: Path) -> None:
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-
-
-def _validation(trainer: pl.Trainer) -> dict[str, float]:
-    return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("validation/")}
 
 
 def count_parameters(method: Method) -> dict[str, float]:
