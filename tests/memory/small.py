@@ -58,7 +58,7 @@ def shapes(name: str, size: int, length: int = 24) -> Shapes:
     if name == "vit":
         return {"pixel_values": ((size, 3, 16, 16), torch.float32), "labels": ((size,), torch.long)}
     labels = (size, ANSWER) if name == "t5" else (size,)
-    text = {key: ((size, length), torch.long) for key in ("input_ids", "attention_mask")}
+    text = dict.fromkeys(("input_ids", "attention_mask"), ((size, length), torch.long))
     return {**text, "labels": (labels, torch.long)}
 
 

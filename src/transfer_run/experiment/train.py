@@ -18,8 +18,8 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.errors import UserError
+from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.checkpoints import Checkpoints, Interrupted
 from transfer_run.experiment.combine import combine_files, on_first_source
 from transfer_run.experiment.compose import make_importable
