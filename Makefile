@@ -24,10 +24,10 @@ demo: $(READY)  ## the main job on real data: full, probe, LoRA, LST on a small 
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)  ## all tests that need no GPU
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-fast: $(READY)  ## the tests that answer quickly
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -116,7 +116,9 @@ def measured(kind: str, folder: Path, models: int, chunk_bytes: float) -> None:
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked
     done.set()
     watcher.join()
-    print(json.dumps({"seconds": seconds, "work": worked, "interpreter": before, "added": max(peak[0], before) - before}))
+    print(
+        json.dumps({"seconds": seconds, "work": worked, "interpreter": before, "added": max(peak[0], before) - before})
+    )
 
 
 def compare(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""One thread a test process: make test runs two processes on two cores, and more threads would only wait for each other."""
+"""One thread a test process: two processes share two cores, and more threads would only wait for each other."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("command", commands("README.md"))
 def test_a_command_of_the_readme(command: str, folder: Path) -> None:
     """Commands that need the hub must say so (exit code 2); all others must be done."""

@@ -28,7 +28,9 @@ from transfer_run.methods.build import method_class, method_settings
 
 from . import matrix
 
-FITTED = matrix.methods("tune", "stage", "distil")
+FITTED = [
+    pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in matrix.methods("tune", "stage", "distil")
+]
 ROOT = Path(__file__).parents[2]
 PINNED = ROOT / "tests" / "recorded" / "first_losses.json"
 
@@ -225,6 +227,7 @@ def ddp_differences() -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.xdist_group("ddp")
+@pytest.mark.parametrize("method", matrix.methods("tune", "stage", "distil"))
 def test_two_processes_compute_the_same_gradient(method: str, ddp_differences: dict[str, float]) -> None:
     assert ddp_differences[method] < 1e-4

@@ -66,7 +66,9 @@ def _unit(memory: Mapping[str, Any], facts: Facts) -> tuple[str, int]:
 
 def _phases(memory: Mapping[str, Any], facts: Facts) -> Table:
     unit, size = _unit(memory, facts)
-    table = Table("phase", title=f"peak of each phase, in {unit}", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"peak of each phase, in {unit}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("phase", no_wrap=True)
     for kind in KINDS:
         table.add_column(kind, justify="right", no_wrap=True)
     table.add_column("peak", justify="right", style="bold", no_wrap=True)

@@ -228,7 +228,8 @@ class Method(nn.Module):
         ids = batch["input_ids"].new_full((rows, 1), config.decoder_start_token_id)
         ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
         for _ in range(max_length):
-            step: dict[str, Any] = {"input_ids": batch["input_ids"], "decoder_input_ids": ids[:, -1:] if use_cache else ids}
+            last = ids[:, -1:] if use_cache else ids
+            step: dict[str, Any] = {"input_ids": batch["input_ids"], "decoder_input_ids": last}
             if use_cache:
                 step["cache"] = cache
             token = self.decode(step, memory)[:, -1].argmax(-1)

@@ -81,7 +81,7 @@ class Merging(Method):
         else:
             super().__init__(backbone, task)
             self.requires_grad_(False)
-        self.live = backbone
+        self.of_files = backbone is None
         self.base, self.models, self.exclude = base, list(models), list(exclude)
         self.dtype, self.chunk_bytes, self.max_shard_bytes = DTYPES[dtype], chunk_bytes, max_shard_bytes
         self.results: dict[str, Any] = {}
@@ -99,10 +99,10 @@ class Merging(Method):
     def prepare(self, context: Context) -> None:
         """Merge: into the backbone, or into the run's folder where there is none."""
         begin = time.perf_counter()
-        if self.live is None:
+        if self.of_files:
             self._merge_files(context)
         else:
-            self._merge_runs(self.live, context)
+            self._merge_runs(self.backbone, context)
         self.results["merge"]["seconds"] = round(time.perf_counter() - begin, 3)
 
     def conclude(self, context: Context) -> dict[str, Any]:
