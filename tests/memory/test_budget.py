@@ -17,8 +17,11 @@ from transfer_run.methods.tuning.full import Full
 
 
 @given(
-    base=st.integers(0, 10**9), each=st.integers(2 * 10**6, 10**8), budget=st.integers(1, 10**11), start=st.integers(1, 200)
-)  # fmt: skip
+    base=st.integers(0, 10**9),
+    each=st.integers(2 * 10**6, 10**8),
+    budget=st.integers(1, 10**11),
+    start=st.integers(1, 200),
+)
 @settings(deadline=None)
 def test_both_sides_of_the_border_are_measured(base: int, each: int, budget: int, start: int) -> None:
     tried: list[int] = []
@@ -67,7 +70,13 @@ def test_the_answer_of_a_rehearsal_is_right() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GB", 24 * 10**9), ("24 GiB", 24 * 2**30), ("1.5gb", 1_500_000_000), ("800MiB", 800 * 2**20), ("12g", 12 * 10**9)],
+    [
+        ("24GB", 24 * 10**9),
+        ("24 GiB", 24 * 2**30),
+        ("1.5gb", 1_500_000_000),
+        ("800MiB", 800 * 2**20),
+        ("12g", 12 * 10**9),
+    ],
 )
 def test_amounts_of_memory_are_read(text: str, size: int) -> None:
     assert parse_budget(text) == size

@@ -143,7 +143,11 @@ def test_counters_are_read_at_the_end_of_every_phase() -> None:
         "forward": 500_000, "backward": 600_000, "step": 350_000, "between": 550_000,
     }  # fmt: skip
     forward, step = report.phases["forward"].by_kind, report.phases["step"].by_kind
-    assert forward == dict.fromkeys(KINDS, 0) | {"parameters": weight, "inputs": 512, "activations": 500_000 - weight - 512}
+    assert forward == dict.fromkeys(KINDS, 0) | {
+        "parameters": weight,
+        "inputs": 512,
+        "activations": 500_000 - weight - 512,
+    }
     assert step["gradients"] == weight
     assert report.as_dict("cuda")["source"] == "cuda"
 
@@ -161,7 +165,7 @@ def test_a_later_episode_raises_a_phase_but_never_lowers_it() -> None:
 def test_the_gauge_is_chosen_by_the_device() -> None:
     callback = MemoryCallback()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False, barebones=False)  # fmt: skip
+                         enable_model_summary=False)  # fmt: skip
     module = pl.LightningModule()
     callback.setup(trainer, module, "fit")
     assert callback.result()["source"] == "tracker"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.memory.attention import cuda_kernel
-from transfer_run.memory.cuda import CountsAsCuda
+from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
 from transfer_run.memory.fake import AnswersNo, fake_mode
 from transfer_run.memory.tracker import MemoryTracker
 
@@ -127,3 +127,12 @@ def test_autocast_keeps_one_cast_of_a_trained_weight_and_one_a_use_of_a_frozen_o
 
     more = kept_by(inputs(False), twice) - kept_by(inputs(True), twice)
     assert 64 * 64 * 2 - 4 * 64 * 2 * 2 <= more <= 64 * 64 * 2
+
+
+def test_the_workspace_is_that_of_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cublas_workspace() == 8_519_680
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, size in (((8, 6), 8_519_680), ((9, 0), 32 * 2**20), ((10, 0), 8_519_680)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found=capability: found)
+        assert cublas_workspace() == size

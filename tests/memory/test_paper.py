@@ -19,9 +19,8 @@ LARGE = "[1,3,5,7,9,11,13,15,17,19,21,23]"
 
 
 def lst(backbone: str, kept: str) -> tuple[str, ...]:
-    return (
-        "method=lst", f"backbone={backbone}", f"method.side_layers.encoder={kept}", f"method.side_layers.decoder={kept}",
-    )  # fmt: skip
+    layers = (f"method.side_layers.{stack}={kept}" for stack in ("encoder", "decoder"))
+    return ("method=lst", f"backbone={backbone}", *layers)
 
 
 ROWS = {
@@ -44,7 +43,13 @@ USER_LOG = 5.1457
 @cache
 def planned(row: str) -> float:
     """Peak in the papers' GB of 1000 MiB."""
-    words = [*ROWS[row][2], "dataset=glue/rte", "dataset.batch_size=100", "plan.profile=paper", "backbone.weights=random"]
+    words = [
+        *ROWS[row][2],
+        "dataset=glue/rte",
+        "dataset.batch_size=100",
+        "plan.profile=paper",
+        "backbone.weights=random",
+    ]
     return float(plan_run(compose(words)).memory["peak"]) / GB
 
 
@@ -99,6 +104,6 @@ def test_caches_are_found_wherever_a_method_keeps_them() -> None:
     backbone = EncoderDecoderCache(DynamicCache(), DynamicCache())
     side = DynamicCache()
     keep_as_given(SimpleNamespace(backbone=backbone, side=[{"cache": side}]))
-    for cache in (backbone.self_attention_cache, backbone.cross_attention_cache, side):
-        cache.update(*states(), 0)
-        assert isinstance(cache.layers[0], KeptLayer)
+    for found in (backbone.self_attention_cache, backbone.cross_attention_cache, side):
+        found.update(*states(), 0)
+        assert isinstance(found.layers[0], KeptLayer)

@@ -16,7 +16,13 @@ GIB = 2**30
 def memory(phase: str = "backward", **gib: float) -> dict[str, Any]:
     kinds = dict.fromkeys(KINDS, 0) | {kind: int(size * GIB) for kind, size in gib.items()}
     peak = sum(kinds.values())
-    tensor = {"bytes": GIB, "shape": [8, 1024], "dtype": "float32", "kind": "activations", "module": "backbone.model.h.3"}
+    tensor = {
+        "bytes": GIB,
+        "shape": [8, 1024],
+        "dtype": "float32",
+        "kind": "activations",
+        "module": "backbone.model.h.3",
+    }
     return {
         "unit": "bytes", "source": "plan", "peak": peak, "peak_phase": phase, "peak_module": "h.3", "by_kind": kinds,
         "phases": {phase: {"peak": peak, "module": "h.3", "by_kind": kinds}}, "largest": [tensor, tensor],

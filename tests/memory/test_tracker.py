@@ -121,7 +121,9 @@ def test_resizing_is_left_as_it_was_found() -> None:
 # ---- kinds
 def model_and_batch() -> tuple[nn.Module, Tensor, Tensor]:
     """A frozen first layer, a trained rest, dropout between."""
-    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.1)), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Linear(32, 64), nn.ReLU(), nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.1)), nn.Linear(64, 10)
+    )
     model[0].requires_grad_(False)
     return model, torch.randn(100, 32), torch.randint(10, (100,))
 
@@ -195,7 +197,7 @@ def test_frozen_parameters_get_neither_gradient_nor_state() -> None:
 
 
 def test_modules_are_named_in_forward_and_in_backward() -> None:
-    model, tracker = train_steps(1)
+    _, tracker = train_steps(1)
     places = {(a.phase, a.module) for a in tracker.allocations}
     assert {("forward", "0"), ("forward", "2.0"), ("forward", "2.1"), ("forward", "3")} <= places
     assert ("backward", "2.1") in places  # the gradient of dropout's input

@@ -28,9 +28,7 @@ from transfer_run.methods.build import method_class, method_settings
 
 from . import matrix
 
-FITTED = [
-    pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in matrix.methods("tune", "stage", "distil")
-]
+FITTED = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in matrix.methods("tune", "stage", "distil")]
 ROOT = Path(__file__).parents[2]
 PINNED = ROOT / "tests" / "recorded" / "first_losses.json"
 
@@ -226,8 +224,12 @@ def ddp_differences() -> dict[str, float]:
     return differences
 
 
+# peft's Lily weights its experts by a mean over all tokens of the batch: half a batch is another function.
+COUPLED = {"peft/lily"}
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("ddp")
-@pytest.mark.parametrize("method", matrix.methods("tune", "stage", "distil"))
+@pytest.mark.parametrize("method", [m for m in matrix.methods("tune", "stage", "distil") if m not in COUPLED])
 def test_two_processes_compute_the_same_gradient(method: str, ddp_differences: dict[str, float]) -> None:
     assert ddp_differences[method] < 1e-4

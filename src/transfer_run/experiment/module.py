@@ -104,7 +104,9 @@ class TransferModule(pl.LightningModule):
 
     # ---- evaluation
     def _score(self, split: str, batch: Batch) -> None:
-        self.scores[split].update(self.method.predict(batch), batch)
+        scores = self.scores[split]
+        predictions = self.method.predict(batch) if scores.needs_predictions else None
+        scores.update(predictions, batch, self.method.loss(batch) if scores.needs_loss else None)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._score("validation", batch)

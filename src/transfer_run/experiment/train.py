@@ -55,32 +55,17 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
-    data = build_data(config["dataset"], config["backbone"], cfg.seed)
-    data.setup()
-    for note in data.notes:
-        LOG.info("%s", note)
-    backbone = build_backbone(resolved_backbone(config["backbone"], sources), weights=method_needs_weights(config))
-    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
-    method = build_method(config["method"], backbone, data.task)
-
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        config["trainer"]["checkpoint_every"],
-        config["trainer"]["checkpoint_minutes"],
-        keep_best=config["trainer"]["select"] == "best",
-    )
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    memory = MemoryCallback(config["trainer"]["tracked_steps"]) if cfg.profiler.memory else None
-    metrics = MetricsCsv(folder / "metrics.csv")
-    rows = StepRows(config["trainer"]["log_every"])
-    callbacks: list[Callback] = [c for c in (memory, rows, checkpoints, progress_callback(cfg.trainer.progress)) if c]
+    method, data = _build(config, sources)
+    checkpoints, memory, metrics = _witnesses(config, folder)
+    rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
+    callbacks: list[Callback] = [c for c in (memory, rows, checkpoints, progress) if c]
     trainer = build_trainer(config, folder, callbacks, [metrics, *build_loggers(config, folder)])
     module = TransferModule(method, data, config)
 
     context = _context(config, folder, sources, data)
     resume = checkpoints.last if checkpoints.last.is_file() else None
     if resume is None:
-        method.prepare(context)
+        method.to(device_of(config["hardware"])).prepare(context)
     else:
         LOG.info("going on from %s", resume)
         metrics.go_on_from(_step_of(resume))
@@ -91,16 +76,55 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if method.tests and "test" in data.sizes:
         trainer.test(module, verbose=False)
     if trainer.is_global_zero:
-        extra = dict(method.conclude(context))
-        scores = module.reported | extra.pop("metrics", {})
-        if method.tests:
-            save_model(method, model_folder(folder), config, data.transform_description)
-        target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
-        plan = plan_run(cfg, target) if memory is not None else None
-        result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
-        write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
-        if memory is not None and plan is not None:
-            LOG.info("%s", memory.compare(plan))
+        _record(cfg, name, config, folder, module, context, seconds, memory)
+
+
+def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, DataModule]:
+    data = build_data(config["dataset"], config["backbone"], config["seed"])
+    data.setup()
+    for note in data.notes:
+        LOG.info("%s", note)
+    backbone = build_backbone(resolved_backbone(config["backbone"], sources), weights=method_needs_weights(config))
+    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+    return build_method(config["method"], backbone, data.task), data
+
+
+def _witnesses(config: dict[str, Any], folder: Path) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
+    """What watches the training and writes it down."""
+    settings = config["trainer"]
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        settings["checkpoint_every"],
+        settings["checkpoint_minutes"],
+        keep_best=settings["select"] == "best",
+    )
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    memory = MemoryCallback(settings["tracked_steps"]) if config["profiler"]["memory"] else None
+    return checkpoints, memory, MetricsCsv(folder / "metrics.csv")
+
+
+def _record(
+    cfg: DictConfig,
+    name: str,
+    config: dict[str, Any],
+    folder: Path,
+    module: TransferModule,
+    context: Context,
+    seconds: dict[str, float],
+    memory: MemoryCallback | None,
+) -> None:
+    """Save the model, plan the run beside its measurement, and write `result.json` last."""
+    method, trainer = module.method, module.trainer
+    extra = dict(method.conclude(context))
+    scores = module.reported | extra.pop("metrics", {})
+    if method.tests:
+        save_model(method, model_folder(folder), config, module.data.transform_description)
+    target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
+    plan = plan_run(cfg, target) if memory is not None else None
+    result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
+    write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
+    if memory is not None and plan is not None:
+        LOG.info("%s", memory.compare(plan))
 
 
 def method_needs_weights(config: dict[str, Any]) -> bool:

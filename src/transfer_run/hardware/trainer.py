@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ def world_size(hardware: Mapping[str, Any]) -> int:
 
 
 def device_of(hardware: Mapping[str, Any]) -> torch.device:
-    """The device that a single-process run computes on."""
+    """The device that this process computes on."""
     if hardware["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if hardware["accelerator"] == "mps" and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

@@ -17,9 +17,16 @@ from torch.overrides import TorchFunctionMode
 
 from transfer_run.memory.attention import HALF, attention
 
-CUBLAS_WORKSPACE = 8_519_680
-"""Bytes that cuBLAS gets from the allocator once a thread on most GPUs (:4096:2:16:8); Hopper takes 32 MiB. Forward
-and backward are two threads. PyTorch before 2.0 took it from elsewhere."""
+
+def cublas_workspace() -> int:
+    """Bytes that cuBLAS takes from the allocator once a thread: 32 MiB on Hopper, else :4096:2:16:8.
+
+    Forward and backward are two threads. The GPU is the one of this machine if there is one. PyTorch before 2.0 left
+    this workspace to cuBLAS itself, outside the allocator.
+    """
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return 32 * 2**20 if hopper else 8_519_680
+
 
 _FLOAT32 = (
     "acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",

@@ -77,6 +77,8 @@ class AnswersNo(TorchDispatchMode):
         try:
             return func(*args, **(kwargs or {}))
         except DataDependentOutputException:
+            if func is torch.ops.aten.equal.default:
+                return False
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
             dtype = args[0].dtype
@@ -86,11 +88,14 @@ class AnswersNo(TorchDispatchMode):
 
 
 def _all_selected(func: Any, args: Any) -> Any:
-    """The outcome of an operator whose shape depends on a mask, when the mask is true everywhere."""
+    """The largest outcome of an operator whose shape depends on data: all is selected, no two values are alike."""
     if func is torch.ops.aten.nonzero.default:
         return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
     if func is torch.ops.aten.masked_select.default:
         return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape).numel())
+    if func is torch.ops.aten._unique2.default:
+        values = args[0].new_empty(args[0].numel())
+        return values, args[0].new_empty(args[0].shape, dtype=torch.int64), values.to(torch.int64)
     if func is torch.ops.aten.index.Tensor:
         return func(args[0], [place for index in args[1] for place in _places(index)])
     raise NotImplementedError(f"a plan cannot tell the shape of {func}, which depends on the data")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transfer_run.memory.account import MemoryReport
-from transfer_run.memory.cuda import CUBLAS_WORKSPACE, CountsAsCuda
+from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
 from transfer_run.memory.places import ModulePlaces
@@ -109,7 +109,7 @@ class Rehearsal:
     def measure(self, batch_size: int) -> MemoryReport:
         """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
         with ExitStack() as stack:
-            modes = [self.mode, AnswersNo(), self.tracker]
+            modes: list[Any] = [self.mode, AnswersNo(), self.tracker]
             if self.setting.target == "cuda":
                 modes.append(CountsAsCuda())
             for mode in modes:
@@ -119,9 +119,8 @@ class Rehearsal:
             batch = self._batch(batch_size)
             if self.optimizer is not None:
                 self.method.train()
-                if not self._stepped:
-                    self._train_step(batch)
-                    self._stepped = True
+                if not (self._stepped or self.setting.grads_to_none):
+                    self._train_step(batch)  # kept gradients are there from the second step on
                 self.tracker.reset()
                 self._train_step(batch)
             else:
@@ -135,7 +134,22 @@ class Rehearsal:
         assert self.optimizer is not None
         for _ in range(min(self.setting.accumulate, 2)):  # a third batch would repeat the second
             self._accumulate(batch)
+        if not self._stepped:
+            self._first_update()
         self.tracker.mark("step")
+        self._update()
+        self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
+
+    def _first_update(self) -> None:
+        """Make the optimizer's states, and count them as if they had been there: later steps find them."""
+        self.tracker.mark("first update")
+        self._update()
+        self.tracker.backdate("optimizer")
+        self.tracker.peaks.pop("first update")
+        self._stepped = True
+
+    def _update(self) -> None:
+        assert self.optimizer is not None
         if self.setting.gradient_clip is not None:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.setting.gradient_clip, foreach=self._foreach)
@@ -143,7 +157,6 @@ class Rehearsal:
         self.tracker.hold_optimizer(self.optimizer)
         if self.setting.target == "cuda":  # step counters stay on the host
             self.tracker.forget(s["step"] for s in self.optimizer.state.values() if isinstance(s.get("step"), Tensor))
-        self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
 
     def _accumulate(self, batch: dict[str, Tensor]) -> None:
         """Forward and backward of one batch."""
@@ -224,4 +237,4 @@ class Rehearsal:
             return
         if thread not in self._reserved:
             self._reserved.add(thread)
-            self.tracker.reserve(CUBLAS_WORKSPACE, f"cuBLAS workspace ({thread})")
+            self.tracker.reserve(cublas_workspace(), f"cuBLAS workspace ({thread})")

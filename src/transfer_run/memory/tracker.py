@@ -103,6 +103,15 @@ class MemoryTracker(TorchDispatchMode):
             tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
             self.hold(tensors, "optimizer", self._names.get(id(parameter), ""))
 
+    def backdate(self, kind: str) -> None:
+        """Count the living tensors of this kind as if they had been there from the start."""
+        for allocation in self.allocations:
+            if allocation.kind == kind and allocation.died is None and allocation.born > 0:
+                for phase, (size, event, module) in self.peaks.items():
+                    if event < allocation.born:
+                        self.peaks[phase] = (size + allocation.bytes, event, module)
+                allocation.born = 0
+
     def reserve(self, size: int, what: str) -> None:
         """Memory that no tensor stands for and that stays (a library's workspace)."""
         self._book(size, "other", what, (size,), torch.uint8)
@@ -262,7 +271,7 @@ class _Resizes:
                     one._resize(storage)
                 return result
 
-            torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+            torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
         self.trackers.append(tracker)
 
     def unwatch(self, tracker: MemoryTracker) -> None:
