@@ -21,16 +21,17 @@ from transfer_run.methods.tuning.full import Full
     each=st.integers(2 * 10**6, 10**8),
     budget=st.integers(1, 10**11),
     start=st.integers(1, 200),
+    hint=st.integers(0, 10**9),
 )
 @settings(deadline=None)
-def test_both_sides_of_the_border_are_measured(base: int, each: int, budget: int, start: int) -> None:
+def test_both_sides_of_the_border_are_measured(base: int, each: int, budget: int, start: int, hint: int) -> None:
     tried: list[int] = []
 
     def peak_of(batch: int) -> int:
         tried.append(batch)
         return cuda_block(base + each * batch)
 
-    answer = largest_batch(peak_of, budget, start)
+    answer = largest_batch(peak_of, budget, start, hint)
     assert len(tried) == len(set(tried)) <= 8
     assert answer.peak == peak_of(max(1, answer.batch_size))
     assert answer.next_peak == peak_of(answer.batch_size + 1)

@@ -64,6 +64,12 @@ def test_steps_are_optimizer_steps() -> None:
     assert followed([4] * 6, steps=2, accumulate=2)[0] == [True, True, True, True, False, False]
 
 
+def test_no_step_need_be_followed() -> None:
+    seen, memory = followed([4, 8], steps=0)
+    assert seen == [False, False]
+    assert memory.result()["peak_phase"] == "evaluation"
+
+
 def test_a_larger_batch_is_followed_whenever_it_comes() -> None:
     seen, memory = followed([4, 4, 4, 6, 6, 2], steps=1)
     assert seen == [True, False, False, True, False, False]

@@ -53,6 +53,7 @@ def planned(row: str) -> float:
     return float(plan_run(compose(words)).memory["peak"]) / GB
 
 
+@pytest.mark.slow
 def test_lst_meets_the_prediction_and_the_users_log() -> None:
     assert planned("lst") == pytest.approx(ROWS["lst"][0], rel=0.03)
     assert planned("lst") == pytest.approx(USER_LOG, rel=0.03)

@@ -51,7 +51,7 @@ def test_activations_of_full_tuning() -> None:
     assert "side-tuning" in helps
     assert "up to 3.00 GiB" in helps
     assert "adafactor would save nearly 2.00 GiB" in helps
-    assert "activations are 75 % of the peak; LoRA" in does_not
+    assert "activations are 75 % of the peak; method=lora" in does_not
     assert reasons(memory(**kinds), FULL)[1] == (
         "It is made up of activations 75 %, optimizer 12 %, parameters 6 %, gradients 6 %."
     )
@@ -69,6 +69,14 @@ def test_side_tuning_is_not_told_to_side_tune_or_checkpoint() -> None:
     assert "side-tuning" not in lines(SIDE, "+", **kinds)
     assert "checkpointing=true" not in lines(SIDE, "+", **kinds)
     assert "its blocks keep nothing for backward" in lines(SIDE, "-", **kinds)
+
+
+def test_only_methods_that_the_backbone_has_are_named() -> None:
+    kinds = {"activations": 12.0, "parameters": 1.0, "gradients": 1.0, "optimizer": 2.0}
+    cnn = Facts(batch_size=32, trainable_pct=100.0, side=(), lean=("bitfit", "tint"))
+    assert "side-tuning" not in lines(cnn, "+", **kinds)
+    assert "training few weights (method=bitfit, tint) would save" in lines(cnn, "+", **kinds)
+    assert "lora" not in lines(cnn, "-", **kinds)
 
 
 def test_a_small_batch_of_a_large_model() -> None:

@@ -24,6 +24,9 @@ ANSWERED = {
 }
 """The forms of dataset that each family of backbones answers."""
 
+HEAD = "head"
+"""`dataset.answers=head`: a T5 answers through a head on the mean of its encoder's states, as encoders do."""
+
 VALUE_STEP = 0.2
 """A value posed as text is rounded to the nearest multiple of this (T5's STS-B: 21 answers, "0.0" to "5.0")."""
 
@@ -42,7 +45,9 @@ def pose(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Form:
             where=f"dataset={dataset['name']}, backbone={backbone.get('name')}",
             remedy=f"choose a backbone of the families {', '.join(fitting)}" if fitting else "",
         )
-    return "text_to_text" if family == "t5" else form
+    if family == "t5" and not (form in ("classification", "regression") and dataset.get("answers") == HEAD):
+        return "text_to_text"
+    return form
 
 
 def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:

@@ -26,7 +26,8 @@ class Docstring:
 
     Attributes:
         name: `asyncio/base_events.py:BaseEventLoop.call_soon`.
-        text: the call and the docstring on one line, `BaseEventLoop.call_soon(self, callback): Arrange for ...`.
+        text: the place within the package, the call and the docstring on one line,
+            `base_events.BaseEventLoop.call_soon(self, callback): Arrange for ...`.
     """
 
     name: str
@@ -66,10 +67,12 @@ def docstrings(modules: tuple[str, ...]) -> tuple[Docstring, ...]:
         except (SyntaxError, ValueError) as error:
             raise UserError(f"A file of Python's library cannot be read: {error}", where=str(file)) from error
         place = file.relative_to(root).as_posix()
+        inner = place.partition("/")[2].removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
         for name, arguments, text in _documented(tree, ""):
             words = " ".join(text.split())
             if len(words) >= MIN_LENGTH and words not in found:
-                found[words] = Docstring(f"{place}:{name}", f"{name}{arguments}: {words}" if name else words)
+                call = ".".join(part for part in (inner, name) if part) + arguments
+                found[words] = Docstring(f"{place}:{name}", f"{call}: {words}" if call else words)
     return tuple(found.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import batch_spec, build_task
 from transfer_run.errors import UserError
+from transfer_run.experiment import registry
 from transfer_run.experiment.optimization import build_optimizer
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
@@ -24,6 +26,8 @@ from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 
 Target = Literal["cuda", "cpu"]
+LEAN = ("lora", "adapter", "bitfit")
+"""Well-known methods that train few weights all over the backbone, for the report's advice."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,11 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
         planned = _Planned(config, target)
         share = -(-config["dataset"]["batch_size"] // planned.devices)
         memory = planned.memory(share)
-        budget = largest_batch(planned.peak, wanted, share) if wanted else None
+        fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
+        budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
     notes = [f"* {line}" for line in planned.assumptions]
     if budget is not None:
-        notes.append(_budget_line(budget, planned))
+        notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
     report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
     seconds = round(time.perf_counter() - begin, 3)
     total = config["dataset"]["batch_size"]
@@ -127,6 +132,8 @@ class _Planned:
             batch_size=batch_size,
             trainable_pct=self.parameters["trainable_pct"],
             through_backbone=self.through_backbone,
+            side=_methods_for(self.config, family="side_tuning"),
+            lean=tuple(name for name in _methods_for(self.config, family="tuning") if name in LEAN),
             checkpointing=self.config["hardware"]["activation_checkpointing"],
             precision=self.setting.precision,
             optimizer=self.config["optimizer"]["name"],
@@ -139,6 +146,14 @@ class _Planned:
         each = f" a device, one of {self.devices} ({self.strategy})" if self.devices > 1 else ""
         where = "a GPU" if self.setting.target == "cuda" else "the CPU"
         return f"{' / '.join(names)}: batch {batch_size}{each}, {self.setting.precision}, on {where}"
+
+
+def _methods_for(config: Mapping[str, Any], family: str) -> tuple[str, ...]:
+    """Methods of a family that are defined on the run's backbone."""
+    backbone = config["backbone"]["family"]
+    entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
+    of_family = (entry for entry in entries if entry.family == family)
+    return tuple(e.name for e in of_family if backbone in e.content["method"]["about"].get("backbones", [backbone]))
 
 
 def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:
@@ -197,13 +212,11 @@ def count_parameters(model: nn.Module) -> dict[str, float]:
     return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
 
 
-def _budget_line(budget: Budget, planned: _Planned) -> str:
+def _budget_line(budget: Budget, planned: _Planned, asked: str) -> str:
     paper = planned.setting.paper
     if not budget.batch_size:
-        return f"> not even one example fits {amount(budget.bytes, paper)}: it needs {amount(budget.peak, paper)}"
+        return f"> not even one example fits {asked}: it needs {amount(budget.peak, paper)}"
     more = "" if budget.next_peak is None else f", one more needs {amount(budget.next_peak, paper)}"
-    over = f" ({budget.batch_size * planned.devices} over all devices)" if planned.devices > 1 else ""
-    return (
-        f"> the largest batch that fits {amount(budget.bytes, paper)}: {budget.batch_size}{over}, "
-        f"with {amount(budget.peak, paper)}{more}"
-    )
+    over = f" a device ({budget.batch_size * planned.devices} in all)" if planned.devices > 1 else ""
+    found = f"{budget.batch_size}{over}, with {amount(budget.peak, paper)}{more}"
+    return f"> the largest batch that fits {asked} ({amount(budget.bytes, paper)}): {found}"

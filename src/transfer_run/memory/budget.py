@@ -47,34 +47,33 @@ def parse_budget(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def largest_batch(peak_of: Callable[[int], int], budget: int, start: int) -> Budget:
+def largest_batch(peak_of: Callable[[int], int], budget: int, start: int, fixed: int = 0) -> Budget:
     """The largest batch whose peak is within `budget`, with the peaks on both sides of the border measured.
 
-    The peak grows nearly in proportion to the batch, so the straight line through the two measured points nearest to
-    the border points at the answer; the search ends only between two measured neighbours.
+    The peak grows nearly in proportion to the batch, so a straight line through measured points on both sides of the
+    border (before there are such: through the two nearest) points at the answer; the search ends only between two
+    measured neighbours.
 
     Args:
         peak_of: batch size -> bytes; must not fall.
         start: batch size to begin with.
+        fixed: a guess at what does not grow with the batch; a bad one costs a few more rehearsals.
     """
     known: dict[int, int] = {}
     low, high, guess = 0, LARGEST_BATCH + 1, start
     while high - low > 1:
         known[guess] = peak_of(guess)
         low, high = (guess, high) if known[guess] <= budget else (low, guess)
-        if len(known) < 2:
-            guess = 2 * start if low else max(1, start // 2)
-        elif len(known) > _LINES:
-            guess = (low + high) // 2
-        else:
-            guess = _on_the_line(known, budget)
+        points = known if len(known) > 1 else {0: fixed if fixed < known[guess] else 0, **known}
+        both = [batch for batch in (low, high) if batch in points]
+        nearest = sorted(points, key=lambda batch: abs(points[batch] - budget))
+        ends = both if len(both) == 2 else nearest[:2]
+        guess = (low + high) // 2 if len(known) > _LINES else _on_the_line(points, min(ends), max(ends), budget)
         guess = min(high - 1, max(low + 1, guess))
     return Budget(budget, low, known[max(low, 1)], known.get(high))
 
 
-def _on_the_line(known: dict[int, int], budget: int) -> int:
-    """Where the line through the two points nearest to the border crosses the budget."""
-    near = sorted(known, key=lambda batch: abs(known[batch] - budget))[:2]
-    first, second = min(near), max(near)
-    slope = (known[second] - known[first]) / (second - first)
-    return first + int((budget - known[first]) / slope) if slope > 0 else 2 * second
+def _on_the_line(peaks: dict[int, int], first: int, second: int, budget: int) -> int:
+    """Where the line through two batches' peaks crosses the budget."""
+    slope = (peaks[second] - peaks[first]) / (second - first)
+    return first + int((budget - peaks[first]) / slope) if slope > 0 else 2 * second

@@ -23,7 +23,7 @@ class MemoryCallback(Callback):
     """Peak memory by phase and kind, on any device.
 
     Args:
-        tracked_steps: optimizer steps that are followed from the start.
+        tracked_steps: optimizer steps that are followed from the start; 0: no training, evaluations alone.
     """
 
     def __init__(self, tracked_steps: int = 2) -> None:
@@ -58,7 +58,7 @@ class MemoryCallback(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._larger("train", batch) or self._steps < self.tracked_steps:
+        if self.tracked_steps and (self._larger("train", batch) or self._steps < self.tracked_steps):
             self._begin("forward", batch, trainer.optimizers)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

@@ -24,6 +24,8 @@ class Facts:
         batch_size: examples a device and step.
         trainable_pct: share of the parameters that is trained.
         through_backbone: does backward visit the backbone's blocks?
+        side: side-tuning methods that this family of backbones has.
+        lean: methods that train few weights on it.
         checkpointing: are activations computed again in backward?
         precision: `32-true`, `bf16-mixed`, ...
         optimizer: its config name.
@@ -34,6 +36,8 @@ class Facts:
     batch_size: int
     trainable_pct: float
     through_backbone: bool = True
+    side: tuple[str, ...] = ("lst",)
+    lean: tuple[str, ...] = ("lora", "adapter", "bitfit")
     checkpointing: bool = False
     precision: str = "32-true"
     optimizer: str = "adamw"
@@ -119,8 +123,8 @@ def _share(part: float, whole: float) -> str:
 
 def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
     """Changes that would lower the peak, with what they could save at most."""
-    activations, states = kinds["activations"], kinds["gradients"] + kinds["optimizer"]
-    heavy = activations > 0.25 * sum(kinds.values())
+    activations, states, peak = kinds["activations"], kinds["gradients"] + kinds["optimizer"], sum(kinds.values())
+    heavy = activations > 0.25 * peak
     lines = []
     if heavy and facts.batch_size > 1:
         half = amount(activations / 2, facts.paper)
@@ -129,17 +133,21 @@ def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
         lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
         return lines
     if heavy and facts.through_backbone:
-        lines.append("side-tuning (method=lst) would save most activations: backward does not visit the backbone")
+        if facts.side:
+            lines.append(f"side-tuning ({_methods(facts.side)}) would save most activations: backward does not visit "
+                         "the backbone")  # fmt: skip
         if not facts.checkpointing:
             lines.append("hardware.activation_checkpointing=true would keep one hidden state a block, for more time")
     if heavy and facts.precision.startswith("32"):
         lines.append("hardware.precision=bf16-mixed would keep most activations in half the bytes")
-    if facts.trainable_pct > 20 and states > 0.1 * sum(kinds.values()):
-        lines.append(f"training few weights (LoRA, adapters, LST) would save up to {amount(states, facts.paper)} "
-                     "of gradients and optimizer states")  # fmt: skip
-        if facts.optimizer in ("adam", "adamw") and kinds["optimizer"] > 0.05 * sum(kinds.values()):
+    if facts.trainable_pct > 20 and states > 0.1 * peak:
+        if facts.lean:
+            most = amount(states, facts.paper)
+            lines.append(f"training few weights ({_methods(facts.lean)}) would save up to {most} of gradients and "
+                         "optimizer states")  # fmt: skip
+        if facts.optimizer in ("adam", "adamw") and kinds["optimizer"] > 0.05 * peak:
             lines.append(f"optimizer=adafactor would save nearly {amount(kinds['optimizer'], facts.paper)} of states")
-    if facts.gradients_kept and kinds["gradients"] > 0.02 * sum(kinds.values()):
+    if facts.gradients_kept and kinds["gradients"] > 0.02 * peak:
         lines.append("trainer.grads_to_none=true would free the gradients between the steps")
     return lines
 
@@ -148,9 +156,9 @@ def _does_not_lower(kinds: Mapping[str, int], peak: int, facts: Facts) -> list[s
     """Changes that users try and that would not help here."""
     lines = []
     states, activations = kinds["gradients"] + kinds["optimizer"], kinds["activations"]
-    if facts.through_backbone and activations > 0.5 * peak:
+    if facts.through_backbone and activations > 0.5 * peak and facts.lean:
         lines.append(
-            f"activations are {_share(activations, peak)} of the peak; LoRA, adapters and the like keep most of them, "
+            f"activations are {_share(activations, peak)} of the peak; {_methods(facts.lean)} would keep most of them, "
             "for backward still visits every block"
         )
     if facts.trainable_pct <= 20 and states < 0.1 * peak:
@@ -160,6 +168,10 @@ def _does_not_lower(kinds: Mapping[str, int], peak: int, facts: Facts) -> list[s
     if activations < 0.25 * peak:
         lines.append(f"a smaller batch would hardly help: activations are {_share(activations, peak)}")
     return lines
+
+
+def _methods(names: tuple[str, ...]) -> str:
+    return "method=" + ", ".join(names[:4])
 
 
 def explain_difference(
