@@ -40,10 +40,11 @@ def words(method: str, output: Path | str = "outputs") -> list[str]:
     """The method's smallest run: random weights, four steps."""
     fitting = about(method)["backbones"]
     backbone, dataset = next(pair for family, pair in SMALLEST.items() if family in fitting)
+    posed = ["dataset.answers=names"] if backbone == "t5_tiny" else []
     return [
         f"method={method}", f"backbone={backbone}", f"dataset={dataset}", "backbone.weights=random:0",
         f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.progress=none", f"output_dir={output}",
-        "hardware=cpu", "optimizer.warmup=0", *(["dataset.answers=names"] if backbone == "t5_tiny" else []), *about(method).get("matrix", []),
+        "hardware=cpu", "optimizer.warmup=0", *posed, *about(method).get("matrix", []),
     ]  # fmt: skip
 
 

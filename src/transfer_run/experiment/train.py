@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
@@ -59,7 +60,9 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     checkpoints, memory, metrics = _witnesses(config, folder)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
     callbacks: list[Callback] = [c for c in (memory, rows, checkpoints, progress) if c]
-    trainer = build_trainer(config, folder, callbacks, [metrics, *build_loggers(config, folder)])
+    trainer = build_trainer(
+        config, folder, callbacks, [metrics, *build_loggers(config, folder)], _block_classes(method)
+    )
     module = TransferModule(method, data, config)
 
     context = _context(config, folder, sources, data)
@@ -87,6 +90,11 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
     backbone = build_backbone(resolved_backbone(config["backbone"], sources), weights=method_needs_weights(config))
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     return build_method(config["method"], backbone, data.task), data
+
+
+def _block_classes(method: Method) -> set[type[nn.Module]]:
+    backbone = method.backbone
+    return {type(block) for stack in backbone.stacks for block in backbone.blocks(stack)}
 
 
 def _witnesses(config: dict[str, Any], folder: Path) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
@@ -120,11 +128,20 @@ def _record(
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
-    plan = plan_run(cfg, target) if memory is not None else None
+    plan = _planned(cfg, target) if memory is not None else None
     result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
     write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
     if memory is not None and plan is not None:
         LOG.info("%s", memory.compare(plan))
+
+
+def _planned(cfg: DictConfig, target: Target) -> Plan | None:
+    """The plan beside the measurement; a finished run is not lost because its shapes could not be foreseen."""
+    try:
+        return plan_run(cfg, target)
+    except (NotImplementedError, RuntimeError) as error:
+        LOG.warning("no plan beside this measurement: %s", error)
+        return None
 
 
 def method_needs_weights(config: dict[str, Any]) -> bool:
@@ -216,6 +233,8 @@ def _result(
     measured = memory.result() if memory is not None else {}
     if plan is not None:  # a run that neither trains nor tests measures nothing: its plan stands there, and says so
         measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"]}
+    elif measured:
+        measured["predicted_peak"] = None
     return {
         "schema": 1,
         "status": "finished",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,28 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import nn
 
 
 def build_trainer(
-    config: Mapping[str, Any], folder: Path, callbacks: list[Callback], loggers: list[Logger]
+    config: Mapping[str, Any],
+    folder: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    blocks: Collection[type[nn.Module]] = (),
 ) -> pl.Trainer:
     """The trainer for `config['hardware']` and `config['trainer']`.
 
     Args:
         folder: the run's folder; nothing is written elsewhere.
+        blocks: the classes of the backbone's blocks, the units that FSDP shards.
     """
     hardware, settings = config["hardware"], config["trainer"]
     return pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["nodes"],
-        strategy=_strategy(hardware),
+        strategy=_strategy(hardware, blocks),
         precision=hardware["precision"],
         deterministic=hardware["deterministic"],
         max_epochs=settings["max_epochs"] if settings["max_steps"] is None else -1,
@@ -47,10 +53,10 @@ def build_trainer(
     )
 
 
-def _strategy(hardware: Mapping[str, Any]) -> Strategy | str:
+def _strategy(hardware: Mapping[str, Any], blocks: Collection[type[nn.Module]]) -> Strategy | str:
     """Methods may own parameters that a step does not use (gates of dropped layers), so DDP looks for them."""
     if hardware["strategy"] == "fsdp":
-        return FSDPStrategy()
+        return FSDPStrategy(auto_wrap_policy=set(blocks) or None, use_orig_params=True)
     if world_size(hardware) > 1:
         return DDPStrategy(find_unused_parameters=True)
     return "auto"
