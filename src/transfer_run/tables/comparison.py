@@ -80,7 +80,7 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set(title=f"{backbone} on {dataset}", xlabel="peak training memory, MiB (less is better)", xlim=(0, None))
         axis.set_ylabel("test accuracy")
         axis.margins(x=0.25, y=0.2)
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.2 * max(row["peak"] for row in here) / MIB)  # room for the labels
         axis.grid(alpha=0.3)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
