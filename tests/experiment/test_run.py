@@ -204,3 +204,12 @@ class TestExport:
         (tmp_path / "full" / "file").touch()
         with pytest.raises(UserError, match="not empty"):
             export_run(finished, tmp_path / "full")
+
+
+def test_more_gpus_than_there_are_is_the_users_error(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="This machine has 0 GPUs"):
+        carry_out(config(tmp_path, "hardware=1gpu", "hardware.accelerator=gpu"))

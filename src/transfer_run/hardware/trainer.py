@@ -14,6 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 
+from transfer_run.errors import UserError
+
 
 def build_trainer(
     config: Mapping[str, Any],
@@ -27,8 +29,17 @@ def build_trainer(
     Args:
         folder: the run's folder; nothing is written elsewhere.
         blocks: the classes of the backbone's blocks, the units that FSDP shards.
+
+    Raises:
+        UserError: more GPUs are asked for than there are.
     """
     hardware, settings = config["hardware"], config["trainer"]
+    if hardware["accelerator"] in ("gpu", "cuda") and torch.cuda.device_count() < hardware["devices"]:
+        raise UserError(
+            f"This machine has {torch.cuda.device_count()} GPUs, and {hardware['devices']} are asked for.",
+            where=f"hardware={hardware['name']}",
+            remedy="hardware=auto takes what is there, hardware=cpu the CPU; dry_run=true only plans",
+        )
     return pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
