@@ -32,8 +32,11 @@ class UserError(Exception):
         return "\n".join(lines)
 
 
-class Preempted(Exception):
-    """The cluster asked the run to stop; its state is saved and the same command goes on from it (exit code 75)."""
+class Preempted(BaseException):
+    """The cluster asked the run to stop; its state is saved and the same command goes on from it (exit code 75).
+
+    Like KeyboardInterrupt no Exception: a library's `except Exception` must not swallow it.
+    """
 
 
 class RunFailed(Exception):

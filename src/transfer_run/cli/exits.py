@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except RunFailed as error:
         return _leave(f"The run failed: {error}", FAILED)
     except Preempted as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters send it again while the process leaves
         return _leave(str(error) or "Stopped by the cluster; the same command goes on from here.", PREEMPTED)
     except KeyboardInterrupt:
         return _leave("Interrupted; the same command goes on from the last checkpoint.", INTERRUPTED)
