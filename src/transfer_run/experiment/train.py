@@ -79,7 +79,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if method.tests and "test" in data.sizes:
         trainer.test(module, verbose=False)
     if trainer.is_global_zero:
-        _record(cfg, name, config, folder, module, context, seconds, memory)
+        _record(cfg, name, config, folder, module, trainer, context, seconds, memory)
 
 
 def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, DataModule]:
@@ -117,12 +117,13 @@ def _record(
     config: dict[str, Any],
     folder: Path,
     module: TransferModule,
+    trainer: pl.Trainer,
     context: Context,
     seconds: dict[str, float],
     memory: MemoryCallback | None,
 ) -> None:
     """Save the model, plan the run beside its measurement, and write `result.json` last."""
-    method, trainer = module.method, module.trainer
+    method = module.method
     extra = dict(method.conclude(context))
     scores = module.reported | extra.pop("metrics", {})
     if method.tests:
