@@ -47,6 +47,14 @@ def test_hardware_decides_whose_memory_is_predicted(capfd: pytest.CaptureFixture
     assert plan_run(compose([*TINY]), target="cpu").memory["peak"] == cpu["memory"]["peak"]
 
 
+@pytest.mark.parametrize("method", ["full", "lst"])
+def test_a_gpu_that_computes_blocks_again_keeps_less(method: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (f"method={method}", "dataset.batch_size=64", "plan.profile=modern")
+    kept = answer(capfd, *words)["memory"]["by_kind"]["activations"]
+    again = answer(capfd, *words, "hardware.activation_checkpointing=true")["memory"]["by_kind"]["activations"]
+    assert again < 0.8 * kept
+
+
 def test_the_profile_is_the_papers(capfd: pytest.CaptureFixture[str]) -> None:
     content = answer(capfd, "plan.profile=paper")
     assert content["profile"] == "paper"

@@ -35,7 +35,7 @@ def show_result(folder: Path) -> None:
         table.add_row("  of it", ", ".join(f"{kind} {size(value)}" for kind, value in kinds if value))
         if memory.get("predicted_peak") and memory["source"] != "plan":
             off = 100 * (memory["predicted_peak"] / max(1, memory["peak"]) - 1)
-            table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({off:+.1f} %)")
+            table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({round(off, 1) + 0.0:+.1f} %)")
     time = result["time"]
     if time["steps"]:
         table.add_row("training", f"{time['fit_seconds']:.1f} s, {time['samples_per_second']:.0f} samples/s")

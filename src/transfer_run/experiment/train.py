@@ -129,7 +129,7 @@ def _record(
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
-    plan = _planned(cfg, target) if memory is not None else None
+    plan = _planned(_with_found_labels(cfg, module.data), target) if memory is not None else None
     result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
     write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
     if memory is not None and plan is not None:
@@ -140,9 +140,17 @@ def _planned(cfg: DictConfig, target: Target) -> Plan | None:
     """The plan beside the measurement; a finished run is not lost because its shapes could not be foreseen."""
     try:
         return plan_run(cfg, target)
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, UserError) as error:
         LOG.warning("no plan beside this measurement: %s", error)
         return None
+
+
+def _with_found_labels(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """The config with the class names that only the data could tell: a plan reads no data."""
+    if cfg.dataset.get("num_labels") or cfg.dataset.get("label_names") or not data.label_names:
+        return cfg
+    found = OmegaConf.create({"dataset": {"label_names": list(data.label_names)}})
+    return DictConfig(OmegaConf.merge(cfg, found))
 
 
 def method_needs_weights(config: dict[str, Any]) -> bool:

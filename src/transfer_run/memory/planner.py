@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
 from transfer_run.memory.account import MemoryReport
@@ -170,7 +171,7 @@ class Rehearsal:
                 loss = self.method.training_loss(batch, use_cache=self.setting.use_cache)
         self.tracker.mark("backward")
         self._reserve("backward")
-        loss.backward()
+        torch.autograd.backward(get_gradient_edge(loss))  # a tensor's own backward turns function modes off (checkpoints)
         self.tracker.hold_gradients(self.method)
 
     def _paper_loss(self, batch: dict[str, Tensor], kept: list[Any]) -> Tensor:
