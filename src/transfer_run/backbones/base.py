@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from transfer_run.backbones.replay import Replay
 from transfer_run.data.task import Task
 
 Batch = dict[str, Tensor]
@@ -83,6 +84,7 @@ class Backbone(nn.Module):
         # feature_width) and bias (source classes,); scores such as LEEP ask it, nothing trains or ships it.
         self.source_head: tuple[Tensor, Tensor] | None = None
         self.activation_checkpointing = False
+        self.replay: Replay | None = None  # answers a frozen stream from stored taps
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> Backbone:
@@ -182,10 +184,28 @@ class Backbone(nn.Module):
             stack: default: the first one.
             memory: for a decoder: the encoder's finished state (`finished_state`).
         """
+        state = self._embed(batch, stack, memory)
+        if self.replay is not None and not self.model.training:
+            labels = self.replay.served_labels(batch) if len(self.stacks) > 1 and state.stack == "decoder" else None
+            answers = None if labels is None else self.shift_right(labels)
+            self.replay.begin(state.stack, batch, state.hidden, answers)
+        return state
+
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         raise NotImplementedError(f"{type(self).__name__} does not embed")
 
     def step(self, state: State) -> State:
-        """Run block `state.index`. Families implement `_step`; this adds activation checkpointing."""
+        """Run block `state.index`. Families implement `_step`; this adds stored taps and activation checkpointing."""
+        if self.replay is None:
+            return self._computed(state)
+        found = self.replay.read(state.stack, state.index, state.hidden)
+        if found is not None:
+            return replace(state, hidden=found, index=state.index + 1)
+        after = self._computed(state)
+        self.replay.write(state.stack, state.index, state.hidden, after.hidden)
+        return after
+
+    def _computed(self, state: State) -> State:
         if self.activation_checkpointing and torch.is_grad_enabled() and self.training:
             context = dict(state.context)
 

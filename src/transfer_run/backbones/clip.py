@@ -98,7 +98,7 @@ class CLIP(Backbone):
         return [self.final_norm(stack)] + ([] if projection is None else [projection])
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         stack = stack or self.stacks[0]
         tower = self._tower(stack)
         if stack == "image":

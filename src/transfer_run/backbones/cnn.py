@@ -92,7 +92,7 @@ class CNN(Backbone):
         """Nothing to choose."""
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         model, images = self.model, batch["pixel_values"]
         if self._stages:
             return State(model.maxpool(model.act1(model.bn1(model.conv1(images)))), "image")

@@ -87,7 +87,7 @@ class Decoder(Backbone):
         return [self.final_norm(stack), self.model.lm_head] if own_head else [self.final_norm(stack)]
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         ids, cache, mask = batch["input_ids"], batch.get("cache"), batch.get("attention_mask")
         seen = 0 if cache is None else cache.get_seq_length()  # type: ignore[attr-defined]
         in_front = 0 if mask is None else seen + ids.shape[1] - mask.shape[1]

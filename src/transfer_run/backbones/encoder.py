@@ -80,7 +80,7 @@ class Encoder(Backbone):
             super().set_attention(implementation)
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         self._refuse_long(ids)
         words: dict[str, Any] = {"input_ids": ids}

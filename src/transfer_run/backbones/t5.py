@@ -92,7 +92,7 @@ class T5(Backbone):
         return [self.final_norm(stack), self.model.lm_head] if own_head else [self.final_norm(stack)]
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         stack = stack or "encoder"
         module = self._stack(stack)
         ids = batch["input_ids"] if stack == "encoder" else batch["decoder_input_ids"]

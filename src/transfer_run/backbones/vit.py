@@ -73,7 +73,7 @@ class ViT(Backbone):
             block.attn.fused_attn = implementation != "eager"  # type: ignore[union-attr]
 
     # ---- running
-    def embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
+    def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         images, embedding = batch["pixel_values"], self.model.patch_embed
         if not self.model.dynamic_img_size and tuple(images.shape[-2:]) != tuple(embedding.img_size or ()):
             raise UserError(

@@ -53,7 +53,10 @@ class MemoryCallback(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._gauge is None:
             model = getattr(pl_module, "method", pl_module)
-            self._gauge = CudaGauge(model) if trainer.strategy.root_device.type == "cuda" else TrackerGauge(model)
+            replay = getattr(getattr(model, "backbone", None), "replay", None)
+            stored = replay.store.tensors() if replay is not None else ()
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+            self._gauge = CudaGauge(model) if on_gpu else TrackerGauge(model, stored)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -31,12 +31,13 @@ class TrackerGauge:
 
     Args:
         model: its parameters, buffers and gradients are known by name.
+        data: tensors that hold data, not the run's memory (stored taps); they are not counted.
     """
 
     source = "tracker"
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, data: Iterable[Tensor] = ()) -> None:
+        self.model, self._data = model, list(data)
         self.tracker = MemoryTracker(places=ModulePlaces(model))
         self._batch: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
@@ -47,6 +48,7 @@ class TrackerGauge:
         self.tracker.__enter__()
         self.active = True
         self.tracker.hold_model(self.model)
+        self.tracker.forget(self._data)
         self._hold_states()
         self.tracker.hold(self._batch, "inputs")
         self.tracker.mark(phase)

@@ -122,13 +122,15 @@ class MemoryTracker(TorchDispatchMode):
             self._release(tensor.untyped_storage()._cdata)
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
-        """These tensors do not count from here on (they lie on another device than the one predicted)."""
+        """These tensors do not count from here on (they lie on another device than the one predicted, or in files)."""
         for tensor in tensors:
-            key = tensor.untyped_storage()._cdata
-            if key in self._live:
-                self._release(key)
-                size = tensor.untyped_storage().nbytes()
-                self._live[key] = Allocation(0, size, self._clock, "other", self._phase, "", (), tensor.dtype)
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._live:
+                self._release(storage._cdata)
+            else:
+                weakref.finalize(storage, _released, weakref.ref(self), storage._cdata).atexit = False
+            empty = Allocation(0, storage.nbytes(), self._clock, "other", self._phase, "", (), tensor.dtype)
+            self._live[storage._cdata] = empty
 
     def reset(self) -> None:
         """Forget the peaks and whatever has died; go on from what is alive."""
