@@ -1,3 +1,27 @@
 """Run, measure and compare ways to transfer a pretrained model."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transfer_run.methods.base import Method
+
 __version__ = "0.1.0"
+
+
+def load(folder: str | Path, *, backbone_weights: str | None = None) -> Method:
+    """The model of a finished run or of an exported folder, complete and in eval mode: `logits = model(batch)`.
+
+    Args:
+        folder: a run's folder, its checkpoints/model, or what `export=DIR` wrote.
+        backbone_weights: where a frozen backbone's weights are, when not where the run found them.
+
+    Raises:
+        UserError: the folder holds no model, or the backbone's weights are not those that it was trained on.
+    """
+    from transfer_run.experiment.saved import load_model
+    from transfer_run.experiment.sources import model_folder
+
+    return load_model(model_folder(Path(folder).expanduser()), backbone_weights=backbone_weights)

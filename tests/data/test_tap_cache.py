@@ -1,4 +1,4 @@
-"""The store of taps: what was written is read, whoever comes second reads the same files, what does not fit is refused."""
+"""The store of taps: what was written is read; a second process reads the same files; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_shorter_batches_and_scattered_rows_come_back(place: Place, tmp_path: Pa
     for tap, value in values.items():
         store.write(tap, rows, value)
     store.mark("encoder", rows)
-    assert store.has("encoder", rows.flip(0)) and not store.has("encoder", torch.tensor([0, 1]))
+    assert store.has("encoder", rows.flip(0))
+    assert not store.has("encoder", torch.tensor([0, 1]))
     for tap, value in values.items():
         assert torch.equal(store.read(tap, rows, torch.empty(3, 4, 3)), value)
         assert torch.equal(store.read(tap, rows.flip(0), torch.empty(3, 2, 3)), value.flip(0)[:, :2])
@@ -49,7 +50,8 @@ def test_a_narrower_type_takes_half_the_room_and_comes_back_wide(tmp_path: Path)
     value = torch.randn(1, 5, 3)
     store.write(("encoder", 0), torch.tensor([1]), value)
     found = store.read(("encoder", 0), torch.tensor([1]), value)
-    assert found.dtype == torch.float32 and torch.equal(found, value.bfloat16().float())
+    assert found.dtype == torch.float32
+    assert torch.equal(found, value.bfloat16().float())
     assert 2 * sum(sizes(7, TAPS, torch.bfloat16).values()) == sum(sizes(7, TAPS).values()) == 7 * 2 * 15 * 4
 
 
@@ -59,7 +61,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1000, 200, 800))
     with pytest.raises(UserError, match="more than the free room") as caught:
         open_("disk", tmp_path)
-    assert caught.value.where == "cache.taps=disk" and not list(tmp_path.iterdir())
+    assert caught.value.where == "cache.taps=disk"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -78,4 +78,5 @@ def test_both_stacks_of_an_encoder_decoder_are_stored(tmp_path: Path, blocks_run
 def test_it_refuses_with_the_reason(words: tuple[str, ...], reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         run(tmp_path, *words, *QUICK, "cache.taps=disk", "trainer.max_steps=1")
-    assert caught.value.where == "cache.taps=disk" and caught.value.remedy
+    assert caught.value.where == "cache.taps=disk"
+    assert caught.value.remedy

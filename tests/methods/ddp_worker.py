@@ -36,30 +36,46 @@ def even_batch(data: object) -> dict[str, torch.Tensor]:
         lengths = (batch["labels"] != -100).sum(1)
         rows = (lengths == lengths.mode().values).nonzero()[:, 0]
         batch = {name: tensor[rows] for name, tensor in batch.items()}
-    return {name: tensor[:8] for name, tensor in batch.items()}
+    return of_rows(batch, slice(8))
 
 
-def difference(name: str, rank: int) -> float:
-    """How far DDP's gradient is from that of one process."""
+def of_rows(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """Some rows of a batch; what is not by row (the texts of classes) stays whole."""
+    count = len(batch["labels"])
+    return {name: tensor[rows] if tensor.shape[:1] == (count,) else tensor for name, tensor in batch.items()}
+
+
+Prepared = tuple[Method, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+
+def alone(name: str) -> Prepared:
+    """The method, its batch, and the gradient of the whole batch, computed before there is another process."""
     method, data = smallest(name)
     method.eval()  # no dropout: both ways must see the same network
     batch = even_batch(data)
     method.training_loss(batch).backward()
-    alone = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     method.zero_grad()
+    return method, batch, gradients
+
+
+def difference(prepared: Prepared, rank: int) -> float:
+    """How far DDP's gradient is from that of one process."""
+    method, batch, gradients = prepared
     wrapped = DistributedDataParallel(Loss(method), find_unused_parameters=True)
-    wrapped({key: value[rank::2] for key, value in batch.items()}).backward()
+    wrapped(of_rows(batch, slice(rank, None, 2))).backward()
     together = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-    scale = max(float(g.abs().max()) for g in alone.values())
-    return max(float((together[n] - g).abs().max()) for n, g in alone.items()) / scale
+    scale = max(float(g.abs().max()) for g in gradients.values())
+    return max(float((together[n] - g).abs().max()) for n, g in gradients.items()) / scale
 
 
 def main() -> None:
     rank, port = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     chosen = sys.argv[3:] or methods("tune", "stage", "distil")
-    found = {name: difference(name, rank) for name in chosen}
+    prepared = {name: alone(name) for name in chosen}
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {name: difference(prepared.pop(name), rank) for name in chosen}
     if rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()

@@ -12,6 +12,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
 from transfer_run.experiment import registry
 from transfer_run.experiment.compose import compose
+from transfer_run.experiment.sources import sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 
@@ -41,11 +42,14 @@ def words(method: str, output: Path | str = "outputs") -> list[str]:
     fitting = about(method)["backbones"]
     backbone, dataset = next(pair for family, pair in SMALLEST.items() if family in fitting)
     posed = ["dataset.answers=names"] if backbone == "t5_tiny" else []
-    return [
+    own = about(method).get("matrix", [])
+    chosen = {word.partition("=")[0] for word in own}
+    general = [
         f"method={method}", f"backbone={backbone}", f"dataset={dataset}", "backbone.weights=random:0",
         f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.progress=none", f"output_dir={output}",
-        "hardware=cpu", "optimizer.warmup=0", *posed, *about(method).get("matrix", []),
+        "hardware=cpu", "optimizer.warmup=0", *posed,
     ]  # fmt: skip
+    return [*(word for word in general if word.partition("=")[0] not in chosen), *own]
 
 
 def build(cfg: DictConfig, *, device: str = "cpu") -> tuple[Method, Any]:
@@ -54,7 +58,17 @@ def build(cfg: DictConfig, *, device: str = "cpu") -> tuple[Method, Any]:
     torch.manual_seed(0)
     data = build_data(config["dataset"], config["backbone"], 0)
     method = build_method(config["method"], build_backbone(config["backbone"], device=device), data.task)
+    method.take_sources(lambda name: untrained(cfg, name))
     return method, data
+
+
+def untrained(cfg: DictConfig, name: str) -> Method:
+    """The model of a source as it is before its run: its shapes are right, and no run is needed."""
+    source = next(source for source in sources_of(cfg) if source.name == name)
+    assert source.cfg is not None
+    model = build(source.cfg)[0]
+    model.settle()
+    return model.eval()
 
 
 def smallest(method: str) -> tuple[Method, Any]:

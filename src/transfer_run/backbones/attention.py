@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,8 +14,9 @@ def split_heads(x: Tensor, width: int) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None, dropout: float = 0.0
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None, dropout: float = 0.0, *,
+    eager: bool = False,
+) -> Tensor:  # fmt: skip
     """softmax(q k^T * scale) v, heads merged.
 
     Args:
@@ -22,6 +25,7 @@ def attend(
         mask: (B, T), 1 = visible; None where every position is.
         scale: default 1 / sqrt(width).
         dropout: of the attention weights; 0 outside training.
+        eager: make the matrix of weights, (B, heads, R, T), as older code does, instead of a fused kernel's call.
 
     Returns:
         (B, R, heads * width).
@@ -30,5 +34,10 @@ def attend(
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     visible = None if mask is None else mask[:, None, None, :].bool()
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale)
+    if eager:
+        scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = scores if visible is None else scores.masked_fill(~visible, -math.inf)
+        out = F.dropout(scores.softmax(-1), dropout) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, scale=scale)
     return out.transpose(1, 2).flatten(2)

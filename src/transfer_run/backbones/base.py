@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.replay import Replay
+from transfer_run.backbones.storage import BlockStream, as_head, staying
 from transfer_run.data.task import Task
 
 Batch = dict[str, Tensor]
@@ -85,6 +86,8 @@ class Backbone(nn.Module):
         self.source_head: tuple[Tensor, Tensor] | None = None
         self.activation_checkpointing = False
         self.replay: Replay | None = None  # answers a frozen stream from stored taps
+        self.narrow = False  # weights and stream in bfloat16 (`backbone.load`)
+        self.stream: BlockStream | None = None  # brings blocks from CPU memory (`backbone.offload`)
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> Backbone:
@@ -118,6 +121,10 @@ class Backbone(nn.Module):
     def set_attention(self, implementation: str) -> None:
         """`sdpa` (fused kernels, the default) or `eager` (the whole attention matrix, as older code kept it)."""
         self.model.set_attn_implementation(implementation)
+
+    def attends_eagerly(self, stack: str) -> bool:
+        """Does `set_attention` say `eager`?"""
+        return getattr(self.model.config, "_attn_implementation", None) == "eager"
 
     # ---- architecture -------------------------------------------------------------------------------------------
     def blocks(self, stack: str) -> Sequence[nn.Module]:
@@ -184,7 +191,8 @@ class Backbone(nn.Module):
             stack: default: the first one.
             memory: for a decoder: the encoder's finished state (`finished_state`).
         """
-        state = self._embed(batch, stack, memory)
+        given = _narrowed(batch) if self.narrow else batch
+        state = self._embed(given, stack, memory)
         if self.replay is not None and not self.model.training:
             labels = self.replay.served_labels(batch) if len(self.stacks) > 1 and state.stack == "decoder" else None
             answers = None if labels is None else self.shift_right(labels)
@@ -210,12 +218,22 @@ class Backbone(nn.Module):
             context = dict(state.context)
 
             def block(hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-                after = self._step(replace(state, hidden=hidden, context=dict(context)))
+                after = self._brought(replace(state, hidden=hidden, context=dict(context)))
                 return after.hidden, after.context
 
             hidden, after = checkpoint(block, state.hidden, use_reentrant=False)
             return replace(state, hidden=hidden, index=state.index + 1, context=after)
-        return replace(self._step(state), index=state.index + 1)
+        return replace(self._brought(state), index=state.index + 1)
+
+    def _brought(self, state: State) -> State:
+        if self.stream is None or self.stream.differentiated(state.stack, state.index):
+            return self._step(state)
+        with self.stream.there((state.stack, state.index), state.hidden.device):
+            return self._step(state)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        """Streamed blocks stay in CPU memory, wherever the rest is moved."""
+        return super()._apply(fn if self.stream is None else staying(self.stream, fn), recurse)
 
     def _step(self, state: State) -> State:
         raise NotImplementedError(f"{type(self).__name__} does not run its blocks")
@@ -263,6 +281,9 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} takes no separate queries")
 
+    def check_queries(self, stack: str) -> None:
+        """Raises UserError with the reason where `attend_queries` is not defined on this model's blocks."""
+
     def with_memory(self, state: State, memory: State) -> State:
         """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
         raise NotImplementedError(f"{type(self).__name__} has no decoder that reads an encoder")
@@ -285,6 +306,8 @@ class Backbone(nn.Module):
         if task.form in ("classification", "regression"):
             device = next(self.model.parameters()).device
             self.head = nn.Linear(self.feature_width, task.num_labels, device=device)
+            if self.narrow:
+                self.head.register_forward_pre_hook(as_head)
 
     def idle_parameters(self, task: Task) -> list[nn.Parameter]:
         """Parameters of the model that no stack runs for this task: nothing trains them, whatever the method."""
@@ -312,3 +335,8 @@ class Backbone(nn.Module):
     def new_cache(self) -> Any:
         """An empty key/value cache for step-by-step decoding; put into `embed` as `batch['cache']`."""
         raise NotImplementedError(f"{type(self).__name__} keeps no key/value cache")
+
+
+def _narrowed(batch: Batch) -> Batch:
+    """Images in bfloat16; everything else as it is."""
+    return {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in batch.items()}

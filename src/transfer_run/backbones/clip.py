@@ -97,6 +97,9 @@ class CLIP(Backbone):
         projection = getattr(self.model, "visual_projection" if stack == "image" else "text_projection", None)
         return [self.final_norm(stack)] + ([] if projection is None else [projection])
 
+    def attends_eagerly(self, stack: str) -> bool:
+        return self._tower(stack).config._attn_implementation == "eager"
+
     # ---- running
     def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         stack = stack or self.stacks[0]
@@ -171,7 +174,8 @@ class CLIP(Backbone):
         q = split_heads(attention.q_proj(block.layer_norm1(queries)), attention.head_dim)
         k, v = (split_heads(project(seen), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
         dropout = attention.dropout if attention.training else 0.0
-        queries = queries + attention.out_proj(attend(q, k, v, state.mask, attention.scale, dropout))
+        eager = self.attends_eagerly(state.stack)
+        queries = queries + attention.out_proj(attend(q, k, v, state.mask, attention.scale, dropout, eager=eager))
         return queries + block.mlp(block.layer_norm2(queries))
 
     # ---- heads

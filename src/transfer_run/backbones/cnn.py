@@ -114,12 +114,16 @@ class CNN(Backbone):
 
     drop_prefix = prepend  # type: ignore[assignment]
 
-    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+    def check_queries(self, stack: str) -> None:
         raise UserError(
             "A CNN has no keys and values for queries to attend to.",
             where="backbone",
             remedy="choose a transformer backbone",
         )
+
+    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+        self.check_queries(state.stack)
+        return super().attend_queries(state, queries)
 
     def grid(self, state: State) -> tuple[int, int]:
         return state.hidden.shape[-2], state.hidden.shape[-1]

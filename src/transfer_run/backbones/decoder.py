@@ -177,16 +177,19 @@ class Decoder(Backbone):
             replace(shorter, context=state.context | {"positions": state.context["positions"][:, count:]})
         )
 
-    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
-        """As in the base; queries stand behind the last real token, so they see all of them."""
-        if state.context["cache"] is not None:
-            raise ValueError("separate queries need the whole text at once, not a key/value cache")
-        if self._slides(state.index):
+    def check_queries(self, stack: str) -> None:
+        if self._windowed:
             raise UserError(
                 "A block that sees only a window of the last tokens takes no separate queries: they have no place.",
                 where="backbone",
                 remedy="choose a decoder without a sliding window",
             )
+
+    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+        """As in the base; queries stand behind the last real token, so they see all of them."""
+        if state.context["cache"] is not None:
+            raise ValueError("separate queries need the whole text at once, not a key/value cache")
+        self.check_queries(state.stack)
         block: Any = self.blocks(state.stack)[state.index]
         norm1, norm2 = (self.part(state.stack, state.index, name) for name in ("norm1", "norm2"))
         attention: Any = self.part(state.stack, state.index, "attention")
@@ -200,7 +203,8 @@ class Decoder(Backbone):
             dropout = attention.attention_dropout
         else:
             dropout = attention.attn_dropout.p
-        read = attend(q, k, v, state.mask, attention.scaling, dropout if attention.training else 0.0)
+        dropout, eager = dropout if attention.training else 0.0, self.attends_eagerly(state.stack)
+        read = attend(q, k, v, state.mask, attention.scaling, dropout, eager=eager)
         out = self.part(state.stack, state.index, "out")(read)
         queries = queries + (out if self.rotary else attention.resid_dropout(out))
         return queries + block.mlp(norm2(queries))

@@ -145,7 +145,7 @@ class Encoder(Backbone):
         shorter = replace(state, hidden=state.hidden[:, count:], mask=mask, prefix=state.prefix - count)
         return self._with_masks(shorter)
 
-    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+    def check_queries(self, stack: str) -> None:
         if self.relative:
             raise UserError(
                 "DeBERTa takes no separate queries: each of its attention scores needs the query's place in the text, "
@@ -153,12 +153,16 @@ class Encoder(Backbone):
                 where="backbone",
                 remedy="choose a BERT or RoBERTa backbone",
             )
+
+    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
+        self.check_queries(state.stack)
         block: Any = self.blocks(state.stack)[state.index]
         attention = block.attention.self
         width, dropout = attention.attention_head_size, attention.dropout.p if attention.training else 0.0
         q = split_heads(attention.query(queries), width)
         k, v = split_heads(attention.key(state.hidden), width), split_heads(attention.value(state.hidden), width)
-        return block.feed_forward_chunk(block.attention.output(attend(q, k, v, state.mask, dropout=dropout), queries))
+        read = attend(q, k, v, state.mask, dropout=dropout, eager=self.attends_eagerly(state.stack))
+        return block.feed_forward_chunk(block.attention.output(read, queries))
 
     # ---- head
     def pool(self, last: Tensor, state: State) -> Tensor:

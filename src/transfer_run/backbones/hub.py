@@ -31,10 +31,9 @@ def fetch_weights(hub: str, revision: str | None) -> Path:
     Raises:
         UserError: no network, no access, no such repository or revision, or no weights in it.
     """
-    for patterns in (SAFE, PICKLED):
-        folder = _cached(hub, revision, patterns)
-        if folder is not None and weight_files(folder):
-            return folder
+    folder = cached_weights(hub, revision)
+    if folder is not None:
+        return folder
     _refuse_offline(hub, revision)
     files = _files(hub, revision)
     for patterns in (SAFE, PICKLED):
@@ -45,6 +44,15 @@ def fetch_weights(hub: str, revision: str | None) -> Path:
         where=f"backbone.hub={hub}, backbone.revision={revision}",
         remedy="choose another revision, or give a folder: backbone.weights=PATH",
     )
+
+
+def cached_weights(hub: str, revision: str | None) -> Path | None:
+    """The snapshot with the weights of `hub` if it is on this machine already."""
+    for patterns in (SAFE, PICKLED):
+        folder = _cached(hub, revision, patterns)
+        if folder is not None and weight_files(folder):
+            return folder
+    return None
 
 
 def fetch_tokenizer(hub: str, revision: str | None) -> Path:

@@ -19,6 +19,7 @@ import torch
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.checkpoints import checksum, fill
 from transfer_run.backbones.hub import commit_of, fetch_weights
+from transfer_run.backbones.storage import check_quantised, narrow, offload
 from transfer_run.errors import UserError, nearest_names
 
 FAMILIES = {
@@ -64,7 +65,8 @@ def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str 
     if device == "meta":
         family = family_class(config["family"])
         with torch.device("meta"):
-            return family.from_architecture(config)
+            return _kept(family.from_architecture(config))
+    check_quantised(config)
     if not weights or source.split(":")[0] == RANDOM:
         backbone = _random(config, source if weights else RANDOM)
     elif source == "hub":
@@ -72,7 +74,14 @@ def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str 
     else:
         backbone = _from_path(config, source)
     backbone.provenance["checksum"] = checksum(backbone.model)
-    return backbone.to(device)
+    return _kept(backbone).to(device)
+
+
+def _kept(backbone: Backbone) -> Backbone:
+    """In the types and the place that `load` and `offload` say."""
+    narrow(backbone)
+    offload(backbone)
+    return backbone
 
 
 def _refuse_unknown(family: str) -> None:
@@ -123,7 +132,8 @@ def _from_path(config: dict[str, Any], source: str) -> Backbone:
             nearest=nearest_names(source, ("hub", RANDOM)),
             remedy="hub, random, or the path of a folder with config.json and model.safetensors",
         )
-    if (path / "model.json").is_file():
+    about = path / "model.json"
+    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
     backbone = family_class(config["family"]).from_folder(path, config)
     backbone.provenance = {"source": "folder", "weights": source}
@@ -139,7 +149,8 @@ def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
         raise UserError(
             "That run kept its backbone frozen and stored only what it trained: there is no whole backbone in it.",
             where=str(folder),
-            remedy="name a run that trained the whole backbone (method=full, method=pretrain), or an exported folder",
+            remedy="name the run by its words or its folder (run:WORDS, run:FOLDER), and its changes are merged where "
+            "they can be; or export it",
         )
     backbone = family_class(config["family"]).from_architecture(config)
     prefix = "backbone.model."

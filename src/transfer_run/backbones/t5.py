@@ -184,7 +184,8 @@ class T5(Backbone):
         q = split_heads(attention.q(layer.layer_norm(queries)), width)
         k, v = split_heads(attention.k(seen), width), split_heads(attention.v(seen), width)
         dropout = attention.dropout if attention.training else 0.0
-        return queries + layer.dropout(attention.o(attend(q, k, v, mask, scale=1.0, dropout=dropout)))
+        read = attend(q, k, v, mask, scale=1.0, dropout=dropout, eager=attention.config._attn_implementation == "eager")
+        return queries + layer.dropout(attention.o(read))
 
     # ---- head
     def pool(self, last: Tensor, state: State) -> Tensor:

@@ -16,8 +16,9 @@ BYTES = "bytes"
 def build_tokenizer(backbone: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of a composed `backbone` node: padding on the right, and always a padding token.
 
-    `backbone.tokenizer` is `bytes` (256 bytes and 128 special ids: pad 0, end 1, unknown 2), a folder, a hub id, or
-    null for that of the weights: the hub's, the folder's, bytes where the weights are random or of an earlier run.
+    `backbone.tokenizer` is `bytes` (256 bytes and 128 special ids: pad 0, end 1, unknown 2), a folder, a hub id (NAME
+    or NAME@REVISION), or null for that of the weights: the hub's, the folder's, bytes where the weights are random or
+    of an earlier run.
 
     Raises:
         UserError: there is no tokenizer where one is expected, or the backbone's vocabulary is too small for it.
@@ -48,11 +49,12 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     if words:
         if Path(words).expanduser().is_dir():
             return str(Path(words).expanduser()), "backbone.tokenizer"
-        return str(fetch_tokenizer(words, None)), "backbone.tokenizer"
+        name, _, revision = words.partition("@")
+        return str(fetch_tokenizer(name, revision or None)), "backbone.tokenizer"
     if weights == "hub":
         return str(fetch_tokenizer(backbone["hub"], backbone.get("revision"))), "backbone.hub"
     path = Path(weights).expanduser()
-    if weights.split(":")[0] in ("random", "run") or (path / "model.json").is_file():
+    if weights.split(":")[0] in ("random", "run", "stage") or (path / "model.json").is_file():
         return BYTES, "backbone.tokenizer"
     return str(path), "backbone.weights"
 

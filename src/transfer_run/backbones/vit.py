@@ -72,6 +72,9 @@ class ViT(Backbone):
         for block in self.model.blocks:
             block.attn.fused_attn = implementation != "eager"  # type: ignore[union-attr]
 
+    def attends_eagerly(self, stack: str) -> bool:
+        return not self.model.blocks[0].attn.fused_attn  # type: ignore[union-attr]
+
     # ---- running
     def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         images, embedding = batch["pixel_values"], self.model.patch_embed
@@ -115,7 +118,8 @@ class ViT(Backbone):
         )
         dropout = attention.attn_drop.p if attention.training else 0.0
         q, k = attention.q_norm(q), attention.k_norm(k)
-        read = attention.norm(attend(q, k, v, scale=attention.scale, dropout=dropout))
+        eager = self.attends_eagerly("image")
+        read = attention.norm(attend(q, k, v, scale=attention.scale, dropout=dropout, eager=eager))
         read = read if attention.gate is None else read * attention.gate(asked).sigmoid()
         queries = queries + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(read))))
         return queries + block.drop_path2(block.ls2(block.mlp(block.norm2(queries))))

@@ -23,6 +23,8 @@ transfer-run [KEY=VALUE ...]    compose, train, test and record one transfer-lea
   transfer-run method=lst method.reduction_factor=4 optimizer.lr=1e-3 dry_run=true
   transfer-run -m method=full,lora,lst seed=0,1,2                   a sweep: one run of every combination
   transfer-run -m seed=0,1,2 hydra/launcher=joblib                  several at a time (slurm: on a cluster)
+  transfer-run method=full 'stages=[[dataset=A],[dataset=B]]'       runs that go on from each other, B from A's model
+  transfer-run run=FOLDER export=DIR                                a finished run's model, for peft, transformers, timm
 
 Choices, as GROUP=NAME (`transfer-list methods` explains them, likewise backbones, datasets, ...):
 {groups}

@@ -40,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         return DONE
     if flags.shell_completion:
         return _completion(flags.words)
+    if any(word.startswith("run=") for word in flags.words):
+        return _export(flags.words)
     from transfer_run.experiment.compose import Composer
     from transfer_run.experiment.words import separate
 
@@ -77,6 +79,27 @@ def carry(cfg: DictConfig) -> Path:
         with (folder / "run.log").open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
         raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+
+
+def _export(words: Sequence[str]) -> int:
+    """`run=FOLDER export=DIR`: the model of a run that has finished, whatever its words were."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    run = Path(given.get("run", "")).expanduser()
+    if set(given) != {"run", "export"} or len(words) != 2:
+        raise UserError(
+            "run=FOLDER exports a finished run, and goes with export=DIR alone.",
+            where=" ".join(words),
+            remedy="transfer-run run=outputs/runs/... export=DIR",
+        )
+    from transfer_run.experiment.record import read_result
+
+    if read_result(run) is None:
+        what = "has not finished" if run.is_dir() else "does not exist"
+        raise UserError(f"The run {run} {what}.", where=f"run={run}", remedy="name the folder of a finished run")
+    from transfer_run.experiment.export import export_run
+
+    print(f"exported to {export_run(run, Path(given['export']))}")
+    return DONE
 
 
 def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.errors import UserError
 
+if TYPE_CHECKING:
+    from transfer_run.tables.produce import Cell
+    from transfer_run.tables.spec import TableSpec
+
 HELP = """\
 transfer-table NAME [--source plan|run|recorded] [--scale paper|smoke] [--format md|csv|json|png] [--out DIR]
+               [OVERRIDES]
 
 One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list tables`), or `all`.
 
@@ -19,8 +26,11 @@ One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list ta
   --source run       carries out the runs that are missing, scores included
   --source recorded  what an earlier --source run left in the repository
   --scale smoke      the same code on embedded data and tiny backbones; cells are marked so
-  --format md        to standard output, or as a file into --out; png needs --out or goes to outputs/tables
+  --format md        what is printed (png: the picture's path); all four files are written in any case
+  --out DIR          where to, instead of outputs/tables/KEY_ID
+  OVERRIDES          words for every cell, e.g. output_dir=FOLDER hardware=1gpu
 """
+DEFAULT_OUT = Path("outputs") / "tables"
 
 
 def main() -> None:
@@ -29,7 +39,7 @@ def main() -> None:
 
 
 def show(arguments: Sequence[str]) -> None:
-    """Produce and print, or write, the tables that the arguments ask for.
+    """Produce, print and write the tables that the arguments ask for.
 
     Raises:
         UserError: no such table or flag, or nothing recorded.
@@ -40,37 +50,60 @@ def show(arguments: Sequence[str]) -> None:
         return
     from transfer_run.tables.spec import names, read
 
-    specs = [read(name) for name in (names() if flags.name == "all" else [flags.name])]
-    from transfer_run.tables.produce import produce
+    every = flags.name == "all"
+    specs = [read(name) for name in (names() if every else [flags.name])]
+    from transfer_run.tables.produce import produce, recorded_file
 
-    for spec in specs:
-        cells = produce(spec, flags.source, flags.scale, say=_say)
-        _write(spec, cells, flags)
+    if flags.source == "recorded" and every:
+        specs = [spec for spec in specs if recorded_file(spec.name).is_file()]
+    for count, spec in enumerate(specs, 1):
+        begin = time.perf_counter()
+        cells = produce(spec, flags.source, flags.scale, _cell_said, flags.overrides)
+        folder = _folder(flags.out, spec, every)
+        _write(spec, cells, folder)
+        print(_shown(spec, cells, flags.format, folder), flush=True)
+        made = sum(cell.ours is not None for cell in cells)
+        place = f"{count}/{len(specs)} " if every else ""
+        _say(
+            f"{place}{spec.name}: {made} of {len(cells)} cells by us, {time.perf_counter() - begin:.0f} s -> {folder}/"
+        )
 
 
-def _write(spec, cells, flags: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
-    from transfer_run.experiment.record import write_atomically
-    from transfer_run.tables.render import as_csv, as_json, as_markdown, picture
-
-    out = Path(flags.out) if flags.out else None
-    if flags.format == "png":
-        path = (out or Path("outputs/tables")) / f"{spec.name}.png"
-        picture(spec, cells, path)
-        print(path)
-        return
-    text = {"md": as_markdown, "json": as_json, "csv": lambda _, c: as_csv(c)}[flags.format](spec, cells)
+def _folder(out: str | None, spec: TableSpec, every: bool) -> Path:
     if out is None:
-        print(text)
-        return
-    path = out / f"{spec.name}.{flags.format}"
-    write_atomically(path, text)
-    print(path)
+        return DEFAULT_OUT / spec.file_name
+    return Path(out) / spec.file_name if every else Path(out)
+
+
+def _write(spec: TableSpec, cells: Sequence[Cell], folder: Path) -> None:
+    """KEY_ID.md, .csv, .json and .png."""
+    from transfer_run.experiment.record import write_atomically
+    from transfer_run.tables.picture import picture
+
+    for form in ("md", "csv", "json"):
+        write_atomically(folder / f"{spec.file_name}.{form}", _text(spec, cells, form))
+    picture(spec, cells, folder / f"{spec.file_name}.png")
+
+
+def _text(spec: TableSpec, cells: Sequence[Cell], form: str) -> str:
+    from transfer_run.tables.render import as_csv, as_json, as_markdown
+
+    return as_csv(cells) if form == "csv" else {"md": as_markdown, "json": as_json}[form](spec, cells)
+
+
+def _shown(spec: TableSpec, cells: Sequence[Cell], form: str, folder: Path) -> str:
+    return str(folder / f"{spec.file_name}.png") if form == "png" else _text(spec, cells, form)
+
+
+def _cell_said(line: str) -> None:
+    """Cell by cell on a terminal only: a log would be all progress."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="\r", file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:
-    """Progress on a terminal only: a log would be all progress."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="\r", file=sys.stderr, flush=True)
+    clear = "\r\033[K" if sys.stderr.isatty() else ""
+    print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,9 +114,14 @@ class _Parser(argparse.ArgumentParser):
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?")
+    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--source", choices=["plan", "run", "recorded"], default="plan")
     parser.add_argument("--scale", choices=["paper", "smoke"], default="paper")
     parser.add_argument("--format", choices=["md", "csv", "json", "png"], default="md")
     parser.add_argument("--out")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(list(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from transfer_run.data.kept_rows import Rows, read_kept_rows
 from transfer_run.data.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
@@ -40,6 +42,8 @@ class DataModule(ABC):
         self.notes: list[str] = []
         """What a user should know of the data (unlabelled rows, cut texts), for the log."""
         self._sizes: dict[str, int] | None = None
+        self.kept: dict[str, Rows] = {}
+        """Rows of the whole split that are read (`dataset.rows`); a split that is not named is whole."""
 
     # ---- from the configs alone
     @classmethod
@@ -92,6 +96,11 @@ class DataModule(ABC):
         """
         if self._sizes is None:
             self._sizes = self.read()
+            if self.dataset.get("rows"):
+                self.kept = read_kept_rows(
+                    str(self.dataset["rows"]), str(self.dataset["name"]), self.label_names, self._sizes
+                )
+                self._sizes |= {split: len(rows) for split, rows in self.kept.items()}
             empty = [name for name, size in self._sizes.items() if size == 0]
             if empty:
                 raise UserError(
@@ -117,6 +126,11 @@ class DataModule(ABC):
                 remedy="give the data such a split, or use one of those it has",
             )
         return Split(self, name, self.sizes[name])
+
+    def labels(self, split: str) -> Rows:
+        """Class number of every row of a split, in order (n,); -100 where a row has none."""
+        rows = self.split(split)
+        return np.array([int(rows[i]["labels"]) for i in range(len(rows))], dtype=np.int64)
 
     # ---- batches and scores
     def loader(
@@ -181,5 +195,6 @@ class Split(Sequence[Example]):
         return self.draw(Draw(index % self.size))
 
     def draw(self, draw: Draw) -> Example:
-        """One row as a loader reads it."""
-        return self.data.example(self.name, draw)
+        """One row as a loader reads it; of a part of the split, row i is the i-th one that was kept."""
+        kept = self.data.kept.get(self.name)
+        return self.data.example(self.name, draw if kept is None else draw._replace(row=int(kept[draw.row])))

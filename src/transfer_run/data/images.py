@@ -174,6 +174,11 @@ class ImageData(DataModule):
                 self.notes.append(f"{name}: {missing} of {len(rows.labels)} rows have no label; predicted, not scored")
         return {name: len(rows.labels) for name, rows in self.images.items()}
 
+    def labels(self, split: str) -> np.ndarray:
+        rows = len(self.split(split))  # reads the data, or says that there is no such split
+        found = np.asarray(self.images[split].labels, dtype=np.int64)[self.kept.get(split, slice(rows))]
+        return np.where(found < 0, -100, found)
+
     def example(self, split: str, draw: Draw) -> Example:
         rows, key = self.images[split], (split, draw.row)
         pixels = self._kept.get(key)

@@ -166,7 +166,7 @@ def uses_bytes(backbone: Mapping[str, Any]) -> bool:
     words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
     if words:
         return words == "bytes"
-    return weights.split(":")[0] in ("random", "run") or (Path(weights).expanduser() / "model.json").is_file()
+    return weights.split(":")[0] in ("random", "run", "stage") or (Path(weights).expanduser() / "model.json").is_file()
 
 
 def uses_token_types(backbone: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ class Task:
         metrics: names of `data/metrics.py`, the first one is the headline.
         loss: `cross_entropy` (default), `mse` for regression.
         max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
+        sequence: names of the tasks that are learned one after another, an epoch each; empty: one task.
     """
 
     form: Form
@@ -29,6 +30,7 @@ class Task:
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
     max_target_length: int = 0
+    sequence: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Task:

@@ -32,7 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment import registry, schema
 from transfer_run.experiment.candidates import candidate_configs
-from transfer_run.experiment.fit import NO_DATA, check_files, check_fit
+from transfer_run.experiment.fit import NO_DATA, check_family, check_files, check_fit
+from transfer_run.experiment.members import name_members
+from transfer_run.experiment.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.words import parse, separate
 
 CONFIG_NAME = "run"
@@ -81,6 +83,11 @@ class Composer:
         """
         words = self.normalise(words)
         cfg = self.load(words, RunMode.RUN)
+        before = None
+        if runs := stage_words(OmegaConf.to_container(cfg).get("stages")):  # type: ignore[union-attr]
+            before = weights_of(words, runs)
+            words = self.normalise(last_stage(words, runs))
+            cfg = self.load(words, RunMode.RUN)
         choices = _choices(cfg)
         contents = self._contents(choices)
         values = _resolved(cfg)
@@ -95,7 +102,11 @@ class Composer:
         def where(key: str) -> str:
             return _where(key, words, contents, choices, self.folders)
 
+        check_family(values, self.folders)
         schema.check(values, declared, where, _general())
+        name_members(values, self.folders)
+        if before is not None:
+            start_from(values, before)
         if values["method"].get("about", {}).get("pretrained", True) is False:
             values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
         if values["dataset"].get("form") == NO_DATA:
@@ -192,7 +203,7 @@ class Composer:
         for choice, content in contents.items():
             group = choice.partition("=")[0]
             if group in ("method", "dataset"):
-                declared[group] = content.get(group, {})
+                declared[group] = {**root.get(group, {}), **content.get(group, {})}
             elif group != "experiment":
                 declared = registry.merged(declared, content)
         return declared

@@ -6,10 +6,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from transfer_run.errors import UserError
 from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.plan import plan_run
 from transfer_run.experiment.sources import Tree, source_tree
 from transfer_run.experiment.summary import size
+
+LAST = "checkpoints/last.ckpt"
 
 
 def show_dry_run(cfg: DictConfig) -> None:
@@ -19,8 +22,9 @@ def show_dry_run(cfg: DictConfig) -> None:
     table = Table(title="what would run")
     for column in ("run", "method", "backbone", "dataset", "state", "planned peak"):
         table.add_column(column)
+    plans: dict[str, str] = {}  # by folder: a run that stands in two places is planned once
     for depth, run in tree.walk():
-        table.add_row(*_row(depth, run))
+        table.add_row(*_row(depth, run, plans))
     console.print(table)
     if without_data(cfg):
         console.print("nothing to plan: checkpoints are merged piece by piece, in a few times method.chunk_bytes")
@@ -39,10 +43,26 @@ def show_dry_run(cfg: DictConfig) -> None:
     console.print("dry_run=true: nothing was carried out")
 
 
-def _row(depth: int, run: Tree) -> tuple[str, ...]:
+def _row(depth: int, run: Tree, plans: dict[str, str]) -> tuple[str, ...]:
     name = "  " * depth + (run.name or "this run")
     if run.cfg is None:
-        return name, "", "", "", "exists", ""
-    state = "finished" if run.finished else "would run"
-    peak = "" if without_data(run.cfg) else size(plan_run(run.cfg).memory["peak"])
-    return name, run.cfg.method.name, run.cfg.backbone.name, run.cfg.dataset.name, state, peak
+        return name, "", "", str(run.folder), "exists" if run.finished else "would be fetched", ""
+    if run.finished:
+        state = "finished"
+    elif (run.folder / LAST).is_file():
+        state = "would go on"
+    else:
+        state = "would run, once" if str(run.folder) in plans else "would run"
+    if str(run.folder) not in plans:
+        plans[str(run.folder)] = _peak(run.cfg)
+    return name, run.cfg.method.name, run.cfg.backbone.name, run.cfg.dataset.name, state, plans[str(run.folder)]
+
+
+def _peak(cfg: DictConfig) -> str:
+    """The run's planned peak, or why it has none; one run that cannot be planned does not hide the others."""
+    if without_data(cfg):
+        return ""
+    try:
+        return size(plan_run(cfg).memory["peak"])
+    except (UserError, NotImplementedError, RuntimeError) as error:
+        return f"not known: {error.what if isinstance(error, UserError) else error}"

@@ -54,13 +54,21 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_task(method, backbone, dataset, folders)
 
 
+def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
+    """Refuse a method on a family of backbones that it is not defined on; before keys are looked at, for a method's
+    file may set keys that only its own backbones have."""
+    if values["dataset"].get("form") != NO_DATA:
+        _check_backbone(values["method"], values["backbone"], folders)
+
+
 def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
     family, families = str(backbone.get("family")), _families(method)
     if family in (families or [family]):
         return
     methods = _methods(lambda about: family in about.get("backbones", [family]), folders)
+    needs = (method.get("about") or {}).get("needs")
     raise UserError(
-        f"method={method['name']} is not defined on {_named(backbone)}.",
+        f"method={method['name']} is not defined on {_named(backbone)}" + (f": it needs {needs}." if needs else "."),
         where="method, backbone",
         remedy=_instead(("backbone", _backbones(families, folders)), ("method", methods)),
     )
@@ -157,8 +165,10 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     dataset, backbone = values["dataset"], values["backbone"]
     if dataset.get("path"):
         dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
+    if dataset.get("rows") and not dataset["rows"].startswith("run:"):
+        dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
     weights = backbone.get("weights")
-    if weights and weights not in ("hub", "random") and not weights.startswith(("run:", "random:")):
+    if weights and weights not in ("hub", "random") and not weights.startswith(("run:", "stage:", "random:")):
         backbone["weights"] = _existing(weights, "backbone.weights", where, ["hub", "random"])
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -19,19 +20,23 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.schema import ABOUT, flatten
+from transfer_run.experiment.stages import STAGE
 
 NEUTRAL = (
-    "hydra", "search_path", "output_dir", "force", "dry_run", "export", "plan", "sweep", "logger", "profiler",
+    "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "plan", "sweep",
+    "logger", "profiler",
     "trainer.progress", "trainer.log_every", "trainer.tracked_steps",
-    "trainer.checkpoint_every", "trainer.checkpoint_minutes",
+    "cache.taps", "cache.folder", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
     "hardware.name", "hardware.accelerator", "hardware.devices", "hardware.nodes", "hardware.strategy",
     "hardware.num_workers", "hardware.slurm",
 )  # fmt: skip
 """Keys that cannot change a result. The batch size is the total over devices, so their number is among them."""
 
 RUN = "run:"
+STARTS = (RUN, STAGE)
+"""What weights begin with that name a run: its backbone alone, or all that a next stage goes on from."""
 
-__all__ = ["NEUTRAL", "RUN", "canonical", "flatten", "identity", "run_folder"]
+__all__ = ["NEUTRAL", "RUN", "STARTS", "canonical", "flatten", "identity", "run_folder"]
 
 
 def identity(cfg: DictConfig | Mapping[str, Any]) -> str:
@@ -72,13 +77,18 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
     kept = _kept(values, "")
     for name, words in (kept.get("sources") or {}).items():
         kept["sources"][name] = _source(f"sources.{name}", str(words), folders, chain)
+    dataset = kept.get("dataset") or {}
+    if rows := dataset.pop("rows", None):  # null says nothing: the whole data set
+        dataset["rows"] = _source("dataset.rows", str(rows).removeprefix(RUN), folders, chain)
+    if (kept.get("backbone") or {}).get("load") is None:  # says nothing: float32, as ever
+        (kept.get("backbone") or {}).pop("load", None)
     candidates = candidate_configs(values, [Path(folder) for folder in folders])
     if candidates:
         kept["candidates"] = candidates
     for key, backbone in {"backbone": kept.get("backbone") or {}, **candidates}.items():
-        weights = str(backbone.get("weights"))
-        if weights.startswith(RUN):
-            backbone["weights"] = RUN + _source(f"{key}.weights", weights.removeprefix(RUN), folders, chain)
+        start, _, words = str(backbone.get("weights")).partition(":")
+        if f"{start}:" in STARTS:
+            backbone["weights"] = f"{start}:{_source(f'{key}.weights', words, folders, chain)}"
     return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 
@@ -104,7 +114,9 @@ def _source(key: str, words: str, folders: tuple[str, ...], chain: tuple[str, ..
     folder = Path(words).expanduser()
     if (folder / "config.yaml").is_file():
         return identity(OmegaConf.load(folder / "config.yaml"))[:8]  # type: ignore[arg-type]
-    return str(folder.resolve()) if folder.exists() else words[:8]
+    if folder.exists():
+        return str(folder.resolve())
+    return words[:8] if re.fullmatch(r"[0-9a-f]{6,64}", words) else words
 
 
 @cache
@@ -113,7 +125,7 @@ def _run_of(words: str, folders: tuple[str, ...], chain: tuple[str, ...], key: s
         return _identity(_plain(compose(shlex.split(words), search_path=folders)), chain)
     except (UserError, ValueError) as error:
         what = error if isinstance(error, UserError) else UserError(f"{error}.", remedy="close the quotes")
-        if what.where.startswith(("sources.", "backbone.weights:")):
+        if what.where.startswith(("sources.", "backbone.weights:", "dataset.rows:")):
             raise
         where = f"{key}: {words}"
         raise UserError(what.what, where=where, nearest=what.nearest, remedy=what.remedy) from error

@@ -9,10 +9,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
 from transfer_run.experiment.optimization import build_optimizer, build_schedule
+from transfer_run.experiment.taps import ROWS, first_row, numbered
 from transfer_run.methods.base import Method
 
 
@@ -38,11 +40,12 @@ class TransferModule(pl.LightningModule):
         self.scores = {split: data.metrics(split) for split in ("validation", "test")}
         self.headline: float | None = None  # of the last validation
         self.reported: dict[str, float] = {}  # the last value of every score
+        self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
 
     # ---- data
     def _loader(self, split: str) -> Any:
         world, total = self.trainer.world_size, self.config["dataset"]["batch_size"]
-        return self.data.loader(
+        loader = self.data.loader(
             split,
             batch_size=total // world,
             seed=self.config["seed"],
@@ -50,14 +53,28 @@ class TransferModule(pl.LightningModule):
             world_size=world,
             rank=self.trainer.global_rank,
         )
+        return loader if self.method.backbone.replay is None else numbered(loader, first_row(self.data, split))
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self._rows = batch.pop(ROWS, None)  # they stay on the CPU
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self._rows is not None and self.method.backbone.replay is not None:
+            self.method.backbone.replay.serve(self._rows, batch)
+        return batch
 
     def train_dataloader(self) -> Any:
         loader = self._loader("train")
+        self._go_on(loader)
+        return loader
+
+    def _go_on(self, loader: Any) -> None:
+        """Let the loader begin where the run is: in a resumed run behind the last batch before the checkpoint."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         loader.batch_sampler.set_epoch(self.trainer.current_epoch)
         if self.trainer.fit_loop.restarting and 0 < progress.ready < len(loader):
             loader.batch_sampler.start_at(progress.ready)
-        return loader
 
     def val_dataloader(self) -> Any:
         return self._loader("validation")
@@ -67,6 +84,7 @@ class TransferModule(pl.LightningModule):
 
     # ---- training
     def on_train_start(self) -> None:
+        self._go_on(self.trainer.train_dataloader)  # made before the checkpoint was read, where steps were counted
         self.method.train()  # Lightning leaves modes as they are: loaded models are in eval mode, probes stay there
         self.method.start_fit(int(self.trainer.estimated_stepping_batches))
 
@@ -91,6 +109,8 @@ class TransferModule(pl.LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.method.after_step(self.global_step + 1)  # here, so that a checkpoint of this step holds what it changes
+        if self.method.fresh_optimizer(self.global_step + 1):
+            self.trainer.optimizers[0].state.clear()
         if self.config["trainer"]["grads_to_none"]:
             optimizer.zero_grad()  # gradients are not alive during the next forward pass
 
@@ -99,8 +119,14 @@ class TransferModule(pl.LightningModule):
         optimizer = build_optimizer(self.method.parameter_groups(), config)
         by_epoch = config["interval"] == "epoch"
         total = self.trainer.max_epochs if by_epoch else int(self.trainer.estimated_stepping_batches)
-        schedule = build_schedule(optimizer, config, total or 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": config["interval"]}}
+        own = self.method.schedule(config, self._epoch_steps())
+        schedule = build_schedule(optimizer, config, total or 1) if own is None else LambdaLR(optimizer, own)
+        interval = config["interval"] if own is None else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+    def _epoch_steps(self) -> int:
+        """Optimizer steps of a whole epoch."""
+        return -(-len(self._loader("train")) // self.trainer.accumulate_grad_batches)
 
     # ---- evaluation
     def _score(self, split: str, batch: Batch) -> None:
@@ -135,6 +161,7 @@ class TransferModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = {f"method.{name}" for name in self.method.shipped()}
         keep |= {f"method.{name}" for name, p in self.method.named_parameters() if p.requires_grad}
+        keep |= {k for k in checkpoint["state_dict"] if k.split(".")[1] in self.method.changing}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from rich.console import Group
 from torch import nn
 
 from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.storage import pack
 from transfer_run.data.load import batch_spec, build_task
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
 from transfer_run.experiment.optimization import build_optimizer
+from transfer_run.experiment.source_models import source_on_meta
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
@@ -72,7 +75,7 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
         budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
-    notes = [f"* {line}" for line in planned.assumptions]
+    notes = [f"* {line}" for line in (*planned.beside, *planned.assumptions)]
     if budget is not None:
         notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
     report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
@@ -86,6 +89,24 @@ def inference_memory(cfg: DictConfig, batch_size: int = 1, target: Target | None
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with torch.random.fork_rng(devices=[]):
         return _Planned(config, target, trains=False).memory(batch_size)
+
+
+def parameter_counts(cfg: DictConfig) -> dict[str, float]:
+    """How many parameters the run trains, from shapes alone; no step is rehearsed.
+
+    `total` and `trainable` of the method on its backbone; `counted`: trainable without the task's fresh head, as
+    papers count; `backbone`: the pretrained model by itself; in per cent: `trainable_pct` of the total, and
+    `trainable_of_backbone`, `counted_of_backbone`.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with torch.random.fork_rng(devices=[]):
+        method = _method_on_meta(config, paper=config["plan"]["profile"] == "paper")
+        with torch.device("meta"):
+            alone = build_backbone(config["backbone"], weights=False, device="meta")
+    backbone = sum(p.numel() for p in alone.model.parameters())
+    counts = count_parameters(method) | {"counted": method.counted_parameters(), "backbone": backbone}
+    shares = {f"{name}_of_backbone": 100 * counts[name] / backbone for name in ("trainable", "counted")}
+    return counts | shares
 
 
 class _Planned:
@@ -105,11 +126,13 @@ class _Planned:
         method = _method_on_meta(config, paper=self.setting.paper)
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
+        pack(method.backbone, planned=True)
         self.through_backbone = method.needs_backbone_gradient
         self.rehearsal = Rehearsal(
             method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
             trains=trains and method.trains,
         )  # fmt: skip
+        self.beside = beside_the_model(method)
         self.units = Units.of(method, blocks)
 
     def shapes(self, batch_size: int) -> Shapes:
@@ -188,13 +211,30 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
     def build() -> Method:
         backbone = build_backbone(config["backbone"], weights=False, device="meta")
         backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
-        return build_method(settings, backbone, task)
+        method = build_method(settings, backbone, task)
+        method.take_sources(lambda name: source_on_meta(name, config, task))
+        return method
 
     try:
         with torch.device("meta"):
             return build()
     except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
         return build()
+
+
+def beside_the_model(method: Method) -> list[str]:
+    """What a method keeps or trains beside the model that it ships, a line for each: copies, critics, projectors."""
+    lines = []
+    for name in sorted(method.held):
+        tensors = [*method.get_submodule(name).parameters(), *method.get_submodule(name).buffers()]
+        held = amount(sum(t.numel() * t.element_size() for t in tensors))
+        lines.append(f"{name}: a frozen copy of {held}, counted as weights without gradients or optimizer states")
+    shipped, extra = method.shipped().keys(), Counter[str]()
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad and name not in shipped:
+            extra[name.split(".")[0]] += parameter.numel()
+    lines += [f"{name}: {count:,} parameters are trained and counted, not exported" for name, count in extra.items()]
+    return lines
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.storage import pack
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.experiment.record import write_json
@@ -35,7 +36,7 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
     partial = folder / ".model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / "model.safetensors")
-    complete = all(name in tensors for name, _ in method.named_parameters())
+    complete = all(f"backbone.{name}" in tensors for name, _ in method.backbone.named_parameters())
     write_json(
         folder / "model.json",
         {
@@ -75,6 +76,10 @@ def backbone_config(about: Mapping[str, Any], weights: str | None = None) -> dic
     return config
 
 
+LIBRARIES = ("transformers", "timm")
+"""What `library` in the model.json of an exported folder says where the weights are in that library's form."""
+
+
 def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     """The finished model, complete and in eval mode.
 
@@ -87,6 +92,8 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     """
     about = read_description(folder)
     task = Task.from_json(about["task"])
+    if about.get("library") in LIBRARIES:
+        return _from_library(folder, about, task)
     config = backbone_config(about, backbone_weights)
     backbone = build_backbone(config, weights=not about["complete"])
     known, found = about["provenance"].get("checksum"), backbone.provenance.get("checksum")
@@ -111,4 +118,17 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
+    pack(method.backbone)  # 8- and 4-bit layers are packed on their way to the GPU
+    return method.eval()
+
+
+def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
+    """An exported model: the backbone as its library writes it, the head beside it."""
+    backbone = build_backbone({**about["backbone"], "weights": str(folder)})
+    method = build_method(about["method"], backbone, task)
+    method.settle()
+    head = folder / "head.safetensors"
+    if head.is_file():
+        tensors = load_file(head)
+        method.backbone.head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items()})
     return method.eval()

@@ -1,11 +1,12 @@
 """Earlier runs that a run needs: found by their identity, carried out when missing, never twice.
 
-A source is named in one of four ways:
+A source is named in one of five ways:
 
     sources.teacher="method=full dataset=glue/rte"     a run's words: found, or carried out first
     sources.teacher=3f9a01cc                           the identity (or its beginning) of a finished run
     sources.teacher=outputs/runs/glue/rte/full-...     a run's folder
-    sources.teacher=/models/bert-rte                   any other folder: a checkpoint, handed on as it is
+    sources.teacher=/models/bert-rte                   any other folder: a checkpoint of transformers or timm
+    sources.teacher=google-bert/bert-base-uncased      a model of the hub, at a revision: hub:NAME@REVISION
 """
 
 from __future__ import annotations
@@ -19,31 +20,49 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.errors import RunFailed, UserError
+from transfer_run.errors import RunFailed, UserError, nearest_names
 from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import identity, run_folder
+from transfer_run.experiment.identity import RUN, STARTS, identity, run_folder
 from transfer_run.experiment.record import read_result
 
 INHERITED = ("output_dir", "hardware", "search_path", "trainer.progress", "logger")
 """What a source run takes from the run that asks for it: where and on what it runs, never what it computes."""
 
-RUN = "run:"
+ROWS = "dataset.rows"
+"""Name of the source that says which rows of the data set are read."""
+
+HUB = "hub:"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source: a run to be found or carried out (`cfg`), or a folder that is there (`folder`)."""
+    """A resolved source: a run to be found or carried out (`cfg`), a folder that is there (`folder`), or a model of
+    the hub (`hub`, NAME or NAME@REVISION)."""
 
     name: str
     words: str
     cfg: DictConfig | None = None
     folder: Path | None = None
+    hub: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the source is called in a tree of runs."""
+        stages = len(self.cfg.stages) if self.cfg is not None and self.name == "backbone" else 0
+        return f"stage {stages}" if stages else self.name
 
 
 @dataclass
 class Tree:
-    """A run and the runs below it, for `dry_run=true`."""
+    """A run and the runs below it, for `dry_run=true`.
+
+    Attributes:
+        cfg: None where the source is a folder or a model of the hub.
+        folder: where it is; the hub's name of a model that is not on this machine.
+        finished: is it there?
+    """
 
     name: str
     cfg: DictConfig | None
@@ -63,18 +82,36 @@ def model_folder(run: Path) -> Path:
 
 
 def sources_of(cfg: DictConfig) -> list[Source]:
-    """All sources of a run; weights that name a run (`run:...`) are the source `backbone`, or `pool.NAME` in a pool.
+    """All sources of a run; weights that name a run (`run:...`, `stage:...`) are the source `backbone`, or
+    `pool.NAME` in a pool, and a run that says which rows are read (`dataset.rows=run:...`) is `dataset.rows`.
 
     Raises:
-        UserError: words that name neither a run nor a folder.
+        UserError: words that name neither a run, nor a folder, nor a model of the hub; or a run of another kind.
     """
     words = {name: str(value) for name, value in cfg.sources.items()}
+    found: dict[str, Source] = {}
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     pool = candidate_configs(values, [Path(folder) for folder in values["search_path"]])
     for name, backbone in {"backbone": values["backbone"], **{f"pool.{k}": v for k, v in pool.items()}}.items():
-        if str(backbone["weights"]).startswith(RUN):
-            words[name] = str(backbone["weights"])[len(RUN) :]
-    return [_resolve(name, value, cfg) for name, value in words.items()]
+        start, _, rest = str(backbone["weights"]).partition(":")
+        if f"{start}:" in STARTS:
+            words[name] = rest
+            found[name] = _of_family(_resolve(name, rest, cfg), backbone)
+    if (rows := str(values["dataset"].get("rows"))).startswith(RUN):
+        words[ROWS] = rows.removeprefix(RUN)
+    return [found.get(name) or _resolve(name, value, cfg) for name, value in words.items()]
+
+
+def _of_family(source: Source, backbone: dict[str, Any]) -> Source:
+    """Weights come from a run on a backbone of the same kind."""
+    if source.cfg is not None and source.cfg.backbone.family != backbone["family"]:
+        raise UserError(
+            f"Weights for backbone={backbone['name']} (family {backbone['family']}) cannot come from a run on "
+            f"backbone={source.cfg.backbone.name} (family {source.cfg.backbone.family}).",
+            where=f"backbone.weights: {source.words}",
+            remedy="use one backbone in both",
+        )
+    return source
 
 
 def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
@@ -83,8 +120,9 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
         for key in INHERITED:
             OmegaConf.update(source, key, OmegaConf.select(cfg, key), force_add=True)
         return Source(name, words, cfg=source)
-    if Path(words).is_dir():
-        return Source(name, words, folder=_checked(name, Path(words)))
+    place = Path(words).expanduser()
+    if place.is_dir():
+        return Source(name, words, folder=_checked(name, place))
     if re.fullmatch(r"[0-9a-f]{6,64}", words):
         found = sorted((Path(cfg.output_dir) / "runs").glob(f"**/*-{words[:8]}*/result.json"))
         if len(found) == 1:
@@ -93,26 +131,34 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
         raise UserError(
             f"{what} the identity {words}.", where=f"sources.{name}", remedy="give the run's words or folder"
         )
+    if words.startswith(HUB) or (_HUB_NAME.fullmatch(words) and not place.parent.exists()):
+        return Source(name, words, hub=words.removeprefix(HUB))
+    beside = [str(path) for path in place.parent.glob("*") if path.is_dir()]
     raise UserError(
-        f"The source {name!r} is neither a run's words, nor an identity, nor a folder: {words!r}.",
+        f"The source {name!r} is a file, not a folder."
+        if place.is_file()
+        else f"The source {name!r} is neither a run's words, nor an identity, nor a folder: {words!r}.",
         where=f"sources.{name}",
-        remedy='write for example sources.teacher="method=full dataset=glue/rte", or a folder that exists',
+        nearest=nearest_names(words, beside),
+        remedy='write for example sources.teacher="method=full dataset=glue/rte", a folder that exists, or hub:NAME',
     )
 
 
 def _checked(name: str, folder: Path) -> Path:
-    """A run's folder must hold a finished run; any other folder must hold a model."""
-    if (folder / "config.yaml").is_file() and read_result(folder) is None:
+    """A run's folder must hold a finished run (of any kind); any other folder must hold weights."""
+    if (folder / "config.yaml").is_file():
+        if read_result(folder) is not None:
+            return folder
         raise UserError(
             f"The source {name!r} is a run that has not finished.",
             where=f"sources.{name}: {folder}",
             remedy="let it finish, or give its words instead of its folder",
         )
-    if not any(folder.rglob("*.safetensors")):
+    if not any(any(folder.rglob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin")):
         raise UserError(
             f"The source {name!r} is a folder without weights.",
             where=f"sources.{name}: {folder}",
-            remedy="name a folder that holds .safetensors files",
+            remedy="name a run's folder, or one that holds .safetensors files",
         )
     return folder
 
@@ -144,12 +190,31 @@ def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
         if source.folder is not None:
             folders[source.name] = source.folder
             continue
+        if source.hub is not None:
+            folders[source.name] = fetched(source)
+            continue
         assert source.cfg is not None
         try:
             folders[source.name] = carry_out(source.cfg, chain=chain)
         except RunFailed as error:
             raise RunFailed(error.log, f"the source {source.name!r} ({source.words}) failed: {error.reason}") from error
     return folders
+
+
+def fetched(source: Source) -> Path:
+    """The snapshot of a model of the hub."""
+    from transfer_run.backbones.hub import fetch_weights
+
+    assert source.hub is not None
+    name, _, revision = source.hub.partition("@")
+    try:
+        return fetch_weights(name, revision or None)
+    except UserError as error:
+        raise UserError(
+            f"The source {source.name!r} is a model of the hub that cannot be had: {error.what}",
+            where=f"sources.{source.name}: {source.words}",
+            remedy=f"fetch it where there is a network (hf download {name}), or name a folder or a run's words",
+        ) from error
 
 
 def source_tree(cfg: DictConfig, name: str = "", chain: tuple[str, ...] = ()) -> Tree:
@@ -160,18 +225,36 @@ def source_tree(cfg: DictConfig, name: str = "", chain: tuple[str, ...] = ()) ->
     for source in sources_of(cfg):
         _refuse_cycle(source, chain)
         if source.cfg is not None:
-            tree.sources.append(source_tree(source.cfg, source.name, chain))
-        else:
-            assert source.folder is not None
+            tree.sources.append(source_tree(source.cfg, source.label, chain))
+        elif source.folder is not None:
             tree.sources.append(Tree(source.name, None, source.folder, True))
+        else:
+            tree.sources.append(Tree(source.name, None, *_on_this_machine(source)))
     return tree
 
 
+def _on_this_machine(source: Source) -> tuple[Path, bool]:
+    """Where a model of the hub is cached, or its name; and whether it is."""
+    from transfer_run.backbones.hub import cached_weights
+
+    name, _, revision = str(source.hub).partition("@")
+    folder = cached_weights(name, revision or None)
+    return folder or Path(name), folder is not None
+
+
 def resolved_backbone(backbone: dict[str, Any], sources: dict[str, Path], name: str = "backbone") -> dict[str, Any]:
-    """A backbone's config with weights of a source run replaced by its model folder.
+    """A backbone's config with weights of a source run replaced by the folder of its model, merged where need be.
 
     Args:
         name: of the source that the weights are: `backbone`, or `pool.NAME`.
     """
-    from_run = name in sources and str(backbone["weights"]).startswith(RUN)
-    return {**backbone, "weights": str(model_folder(sources[name]))} if from_run else backbone
+    if name not in sources or f"{str(backbone['weights']).partition(':')[0]}:" not in STARTS:
+        return backbone
+    from transfer_run.experiment.handover import whole_model
+
+    return {**backbone, "weights": str(whole_model(sources[name]))}
+
+
+def resolved_dataset(dataset: dict[str, Any], sources: dict[str, Path]) -> dict[str, Any]:
+    """A dataset's config with `rows` of a source run replaced by that run's folder."""
+    return {**dataset, "rows": str(sources[ROWS])} if ROWS in sources else dataset

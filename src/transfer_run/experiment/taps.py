@@ -14,6 +14,7 @@ import torch
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.replay import Replay, Taps
 from transfer_run.data.base import DataModule
+from transfer_run.data.kept_rows import digest
 from transfer_run.data.load import batch_spec
 from transfer_run.data.sampling import Draw, Loader
 from transfer_run.data.tap_cache import open_store, sizes
@@ -46,7 +47,8 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "backbone": method.backbone.provenance["checksum"],
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
-        "dataset": {key: value for key, value in config["dataset"].items() if key not in ("about", "batch_size")},
+        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows")},
+        **({"kept": digest(data.kept)} if data.kept else {}),
         "transform": data.transform_description,
         "rows": dict(data.sizes),
         "taps": [[*tap, *shape, str(narrow or dtype)] for tap, (shape, dtype) in asked.items()],
@@ -84,8 +86,8 @@ def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None
 def _has_noise(method: Method) -> bool:
     """Would the backbone in training mode give other numbers than in evaluation mode?"""
     rates = [getattr(m, "p", getattr(m, "drop_prob", 0.0)) for m in method.backbone.model.modules()]
-    settings = vars(getattr(method.backbone.model, "config", object)) if hasattr(method.backbone.model, "config") else {}
-    rates += [value for key, value in settings.items() if "drop" in key]
+    settings = getattr(method.backbone.model, "config", None)  # transformers keep some rates only here
+    rates += [] if settings is None else [value for key, value in vars(settings).items() if "drop" in key]
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
@@ -120,9 +122,8 @@ def _longest(stack: str, shape: tuple[int, ...], batch: Batch, spec: Mapping[str
 def numbered(loader: Loader, first: int) -> Loader:
     """The same batches, which also carry their rows' numbers, counted from `first`."""
     dataset: Any = loader.dataset
-    read, collate = dataset.read, loader.collate_fn.collate
-    dataset.read = _NumberedRead(read, first)
-    loader.collate_fn.collate = _NumberedCollate(collate)
+    join: Any = loader.collate_fn
+    dataset.read, join.collate = _NumberedRead(dataset.read, first), _NumberedCollate(join.collate)
     return loader
 
 
@@ -147,4 +148,3 @@ def first_row(data: DataModule, split: str) -> int:
     """Where the rows of `split` begin when all splits are counted through."""
     names = list(data.sizes)
     return sum(data.sizes[name] for name in names[: names.index(split)])
-

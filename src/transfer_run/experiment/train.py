@@ -17,6 +17,7 @@ from torch import nn
 
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.storage import QUANTISED, pack
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.errors import UserError
@@ -25,6 +26,7 @@ from transfer_run.experiment.checkpoints import Checkpoints, Interrupted
 from transfer_run.experiment.combine import combine_files, on_first_source
 from transfer_run.experiment.compose import make_importable
 from transfer_run.experiment.fit import without_data
+from transfer_run.experiment.handover import hand_over, starting_backbone
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
 from transfer_run.experiment.metrics_csv import MetricsCsv, StepRows
@@ -32,8 +34,10 @@ from transfer_run.experiment.module import TransferModule
 from transfer_run.experiment.plan import Plan, Target, plan_run
 from transfer_run.experiment.progress import progress_callback
 from transfer_run.experiment.record import LOG, environment, write_json
-from transfer_run.experiment.saved import load_model, save_model
-from transfer_run.experiment.sources import model_folder, resolved_backbone
+from transfer_run.experiment.saved import save_model
+from transfer_run.experiment.source_models import source_model
+from transfer_run.experiment.sources import model_folder, resolved_backbone, resolved_dataset
+from transfer_run.experiment.taps import open_replay
 from transfer_run.hardware.trainer import build_trainer, device_of
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.methods.base import Candidate, Context, Method
@@ -54,6 +58,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
             return
         cfg = found
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config["dataset"] = resolved_dataset(config["dataset"], sources)
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     method, data = _build(config, sources)
@@ -65,13 +70,23 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     )
     module = TransferModule(method, data, config)
 
+    device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
     context = _context(config, folder, sources, data)
+    context.batches = _batches(config, data, prepared_on)
+    method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
     if resume is None:
-        method.to(device_of(config["hardware"])).prepare(context)
+        method.to(prepared_on).prepare(context)
+        hand_over(method, config, sources, context.log)
     else:
         LOG.info("going on from %s", resume)
         metrics.go_on_from(_step_of(resume))
+        method.to(prepared_on).resume(context)
+    pack(method.backbone)
+    method.to(device)
+    context.batches = _batches(config, data, device)
+    if config["cache"]["taps"] != "none":
+        method.backbone.replay = open_replay(config, method, data)
     seconds = _fit(trainer, module, resume)
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
@@ -87,7 +102,7 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
     data.setup()
     for note in data.notes:
         LOG.info("%s", note)
-    backbone = build_backbone(resolved_backbone(config["backbone"], sources), weights=method_needs_weights(config))
+    backbone = build_backbone(starting_backbone(config, sources), weights=method_needs_weights(config))
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     return build_method(config["method"], backbone, data.task), data
 
@@ -124,6 +139,7 @@ def _record(
 ) -> None:
     """Save the model, plan the run beside its measurement, and write `result.json` last."""
     method = module.method
+    context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
     scores = module.reported | extra.pop("metrics", {})
     if method.tests:
@@ -163,7 +179,7 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
     return Context(
         config["seed"],
         folder,
-        _batches(config, data),
+        _batches(config, data, device_of(config["hardware"])),
         sources,
         partial(LOG.info, "%s"),
         batch_size=config["dataset"]["batch_size"],
@@ -171,13 +187,38 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
             name: partial(_candidate, config, resolved_backbone(backbone, sources, f"pool.{name}"))
             for name, backbone in pool.items()
         },
-        load_source=lambda name: load_model(model_folder(sources[name])).to(device_of(config["hardware"])),
+        load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
+        load_data=partial(_source_data, sources),
+        sizes=data.sizes,
     )
 
 
-def _batches(config: dict[str, Any], data: DataModule) -> Callable[[str, int], Iterator[Batch]]:
-    """(split, batch_size) -> one pass over the split, on the device of the run."""
-    device = device_of(config["hardware"])
+def _source_data(sources: dict[str, Path], name: str) -> DataModule:
+    """The whole data set that the source run `name` was fitted on, as its backbone reads it."""
+    file = sources[name] / "config.yaml" if name in sources else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"The run needs a source {name!r}."
+            if file is None
+            else f"The source {name!r} is no run, so it says nothing of the data it was fitted on.",
+            where=f"sources.{name}",
+            remedy=f'sources.{name}="method=pretrain dataset=..."',
+        )
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
+    data = build_data({**values["dataset"], "rows": None}, values["backbone"], values["seed"])
+    data.setup()
+    return data
+
+
+def _prepared_on(config: dict[str, Any]) -> torch.device:
+    """A backbone that the GPU need not hold whole is not there while the method is prepared, either."""
+    backbone = config["backbone"]
+    small = backbone.get("offload") or backbone.get("load") in QUANTISED
+    return torch.device("cpu") if small else device_of(config["hardware"])
+
+
+def _batches(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[[str, int], Iterator[Batch]]:
+    """(split, batch_size) -> one pass over the split, on `device`."""
 
     def batches(split: str, batch_size: int) -> Iterator[Batch]:
         for batch in data.loader(split, batch_size=batch_size, seed=config["seed"]):
@@ -189,7 +230,7 @@ def _batches(config: dict[str, Any], data: DataModule) -> Callable[[str, int], I
 def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:
     """A backbone of the pool, and the run's dataset through its tokenizer or image transform."""
     data = build_data(config["dataset"], backbone, config["seed"])
-    return Candidate(build_backbone(backbone), _batches(config, data))
+    return Candidate(build_backbone(backbone), _batches(config, data, device_of(config["hardware"])))
 
 
 def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:

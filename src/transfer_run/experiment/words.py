@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment import registry
+from transfer_run.experiment import registry, stages
 
 SEARCH_PATH = "hydra.searchpath"
 
@@ -72,6 +72,8 @@ def parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
+        if key.lstrip("+") == stages.KEY and value.startswith("[") and (again := stages.readable(word)) != word:
+            return parse(again)
         if re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) and not re.match(r"[\[{'\"]", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             return OverridesParser.create().parse_overrides([f"{key}='{escaped}'"])[0]

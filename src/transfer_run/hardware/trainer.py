@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 
+from transfer_run.backbones.storage import QUANTISED
 from transfer_run.errors import UserError
 
 
@@ -39,6 +40,13 @@ def build_trainer(
             f"This machine has {torch.cuda.device_count()} GPUs, and {hardware['devices']} are asked for.",
             where=f"hardware={hardware['name']}",
             remedy="hardware=auto takes what is there, hardware=cpu the CPU; dry_run=true only plans",
+        )
+    backbone = config.get("backbone") or {}
+    if world_size(hardware) > 1 and (backbone.get("offload") or backbone.get("load") in QUANTISED):
+        raise UserError(
+            "A backbone in 8 or 4 bits, or streamed from CPU memory, is kept for one device.",
+            where=f"hardware={hardware['name']}",
+            remedy="hardware=1gpu, or a sweep of runs with one device each",
         )
     return pl.Trainer(
         accelerator=hardware["accelerator"],

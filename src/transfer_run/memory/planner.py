@@ -117,6 +117,7 @@ class Rehearsal:
                 stack.enter_context(mode)
             self.tracker.mark("setup")
             self.tracker.hold_model(self.method)
+            self._follow_stream()
             batch = self._batch(batch_size)
             if self.optimizer is not None:
                 self.method.train()
@@ -128,6 +129,14 @@ class Rehearsal:
                 self.tracker.reset()
             self._evaluate(batch)
             return self.tracker.report()
+
+    def _follow_stream(self) -> None:
+        """Blocks that stay in CPU memory are no part of a GPU's; the copies of those that run are."""
+        stream = getattr(getattr(self.method, "backbone", None), "stream", None)
+        if stream is not None:
+            stream.noted = lambda copies: self.tracker.hold(copies, "parameters")
+            if self.setting.target == "cuda":
+                self.tracker.forget(stream.homes())
 
     # ---- the steps
     def _train_step(self, batch: dict[str, Tensor]) -> None:
@@ -171,7 +180,7 @@ class Rehearsal:
                 loss = self.method.training_loss(batch, use_cache=self.setting.use_cache)
         self.tracker.mark("backward")
         self._reserve("backward")
-        torch.autograd.backward(get_gradient_edge(loss))  # a tensor's own backward turns function modes off (checkpoints)
+        torch.autograd.backward(get_gradient_edge(loss))  # a tensor's own backward turns function modes off
         self.tracker.hold_gradients(self.method)
 
     def _paper_loss(self, batch: dict[str, Tensor], kept: list[Any]) -> Tensor:

@@ -192,7 +192,8 @@ def explain_difference(
     off = predicted["peak"] / max(1, measured["peak"]) - 1
     text = (
         f"peak memory: predicted {amount(predicted['peak'])} in {predicted['peak_phase']}, measured "
-        f"{amount(measured['peak'])} in {measured['peak_phase']} ({measured['source']}), {round(100 * off, 1) + 0.0:+.1f} %"
+        f"{amount(measured['peak'])} in {measured['peak_phase']} ({measured['source']}), "
+        f"{round(100 * off, 1) + 0.0:+.1f} %"
     )
     if abs(off) <= 0.02:
         return text

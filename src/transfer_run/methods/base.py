@@ -12,7 +12,7 @@ Six shapes exist (`shape`); all run through the same runner. `tune`, `stage` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.data.base import DataModule
 from transfer_run.data.task import Task
 
 
@@ -38,7 +39,7 @@ class Candidate:
     batches: Callable[[str, int], Iterator[Batch]]
 
 
-def _no_source(name: str) -> Method:
+def _no_source(name: str) -> Any:
     raise KeyError(f"this run has no source {name!r}")
 
 
@@ -56,6 +57,9 @@ class Context:
         batch_size: the run's `dataset.batch_size`.
         candidates: the backbones that `method.pool` names; each is built when it is called.
         load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
+        load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
+        sizes: rows of the data set by split.
+        scores: the run's own scores (`test/accuracy`), known when `conclude` is called.
     """
 
     seed: int
@@ -66,6 +70,9 @@ class Context:
     batch_size: int = 32
     candidates: dict[str, Callable[[], Candidate]] = field(default_factory=dict)
     load_source: Callable[[str], Method] = field(default=_no_source)
+    load_data: Callable[[str], DataModule] = field(default=_no_source)
+    sizes: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 class Method(nn.Module):
@@ -82,6 +89,11 @@ class Method(nn.Module):
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
     needs_backbone_gradient: bool = True
     """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""
+    asks_inside: bool = False
+    """Does it run parts of blocks by itself (VQT's queries)? Blocks must then all be on the device."""
+    held: frozenset[str] = frozenset()
+    """Names of the frozen copies that `hold` keeps; `changing` ones of them are written into checkpoints."""
+    changing: frozenset[str] = frozenset()
 
     def __init__(self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True) -> None:
         super().__init__()
@@ -102,7 +114,20 @@ class Method(nn.Module):
         super().train(mode)
         if mode and not self.backbone_dropout:
             self.backbone.model.eval()
+        for name in self.held:
+            self.get_submodule(name).eval()
         return self
+
+    def hold(self, name: str, model: nn.Module, *, changes: bool = False) -> None:
+        """Keep a whole model beside the trained one as `self.NAME` (teacher, initial, anchor, average): frozen, in
+        eval mode, counted by the memory plan, neither shipped nor exported.
+
+        Args:
+            changes: the method itself changes it while it trains (an average), so a resumed run needs it.
+        """
+        self.add_module(name, model.requires_grad_(False).eval())
+        self.held |= {name}
+        self.changing |= {name} if changes else set()
 
     def shipped(self) -> dict[str, Tensor]:
         """The tensors that a finished run stores and exports: all trained parameters and all persistent buffers.
@@ -112,7 +137,7 @@ class Method(nn.Module):
         """
         state = self.state_dict()
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        buffers = {name for name, _ in self.named_buffers() if name in state}
+        buffers = {name for name, _ in self.named_buffers() if name in state and name.split(".")[0] not in self.held}
         return {name: state[name] for name in sorted(trained | buffers)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -125,8 +150,31 @@ class Method(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad and id(p) not in head)
 
     # ---- before and after training
+    def take_sources(self, load_source: Callable[[str], Method]) -> None:
+        """Keep the models of source runs that training looks at (`self.hold("teacher", load_source("teacher"))`).
+
+        Called before `prepare`, in a resumed run too; by the memory plan with models of the same shapes on meta. It is
+        not called when a finished run's model is loaded: what is used or exported then does without them.
+        """
+
     def prepare(self, context: Context) -> None:
         """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring)."""
+
+    def resume(self, context: Context) -> None:
+        """Called instead of `prepare` where a run goes on from a checkpoint: take hold of the data, work nothing."""
+
+    def schedule(self, optimizer: Mapping[str, Any], epoch_steps: int) -> Callable[[int], float] | None:
+        """The method's own factor of the learning rate at step 0, 1, ...; None: what `optimizer.schedule` says.
+
+        Args:
+            optimizer: the composed `optimizer` node.
+            epoch_steps: optimizer steps of one epoch.
+        """
+        return None
+
+    def fresh_optimizer(self, step: int) -> bool:
+        """Do the optimizer's states begin anew after step number `step`? (continual learning: the next task)"""
+        return False
 
     def start_fit(self, total_steps: int) -> None:
         """Called before the first optimizer step with the number of steps there will be (rank and mask schedules)."""
@@ -138,6 +186,18 @@ class Method(nn.Module):
     def conclude(self, context: Context) -> dict[str, Any]:
         """Results beyond those of the test: into `result.json` under `extra`; its `metrics` join the run's own."""
         return {}
+
+    def fold(self) -> None:
+        """Fold what was trained beside the backbone's own weights into them; methods that train only these need not.
+
+        What cannot be folded stays where it is: whoever asks sees that from what is left to ship.
+        """
+
+    def keeps_head(self, before: Task) -> bool:
+        """Does the head that an earlier stage made for the task `before` go on? Where the label set is the same."""
+        return (before.form, before.num_labels, before.label_names) == (
+            self.task.form, self.task.num_labels, self.task.label_names,
+        )  # fmt: skip
 
     def export(self, folder: Path) -> bool:
         """Write the model in another library's adapter format (peft); False where it has none of its own."""

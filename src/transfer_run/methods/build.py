@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.storage import check_storage
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
@@ -58,7 +59,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
         config: the `method` node as plain containers: `name`, `about`, and the keyword arguments of the class.
 
     Raises:
-        UserError: the method is not defined on this family of backbones.
+        UserError: the method is not defined on this family of backbones, or not on one that is kept like this.
     """
     about = config["about"]
     families = about.get("backbones")
@@ -71,4 +72,5 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
         )
     settings = method_settings(config)
     method: Method = method_class(about["target"])(backbone, task, **settings)
+    check_storage(method, backbone)
     return method

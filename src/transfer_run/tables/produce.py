@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transfer_run.errors import RunFailed, UserError
+from transfer_run.errors import UserError
 from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import identity
+from transfer_run.tables.figures import NoFigure, ask
 from transfer_run.tables.spec import Column, Row, TableSpec
+
+NEEDS_RUN = "needs --source run"
+NOT_OURS = "not produced by a run"
+SMOKE = "smoke scale"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the contract: the paper's figure and ours, or why there is none."""
+    """A cell of the contract: the paper's figure and ours, or why there is none.
+
+    Attributes:
+        paper_source: `recalled` where the paper's figure is from memory, `derived` where it is a mean of those printed.
+        counter: what the paper's memory figure counts, where the table says so.
+        compared: does the cell count in the summary of differences?
+    """
 
     row: str
     column: str
@@ -29,84 +38,150 @@ class Cell:
     identity: str | None
     note: str = ""
     paper_source: str = ""
+    counter: str = ""
+    compared: bool = True
 
     def to_json(self) -> dict[str, Any]:
+        """The contract's keys, and the others where they say something."""
         content = asdict(self)
-        if not self.paper_source:
-            del content["paper_source"]
+        for name, default in (("paper_source", ""), ("counter", ""), ("compared", True)):
+            if content[name] == default:
+                del content[name]
         return content
 
+    @property
+    def difference(self) -> float | None:
+        """Ours over the paper's, less one; None where one is missing, or the scale is not the paper's."""
+        if not self.paper or self.ours is None or SMOKE in self.note:
+            return None
+        return self.ours / self.paper - 1
 
-def produce(spec: TableSpec, source: str, scale: str, say: Callable[[str], None] = print) -> list[Cell]:
+
+def produce(
+    spec: TableSpec, source: str, scale: str, say: Callable[[str], None] = print, extra: Sequence[str] = ()
+) -> list[Cell]:
     """All cells of a table, row by row.
 
     Args:
         source: `plan` (memory and parameters without GPU, data or download), `run` (carries out what is missing), or
             `recorded` (what an earlier `run` left under tests/recorded/tables).
         scale: `paper`, or `smoke`: the same code on embedded data and tiny backbones.
+        say: hears of every cell before it is made.
+        extra: words that win over the table's in every cell, e.g. `output_dir=FOLDER`.
 
     Raises:
         UserError: nothing has been recorded of this table.
     """
     if source == "recorded":
-        return _recorded(spec)
+        return recorded(spec)
     cells = []
     for row in spec.rows:
-        for column in spec.columns:
+        ours: dict[str, Cell] = {}
+        for column in sorted(spec.columns, key=lambda column: column.origin == "mean"):  # means come last,
             say(f"{spec.name}: {row.name}, {column.label}")
-            cells.append(_cell(spec, row, column, source, scale))
+            ours[column.name] = _cell(spec, row, column, source, scale, extra, ours)
+        cells += [ours[column.name] for column in spec.columns]  # but stand where the paper has them
     return cells
 
 
-def _cell(spec: TableSpec, row: Row, column: Column, source: str, scale: str) -> Cell:
-    paper = row.paper.get(column.name)
-    recalled = "recalled" if paper is not None and (column.recalled or column.name in row.recalled) else ""
-    ours, mark, note = _ours(spec, row, column, source, scale)
-    notes = "; ".join(
-        n for n in (note, row.note, column.note, "smoke scale" if ours is not None and scale == "smoke" else "") if n
+def _cell(
+    spec: TableSpec, row: Row, column: Column, source: str, scale: str, extra: Sequence[str], others: Mapping[str, Cell]
+) -> Cell:
+    paper, paper_source = _printed(row, column, others)
+    divide = row.divide if row.divide is not None and column.origin == "plan" else column.divide
+    figure, mark, origin, why = _ours(spec, row, column, source, scale, extra, others)
+    smoke = SMOKE if figure is not None and scale == "smoke" else ""
+    notes = "; ".join(dict.fromkeys(note for note in (why, row.note, column.note, smoke) if note))
+    return Cell(
+        row.name,
+        column.name,
+        row.unit if row.unit and column.origin == "plan" else column.unit,
+        paper,
+        None if figure is None else figure / divide,
+        origin,
+        mark,
+        notes,
+        paper_source,
+        row.counter,
+        row.compared,
     )
-    return Cell(row.name, column.name, column.unit, paper, ours, source, mark, notes, recalled)
 
 
-def _ours(spec: TableSpec, row: Row, column: Column, source: str, scale: str) -> tuple[float | None, str | None, str]:
-    """Our figure, the identity of its run, and why there is none."""
+def _printed(row: Row, column: Column, others: Mapping[str, Cell]) -> tuple[float | None, str]:
+    """The paper's figure and where it is from: read (nothing is said), recalled, or derived from what it prints."""
+    paper = row.paper.get(column.name)
+    if paper is not None:
+        return paper, "recalled" if column.recalled or column.name in row.recalled else ""
+    parts = [others[name] for name in column.of] if column.derived else []
+    if not parts or any(cell.paper is None for cell in parts):
+        return None, ""
+    recalled = any(cell.paper_source == "recalled" for cell in parts)
+    return round(statistics.fmean(cell.paper or 0.0 for cell in parts), 2), "recalled" if recalled else "derived"
+
+
+def _ours(
+    spec: TableSpec, row: Row, column: Column, source: str, scale: str, extra: Sequence[str], others: Mapping[str, Cell]
+) -> tuple[float | None, str | None, str, str]:
+    """Our figure, the identity of its run, where it comes from, and why there is none."""
     if column.origin == "none":
-        return None, None, "not produced by a run"
+        return None, None, source, NOT_OURS
     if row.words is None:
-        return None, None, row.note or "no run of this project produces it"
+        return None, None, source, row.note or NOT_OURS
     if column.origin == "run" and source == "plan":
-        return None, None, "needs --source run"
-    words = tuple(spec.cell_words(row, column, scale))
+        return None, None, source, NEEDS_RUN
+    if column.origin == "mean":
+        return _mean(column, source, others)
+    if scale == "smoke" and not spec.smoke:
+        return None, None, source, "this table has no smoke scale"
+    words = [*spec.cell_words(row, column, scale), *extra]
+    seeds = [f"seed={seed}" for seed in spec.seeds] if column.origin == "run" else []
     try:
-        produced, mark = _planned(words) if column.origin == "plan" and source == "plan" else _carried_out(words)
-    except (UserError, RunFailed) as error:
-        return None, None, str(error).splitlines()[0]
-    value: Any = produced
-    for key in column.value.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return None, mark, f"the result has no {column.value}"
-        value = value[key]
-    return float(value) / column.divide, mark, ""
+        answers = [ask((*words, *seed), column.value, source) for seed in _repeated(seeds, scale)]
+    except Exception as error:  # whatever breaks a cell is told in its place; the other cells go on
+        return None, None, source, _reason(error)
+    combine = statistics.median if spec.statistic == "median" else statistics.fmean
+    return combine([figure for figure, _, _ in answers]), answers[0][1], answers[0][2], ""
 
 
-@cache
-def _planned(words: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    from transfer_run.experiment.plan import plan_run
-
-    cfg = compose(list(words))
-    plan = plan_run(cfg)
-    return {"memory": plan.memory, "parameters": plan.parameters}, identity(cfg)
+def _repeated(seeds: Sequence[str], scale: str) -> list[tuple[str, ...]]:
+    """The words of each repetition; at smoke scale one is enough."""
+    if not seeds:
+        return [()]
+    return [(seeds[0],)] if scale == "smoke" else [(seed,) for seed in seeds]
 
 
-@cache
-def _carried_out(words: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    from transfer_run.experiment.record import read_result
-    from transfer_run.experiment.run import carry_out
+def _mean(column: Column, source: str, others: Mapping[str, Cell]) -> tuple[float | None, str | None, str, str]:
+    figures = [others[name].ours for name in column.of]
+    missing = [name for name, figure in zip(column.of, figures, strict=True) if figure is None]
+    if missing:
+        note = NEEDS_RUN if source == "plan" else f"a mean that lacks {', '.join(missing)}"
+        return None, None, source, note
+    return statistics.fmean(figure for figure in figures if figure is not None), None, source, ""
 
-    cfg = compose(list(words))
-    result = read_result(carry_out(cfg, chain=("table",)))
-    assert result is not None
-    return result, result["identity"]
+
+def _reason(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace("; ", ", ")
+    return line if isinstance(error, UserError | NoFigure) else f"{type(error).__name__}: {line}"
+
+
+def summary(spec: TableSpec, cells: Sequence[Cell]) -> list[str]:
+    """For each planned column with two or more comparable points: median and worst difference to the paper."""
+    lines = []
+    for column in spec.columns:
+        points = [
+            (difference, cell)
+            for cell in cells
+            if cell.column == column.name and cell.compared and (difference := cell.difference) is not None
+        ]
+        if column.origin != "plan" or len(points) < 2:
+            continue
+        median = statistics.median(abs(difference) for difference, _ in points)
+        worst, where = max(points, key=lambda point: abs(point[0]))
+        lines.append(
+            f"{column.label}: median difference {100 * median:.1f} %, worst {100 * worst:+.1f} % ({where.row}), "
+            f"over {len(points)} comparable points"
+        )
+    return lines
 
 
 def recorded_file(name: str) -> Path:
@@ -114,7 +189,12 @@ def recorded_file(name: str) -> Path:
     return registry.config_root().parent / "tests" / "recorded" / "tables" / f"{name.replace('/', '_')}.json"
 
 
-def _recorded(spec: TableSpec) -> list[Cell]:
+def recorded(spec: TableSpec) -> list[Cell]:
+    """The recorded cells of a table.
+
+    Raises:
+        UserError: nothing has been recorded of it.
+    """
     path = recorded_file(spec.name)
     if not path.is_file():
         raise UserError(

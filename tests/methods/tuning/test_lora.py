@@ -31,7 +31,7 @@ def test_merged_equals_unmerged_and_is_the_plain_model(key: str, build: Make, ta
     perturb(lora)
     with torch.no_grad():
         before = lora(data)
-        lora.merge()
+        lora.fold()
         torch.testing.assert_close(lora(data), before, rtol=1e-9, atol=1e-9)  # check 8
     assert dict(lora.backbone.model.named_modules()).keys() == plain
 

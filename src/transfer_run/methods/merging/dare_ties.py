@@ -64,7 +64,7 @@ class DareTies(TaskVectorMerging):
             max_shard_bytes=max_shard_bytes,
         )  # fmt: skip
         self.drop_rate, self.weights = drop_rate, weights
-        self.resolve, self.merge = resolve, merge
+        self.resolve, self.elect_merge = resolve, merge
 
     def rule(self, scale: float | None, seed: int) -> DareTiesRule:
-        return DareTiesRule(Drop(self.drop_rate, seed), scale, self.resolve, self.merge, self.weights)
+        return DareTiesRule(Drop(self.drop_rate, seed), scale, self.resolve, self.elect_merge, self.weights)

@@ -195,7 +195,7 @@ class Ties(TaskVectorMerging):
             max_shard_bytes=max_shard_bytes,
         )  # fmt: skip
         self.keep, self.scope, self.threshold = keep, scope, threshold
-        self.resolve, self.merge, self.weights = resolve, merge, weights
+        self.resolve, self.elect_merge, self.weights = resolve, merge, weights
 
     def rule(self, scale: float | None, seed: int) -> TiesRule:
-        return TiesRule(scale, self.keep, self.scope, self.threshold, self.resolve, self.merge, self.weights)
+        return TiesRule(scale, self.keep, self.scope, self.threshold, self.resolve, self.elect_merge, self.weights)

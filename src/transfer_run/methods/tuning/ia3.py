@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.inject import inject, peft_config
-from transfer_run.methods.tuning.places import Layers, out_features, places
+from transfer_run.methods.tuning.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.places import Layers, Place, out_features, places, third_of
 
 
 class FusedScale(nn.Module):
@@ -34,6 +36,19 @@ class FusedScale(nn.Module):
         for key, scale in self.ia3_l.items():
             pieces[int(key)] = pieces[int(key)] * scale
         return torch.cat(pieces, -1)
+
+    @torch.no_grad()
+    def merge(self) -> nn.Module:
+        """The projection with its rows rescaled."""
+        width = out_features(self.base_layer)
+        for key, scale in self.ia3_l.items():
+            columns = third_of(Place("", 0, "", "", int(key)), width)
+            for tensor in self.base_layer.parameters():
+                if isinstance(self.base_layer, Conv1D) or tensor.ndim == 1:
+                    tensor[..., columns] *= scale
+                else:
+                    tensor[columns] *= scale[:, None]
+        return self.base_layer
 
 
 class IA3(Method):
@@ -61,3 +76,13 @@ class IA3(Method):
                 fused[place.path].append(place.third)
         for path, thirds in fused.items():
             backbone.set_submodule(path, FusedScale(backbone.get_submodule(path), thirds))
+
+    def fold(self) -> None:
+        for path, module in list(self.backbone.named_modules()):
+            if isinstance(module, FusedScale):
+                self.backbone.set_submodule(path, module.merge())
+        unload(self.backbone)
+
+    def export(self, folder: Path) -> bool:
+        """As peft does, but for thirds of a fused projection, which it has no form for."""
+        return save_peft(self.backbone, folder)

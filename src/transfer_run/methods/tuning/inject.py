@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError, nearest_names
 
 ADAPTER = "default"
@@ -66,10 +71,69 @@ def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
-            return tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
+            tuner: BaseTuner = tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"peft's {type(config).__name__} does not fit {backbone.config.get('name')}: {error}",
                 where="method.settings, method.targets, backbone",
                 remedy="change the settings, or choose another backbone (most tuners refuse GPT-2's Conv1D)",
             ) from error
+    for parameter in backbone.model.parameters() if backbone.narrow else ():
+        if parameter.requires_grad:  # peft gives its layers the frozen weights' type; what is trained is float32
+            parameter.data = parameter.data.float()
+    return tuner
+
+
+def unload(backbone: Backbone) -> None:
+    """Fold what peft's layers learned into the weights: the backbone's model is the library's plain model again.
+
+    Raises:
+        ValueError, NotImplementedError: from peft, of a tuner whose layers are no change of the weights.
+    """
+    for path, module in list(backbone.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            backbone.set_submodule(path, module.get_base_layer())
+
+
+def save_peft(
+    backbone: Backbone, folder: Path, *, shared: nn.ModuleDict | None = None, settings: Mapping[str, Any] | None = None
+) -> bool:
+    """Write what peft's layers learned as peft does: adapter_config.json and adapter_model.safetensors.
+
+    `peft.PeftModel.from_pretrained(model, folder)` loads it onto the library's own model.
+
+    Args:
+        shared: what the layers share, as the method keeps it.
+        settings: of peft's config, where the adapter holds more than was injected.
+
+    Returns:
+        False where the model is not a plain one with peft's layers in it, or peft would not keep all that was trained:
+        nothing is written.
+    """
+    configs = getattr(backbone.model, "peft_config", None)
+    if not configs:
+        return False
+    config = copy.deepcopy(configs[ADAPTER])
+    for name, value in (settings or {}).items():
+        setattr(config, name, value)
+    plain = build_backbone(backbone.config, weights=False).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel(plain, config, ADAPTER)
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in backbone.model.state_dict().items()}
+        tensors |= {f"base_model.{name}": tensor for name, tensor in (shared or nn.ModuleDict()).state_dict().items()}
+        state = model.state_dict()
+        if state.keys() != tensors.keys() or any(state[n].shape != tensors[n].shape for n in state):
+            return False
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                state[name].copy_(tensor)
+        kept = peft.get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
+        if any(f"base_model.model.{name}" not in kept for name in trained if ADAPTER not in name.split(".")):
+            return False  # peft keeps no tables of relative position biases, which `bias=all` trains
+        model.peft_config[ADAPTER].base_model_name_or_path = None
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card without any content
+    return True

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +23,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.biases import add_zero_biases
-from transfer_run.methods.tuning.inject import inject, peft_config
+from transfer_run.methods.tuning.inject import inject, peft_config, save_peft, unload
 from transfer_run.methods.tuning.places import Layers, Place, in_features, out_features, places, third_of
 
 
@@ -98,6 +98,7 @@ class LoRA(Method):
         add_biases: bool = False,
     ) -> None:
         super().__init__(backbone, task)
+        self.bias = bias
         if add_biases:
             language_head = task.form in ("text_to_text", "language_modeling")
             add_zero_biases(backbone, language_head=language_head, layers=layers)
@@ -118,11 +119,13 @@ class LoRA(Method):
             for name, parameter in backbone.model.named_parameters():
                 parameter.requires_grad_(parameter.requires_grad or ("bias" in name and id(parameter) not in idle))
 
-    def merge(self) -> None:
+    def fold(self) -> None:
         """Fold the changes into the weights: the backbone's model is the library's plain model again."""
         for path, module in list(self.backbone.named_modules()):
             if isinstance(module, FusedLora):
                 self.backbone.set_submodule(path, module.merge())
-            elif isinstance(module, LoraLayer):
-                module.merge()
-                self.backbone.set_submodule(path, module.get_base_layer())
+        unload(self.backbone)
+
+    def export(self, folder: Path) -> bool:
+        """As peft does, but for thirds of a fused projection, which it has no form for."""
+        return save_peft(self.backbone, folder, settings={"bias": self.bias})

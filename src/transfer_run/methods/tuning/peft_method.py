@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.inject import inject, peft_config
+from transfer_run.methods.tuning.inject import inject, peft_config, save_peft, unload
 from transfer_run.methods.tuning.places import Layers, norms, places
 
 
@@ -49,3 +50,10 @@ class PeftMethod(Method):
         # Some tuners keep what their layers share (vector banks, random bases) beside the model.
         shared = {name: child for name, child in self._tuner[0].named_children() if name != "model"}
         self.shared = nn.ModuleDict(shared)
+
+    def fold(self) -> None:
+        unload(self.backbone)
+        self.shared = nn.ModuleDict()
+
+    def export(self, folder: Path) -> bool:
+        return save_peft(self.backbone, folder, shared=self.shared)

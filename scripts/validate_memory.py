@@ -1,0 +1,303 @@
+"""Measure the peak memory of training steps on a GPU and compare it with the plan of the same words.
+
+    python scripts/validate_memory.py                     on CUDA: one JSON, a table, a picture; some minutes
+    python scripts/validate_memory.py --list              the configurations with their plans; no GPU needed
+    python scripts/validate_memory.py --device cpu --tiny the same code on tiny backbones, measured by the tracker
+
+Weights are random, batches are made up, nothing is read from the network. Exit code 2: there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TEXT, TEXT_TO_TEXT, IMAGES = "dataset=glue/rte dataset.answers=head", "dataset=glue/rte", "dataset=vtab/cifar100"
+PAIRS = (
+    ("t5-base", TEXT_TO_TEXT, (8, 16, 32), ("lst", "unipt", "sherl", "lora", "adapter", "full")),
+    ("t5-large", TEXT_TO_TEXT, (4, 8, 16), ("lst", "unipt", "sherl", "lora", "adapter")),
+    ("bert-base-uncased", TEXT, (8, 16, 32), ("lst", "unipt", "sherl", "lora", "adapter", "full")),
+    ("vit_base_patch16_224", IMAGES, (16, 32, 64), ("lst", "unipt", "sherl", "hst", "vqt", "lora", "adapter", "full")),
+    ("openai/clip-vit-base-patch32", IMAGES, (32, 64, 128), ("unipt", "sherl", "hst", "vqt", "lora", "full")),
+)
+"""Backbone, data, three batch sizes, methods."""
+TINY = {
+    "t5-base": "backbone=t5_tiny dataset=python_docs dataset.answers=digits",
+    "t5-large": "backbone=t5_tiny dataset=python_docs dataset.answers=names",
+    "bert-base-uncased": "backbone=bert_tiny dataset=python_docs",
+    "vit_base_patch16_224": "backbone=vit_tiny dataset=digits",
+    "openai/clip-vit-base-patch32": "backbone=clip_tiny dataset=digits",
+}
+PRECISIONS = ("32-true", "bf16-mixed")
+STEPS = 3
+"""Optimizer states exist from the second step on, kept blocks have settled by the third."""
+
+
+@dataclass
+class Point:
+    """One configuration: what the plan says and what was measured, in bytes, as a whole and by phase."""
+
+    words: list[str]
+    predicted: int
+    predicted_phases: dict[str, int]
+    measured: int | None = None
+    measured_phases: dict[str, int] | None = None
+    difference: float | None = None
+    error: str = ""
+
+
+def configurations(tiny: bool = False) -> Iterator[list[str]]:
+    """Words of every configuration: each method and backbone once in each precision, the batch sizes taking turns."""
+    turn = 0
+    for backbone, data, batches, methods in PAIRS:
+        for method in methods:
+            for precision, batch in zip(PRECISIONS, (batches[turn % 3], batches[(turn + 1) % 3]), strict=True):
+                place = TINY[backbone] if tiny else f"backbone={backbone} {data}"
+                size = max(2, batch // 8) if tiny else batch
+                yield [f"method={method}", *place.split(), f"dataset.batch_size={size}",
+                       f"hardware.precision={precision}", "backbone.weights=random", "plan.profile=modern"]  # fmt: skip
+            turn += 1
+
+
+def measure(words: Sequence[str], device: str) -> dict[str, Any]:
+    """Train `STEPS` steps and predict once on `device`, as the runner does; the memory node of the last step."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from transfer_run.backbones.load import family_class
+    from transfer_run.data.load import batch_spec, build_task
+    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.optimization import build_optimizer
+    from transfer_run.methods.build import build_method
+
+    config: dict[str, Any] = OmegaConf.to_container(compose(list(words)), resolve=True)  # type: ignore[assignment]
+    torch.manual_seed(0)
+    with torch.device(device):
+        backbone = family_class(config["backbone"]["family"]).from_architecture(config["backbone"])
+        method = build_method(config["method"], backbone, build_task(config["dataset"], config["backbone"]))
+        spec = batch_spec(config["dataset"], config["backbone"], config["dataset"]["batch_size"])
+        batch = {name: _made_up(name, *entry) for name, entry in spec.items()}
+    method.to(device)
+    optimizer = build_optimizer(method.parameter_groups(), config["optimizer"]) if method.trains else None
+    return _steps(method, optimizer, batch, config, device)
+
+
+def _made_up(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A tensor of a batch: everything is attended to, tokens and labels are 0 or 1, pixels are random."""
+    import torch
+
+    if dtype.is_floating_point:
+        return torch.randn(shape, dtype=dtype)
+    return torch.ones(shape, dtype=dtype) if "mask" in name else torch.randint(0, 2, shape).to(dtype)
+
+
+def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], device: str) -> dict[str, Any]:
+    import torch
+
+    from transfer_run.memory.gauges import CudaGauge, Gauge, TrackerGauge
+
+    half = config["hardware"]["precision"] == "bf16-mixed"
+
+    def autocast() -> Any:
+        return torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
+
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    gauge: Gauge | None = None
+    for step in range(STEPS if optimizer is not None else 0):
+        method.train()
+        if step == STEPS - 1:
+            gauge = CudaGauge(method) if device == "cuda" else TrackerGauge(method)
+            gauge.open("forward", batch.values(), [optimizer])
+        with autocast():
+            loss = method.training_loss(batch)
+        if gauge:
+            gauge.mark("backward")
+        loss.backward()
+        if gauge:
+            gauge.mark("step")
+        torch.nn.utils.clip_grad_norm_(parameters, config["trainer"]["gradient_clip"])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        del loss
+    assert gauge is not None
+    gauge.close()
+    gauge.open("evaluation", batch.values(), [optimizer])
+    method.eval()
+    with torch.inference_mode(), autocast():
+        method.predict(batch)
+    gauge.close()
+    return gauge.report().as_dict(gauge.source)
+
+
+def plan(words: Sequence[str], device: str) -> Point:
+    """The configuration with its plan alone."""
+    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.plan import plan_run
+
+    memory = plan_run(compose(list(words)), target="cuda" if device == "cuda" else "cpu").memory
+    return Point(list(words), memory["peak"], _phases(memory))
+
+
+def _phases(memory: dict[str, Any]) -> dict[str, int]:
+    wanted = ("forward", "backward", "step", "evaluation")
+    return {name: memory["phases"][name]["peak"] for name in wanted if name in memory["phases"]}
+
+
+def compare(words: Sequence[str], device: str) -> Point:
+    """The configuration planned and measured; what breaks it stands in `error`."""
+    point = plan(words, device)
+    _clean(device)
+    before = _allocated(device)
+    try:
+        memory = measure(words, device)
+    except Exception as error:  # one configuration too large, or broken, is no reason to lose the others
+        point.error = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return point
+    point.measured_phases = {name: peak - before for name, peak in _phases(memory).items()}
+    point.measured = max(point.measured_phases.values())
+    point.difference = point.predicted / point.measured - 1
+    return point
+
+
+def _clean(device: str) -> None:
+    """Let go of the configuration before, its cuBLAS workspaces included: every one begins as a new process would."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def _allocated(device: str) -> int:
+    import torch
+
+    return int(torch.cuda.memory_allocated()) if device == "cuda" else 0
+
+
+def summary(points: Sequence[Point]) -> dict[str, Any]:
+    """Median and worst absolute difference of the measured points."""
+    measured = [point for point in points if point.difference is not None]
+    if not measured:
+        return {"points": 0}
+    worst = max(measured, key=lambda point: abs(point.difference or 0.0))
+    return {
+        "points": len(measured),
+        "median": statistics.median(abs(point.difference or 0.0) for point in measured),
+        "worst": worst.difference,
+        "worst_words": worst.words,
+    }
+
+
+def line(point: Point) -> str:
+    """One configuration in one line, amounts in MiB."""
+    name = " ".join(word.split("=")[1] for word in point.words if word.split("=")[0] in
+                    ("method", "backbone", "dataset.batch_size", "hardware.precision"))  # fmt: skip
+    text = f"{name:58} plan {point.predicted / 2**20:9.1f} MiB"
+    if point.measured is not None and point.difference is not None:
+        text += f"   measured {point.measured / 2**20:9.1f} MiB   {100 * point.difference:+6.1f} %"
+    return text + (f"   {point.error}" if point.error else "")
+
+
+def picture(points: Sequence[Point], path: Path) -> None:
+    """Predicted against measured, a colour for each backbone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 6))
+    backbones = list(dict.fromkeys(_word(point, "backbone") for point in points))
+    for backbone in backbones:
+        here = [point for point in points if _word(point, "backbone") == backbone and point.measured]
+        x, y = [p.measured / 2**30 for p in here if p.measured], [p.predicted / 2**30 for p in here]
+        axis.scatter(x, y, s=26, alpha=0.8, label=backbone)
+    low, high = axis.get_xlim()
+    axis.plot([max(low, 0), high], [max(low, 0), high], color="0.6", linewidth=1, zorder=0)
+    axis.set(
+        xlabel="measured peak, GiB", ylabel="predicted peak, GiB", title="training memory: plan against measurement"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _word(point: Point, key: str) -> str:
+    return next(word.partition("=")[2] for word in point.words if word.startswith(f"{key}="))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code: 0 all measured, 1 some broke, 2 no CUDA device."""
+    import torch
+
+    flags = _read(arguments)
+    every = list(configurations(flags.tiny))
+    chosen = [words for words in every if all(part in " ".join(words) for part in flags.only)][: flags.first]
+    if flags.list:
+        for words in chosen:
+            print(line(plan(words, flags.device)), flush=True)
+        return 0
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        print(f"There is no CUDA device: none of {len(chosen)} configurations was measured. --list shows their plans, "
+              "--device cpu --tiny runs the same code on tiny backbones.", file=sys.stderr)  # fmt: skip
+        return 2
+    begin, points = time.perf_counter(), []
+    for words in chosen:
+        points.append(compare(words, flags.device))
+        print(line(points[-1]), flush=True)
+        if time.perf_counter() - begin > 60 * flags.minutes:
+            print(f"stopped after {flags.minutes} minutes: {len(points)} of {len(chosen)}", file=sys.stderr)
+            break
+    _record(points, flags, time.perf_counter() - begin)
+    return 1 if any(point.error for point in points) else 0
+
+
+def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float) -> None:
+    from transfer_run.experiment.record import environment, write_json
+
+    found = summary(points)
+    out = Path(flags.out)
+    content = {
+        "schema": 1,
+        "unit": "bytes",
+        "device": flags.device,
+        "tiny": flags.tiny,
+        "seconds": round(seconds, 1),
+        "environment": environment(),
+        "summary": found,
+        "points": [asdict(point) for point in points],
+    }
+    write_json(out, content)
+    if found["points"]:
+        picture(points, out.with_suffix(".png"))
+        print(f"{found['points']} points: median difference {100 * found['median']:.1f} %, "
+              f"worst {100 * found['worst']:+.1f} % ({' '.join(found['worst_words'][:3])})")  # fmt: skip
+    print(f"{out} ({seconds:.0f} s)")
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the configurations with their plans")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny backbones and embedded data")
+    parser.add_argument(
+        "--only", action="append", default=[], help="part of the words, e.g. method=lst; may be repeated"
+    )
+    parser.add_argument("--first", type=int, default=None, help="so many configurations")
+    parser.add_argument("--minutes", type=float, default=9.5, help="begin no configuration after this time")
+    parser.add_argument("--out", default="outputs/validate_memory.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""`stages`: a list of runs, each of which goes on from the model of the one before it.
+
+    transfer-run method=full backbone=bert_tiny seed=1 'stages=[[dataset=A,trainer.max_epochs=1],[dataset=B]]'
+
+Every stage is a run of its own: the words of the command line, and over them those of the stage. The last stage is
+the run that the command asks for; the one before it is its source, named by `backbone.weights=stage:WORDS`, and so
+on down the list. A stage is a list of words, a mapping (`{dataset: A, trainer.max_epochs: 1}`) or one text of words.
+
+What a stage hands on: see `experiment/handover.py`. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transfer_run.errors import UserError
+
+KEY = "stages"
+STAGE = "stage:"
+"""`backbone.weights=stage:WORDS`: go on from that run's model, where `run:WORDS` takes its backbone alone."""
+
+OF_ONE_RUN = ("force", "dry_run", "export", "output_dir", "plan", "sweep", "hydra", KEY)
+"""Keys that the run asked for has for itself: earlier stages run where it runs, and are never forced."""
+
+_EXAMPLE = "stages=[[dataset=A,trainer.max_epochs=1],[dataset=B]]"
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+
+
+def stage_words(stages: Any) -> list[list[str]]:
+    """The words of each stage, from a config's `stages`.
+
+    Raises:
+        UserError: it is no list of stages.
+    """
+    if not isinstance(stages, list):
+        raise UserError(f"stages must be a list of runs, not {stages!r}.", where=KEY, remedy=_EXAMPLE)
+    return [_words(stage, number) for number, stage in enumerate(stages, 1)]
+
+
+def _words(stage: Any, number: int) -> list[str]:
+    if isinstance(stage, str):
+        words = shlex.split(stage)
+    elif isinstance(stage, Mapping):
+        words = list(_flat(stage))
+    elif isinstance(stage, list) and all(isinstance(word, str) for word in stage):
+        words = list(stage)
+    else:
+        raise UserError(f"Stage {number} is no list of words.", where=f"{KEY}: {stage}", remedy=_EXAMPLE)
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals and not key.startswith("~"):
+            raise UserError(f"{word!r} is not KEY=VALUE.", where=f"{KEY}, stage {number}", remedy=_EXAMPLE)
+        if _key(word).partition(".")[0] in OF_ONE_RUN:
+            raise UserError(
+                f"{_key(word)} cannot be set for one stage.",
+                where=f"{KEY}, stage {number}: {word}",
+                remedy=f"set it for all: put {word} beside stages",
+            )
+    return words
+
+
+def _flat(stage: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in stage.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{','.join(map(_written, value))}]" if isinstance(value, list) else str(value)
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def last_stage(words: Sequence[str], stages: Sequence[Sequence[str]]) -> list[str]:
+    """The words of the last stage's run: those that all share without what the stage says itself, then the stage's.
+
+    `stages` stays among them: it is the record of how the run came about, and no part of its identity.
+    """
+    own = {_key(word) for word in stages[-1]}
+    shared = [word for word in words if _key(word) not in {*own, KEY}]
+    return [*shared, *stages[-1], written(stages)]
+
+
+def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> str | None:
+    """`stage:WORDS`, the run before the last stage; None where there is none.
+
+    Raises:
+        UserError: a later stage names weights of its own.
+    """
+    if len(stages) < 2:
+        return None
+    for number, stage in enumerate(stages[1:], 2):
+        if any(_key(word) == "backbone.weights" for word in stage):
+            raise UserError(
+                f"Stage {number} names weights of its own, but it starts from the stage before it.",
+                where=f"{KEY}, stage {number}",
+                remedy="name them in the first stage, or beside stages",
+            )
+    shared = [word.lstrip("+") for word in words if _key(word).partition(".")[0] not in OF_ONE_RUN]
+    return STAGE + shlex.join([*shared, written(stages[:-1])])
+
+
+def start_from(values: dict[str, Any], weights: str) -> None:
+    """Put the stage before as the weights of a composed run, in place; its tokenizer stays that of the first weights.
+
+    Raises:
+        UserError: the run's method reads no weights.
+    """
+    method, backbone = values["method"], values["backbone"]
+    if not method.get("about", {}).get("pretrained", True) or values["dataset"].get("form") == "none":
+        what = f"method={method['name']}" if values["dataset"].get("form") != "none" else "dataset=none"
+        raise UserError(f"{what} does not go on from another stage.", where=KEY, remedy="make it the first stage")
+    first = str(backbone["weights"])
+    if not backbone.get("tokenizer"):
+        if first == "hub":
+            at = f"@{backbone['revision']}" if backbone.get("revision") else ""
+            backbone["tokenizer"] = f"{backbone['hub']}{at}"
+        elif first.partition(":")[0] not in ("random", "run", "stage"):
+            backbone["tokenizer"] = first
+    backbone["weights"] = weights
+
+
+def written(stages: Sequence[Sequence[str]]) -> str:
+    """`stages=[...]` as a word that Hydra reads."""
+    lists = (f"[{','.join(map(_quoted, stage))}]" for stage in stages)
+    return f"{KEY}=[{','.join(lists)}]"
+
+
+def readable(word: str) -> str:
+    """The word `stages=[[a=1,b=2],[c=3]]` with each inner word quoted, for Hydra's grammar knows no `=` in a list."""
+    name, _, value = word.partition("=")
+    stages = []
+    for stage in _split(value.strip()[1:-1]):
+        if stage.startswith("{"):
+            stages.append(stage)
+        elif stage.startswith("["):
+            stages.append(f"[{','.join(map(_quoted, _split(stage[1:-1])))}]")
+        else:
+            stages.append(_quoted(stage))
+    return f"{name}=[{','.join(stages)}]"
+
+
+def _quoted(word: str) -> str:
+    if word[:1] in ("'", '"') and word[-1:] == word[:1]:
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _split(text: str) -> list[str]:
+    """The parts of `text` between commas that stand outside of brackets and quotes."""
+    parts, open_, quote = [""], [], ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in _CLOSING:
+            open_.append(_CLOSING[character])
+        elif open_ and character == open_[-1]:
+            open_.pop()
+        if character == "," and not open_ and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,1 @@
+"""Continual learning: tasks one after another, without losing what was known before."""

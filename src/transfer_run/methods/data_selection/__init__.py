@@ -1,0 +1,1 @@
+"""Methods that choose which data a model learns from."""

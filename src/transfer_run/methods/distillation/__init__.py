@@ -1,0 +1,1 @@
+"""Methods that train a student against one or more frozen teachers."""

@@ -1,0 +1,140 @@
+"""AutoDistiller: which distillation pipeline suits this data set? Recommended from those that were run on others.
+
+    finished method=distiller runs ──> (pipeline, data, models) -> distillation ratio ──> regressor
+    all pipelines of the space, on this data set and these models ──> regressor ──> the best few, as words
+
+He et al., arXiv 2109.11105, section 5. The search itself is a sweep (`transfer-run -m experiment=distill_search`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.task import Task
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context, Method
+from transfer_run.methods.distillation.distiller import INTER, KD, MI
+from transfer_run.methods.distillation.experience import candidates, experiences
+from transfer_run.methods.distillation.predictor import Predictor, held_out
+from transfer_run.methods.distillation.record import data_facts, facts_of, source_scores
+
+SPACE: dict[str, Any] = {
+    "augment": ["none", "mixup"],
+    "inter": {"mapping": ["skip", "last", "none"], "loss": ["mse", "cos", "pkd", "mi"], "alpha": [0.1, 0.5, 0.9]},
+    "kd": {"soft": ["ce", "mse"]},
+}
+DEFAULTS = {"kd": KD, "inter": INTER, "mi": MI, "augment": "none"}
+FEWEST = 4
+"""Runs from which on a regressor is worth its name."""
+
+
+class AutoDistiller(Method):
+    """Reads finished runs, recommends pipelines for the run's data set, student (backbone) and teacher (source).
+
+    Args:
+        space: values to choose from, nested as the keys of method=distiller.
+        top: pipelines that are recommended.
+        runs: the folder below which finished runs are looked for; null: where this run's folder stands.
+        trees: of the random forest.
+    """
+
+    shape = "score"
+    trains = False
+    tests = False
+    needs_backbone_gradient = False
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        *,
+        space: Mapping[str, Any] = SPACE,
+        top: int = 3,
+        runs: str | None = None,
+        trees: int = 300,
+    ) -> None:
+        super().__init__(backbone, task, backbone_dropout=False)
+        self.freeze_backbone(head=False)
+        self.space, self.top, self.runs, self.trees = dict(space), top, runs, trees
+        self.results: dict[str, Any] = {}
+
+    def shipped(self) -> dict[str, Tensor]:
+        return {}
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The head's input (B, D): nothing is predicted here."""
+        return self.features(batch)
+
+    def prepare(self, context: Context) -> None:
+        """Fit the regressor, rank the space, say the words of the best.
+
+        Raises:
+            UserError: a source is missing, or too few runs have been carried out.
+        """
+        facts = self._facts(context)
+        root = Path(self.runs) if self.runs else next(p for p in context.folder.resolve().parents if p.name == "runs")
+        known = experiences(root)
+        if len(known) < FEWEST:
+            raise UserError(
+                f"{len(known)} distillations with a ratio have been carried out, and a recommendation needs {FEWEST}.",
+                where=f"method.runs: {root}",
+                remedy="transfer-run -m experiment=distill_search, or method=distiller runs with sources.baseline",
+            )
+        predictor = Predictor(self.trees, context.seed).fit(known)
+        options = candidates(self.space, DEFAULTS)
+        expected = predictor.predict([{**row, **facts} for _, row in options])
+        order = sorted(range(len(options)), key=lambda i: -expected[i])
+        ranked: list[dict[str, Any]] = [
+            {"settings": options[i][0], "expected_ratio": round(float(expected[i]), 4)} for i in order
+        ]
+        self.results = {
+            "runs": len(known),
+            "data_sets": sorted({run.dataset for run in known}),
+            "held_out": held_out(known, self.trees, context.seed),
+            "importance": {name: round(value, 4) for name, value in predictor.importance().items()},
+            "ranking": ranked,
+            "recommended": [_words(each["settings"]) for each in ranked[: self.top]],
+        }
+        self._show(context)
+
+    def _facts(self, context: Context) -> dict[str, float | str]:
+        for name in ("teacher", "baseline"):
+            if name not in context.sources:
+                raise UserError(
+                    f"A recommendation is for a teacher and beats a baseline; sources.{name} is not given.",
+                    where=f"sources.{name}",
+                    remedy=f"sources.{name}='method=full backbone=... dataset=...'",
+                )
+        sizes = facts_of(self.backbone, context.load_source("teacher").backbone, self.task)
+        scores = {f"{name}_score": value for name, value in source_scores(self.task, context).items()}
+        facts = {**sizes, **data_facts(context), **scores}
+        return {k: v if isinstance(v, str) else float(v) for k, v in facts.items()}
+
+    def _show(self, context: Context) -> None:
+        found, trust = self.results, self.results["held_out"]
+        rho = "not defined" if trust["spearman"] is None else f"{trust['spearman']:.2f}"
+        self.results["table"] = [
+            f"from {found['runs']} runs on {', '.join(found['data_sets'])}; by {trust['left_out']} left out: rank "
+            f"correlation {rho}, mean error of the ratio {trust['mean_error']:.2f}",
+            "what matters: "
+            + ", ".join(f"{name} {value:.2f}" for name, value in list(found["importance"].items())[:6]),
+            *(
+                f"{each['expected_ratio']:+.2f}  {words}"
+                for each, words in zip(found["ranking"], found["recommended"], strict=False)
+            ),
+            "to carry one out: this run's command with these words in the place of method=auto_distiller",
+        ]
+        for line in self.results["table"]:
+            context.log(line)
+
+    def conclude(self, context: Context) -> dict[str, Any]:
+        return self.results
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return " ".join(["method=distiller", *(f"method.{key}={value}" for key, value in settings.items())])

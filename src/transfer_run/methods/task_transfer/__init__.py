@@ -1,0 +1,1 @@
+"""Methods that learn a target task by way of other tasks."""

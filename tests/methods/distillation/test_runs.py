@@ -1,0 +1,273 @@
+"""Distillation through the runner: plan, teacher and student end to end, the ratio, AutoDistiller, its sweep."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from transfer_run.errors import Preempted, UserError
+from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.experiment.compose import Composer, compose
+from transfer_run.experiment.plan import parameter_counts, plan_run
+from transfer_run.experiment.run import carry_out
+from transfer_run.experiment.saved import load_model
+from transfer_run.experiment.sources import source_tree
+from transfer_run.experiment.words import parse
+from transfer_run.methods.distillation.experience import candidates, experiences, pipeline
+from transfer_run.methods.distillation.predictor import Predictor, held_out
+from transfer_run.methods.distillation.record import distillation_ratio
+from transfer_run.tables.spec import read
+
+from .models import bert
+
+QUIET = ["hardware=cpu", "trainer.progress=none", "profiler=none"]
+TEACHER = "method=full backbone=bert_tiny dataset=python_docs backbone.weights=random:1"
+STUDENT = ["backbone=bert_tiny", "dataset=python_docs", "backbone.architecture.num_hidden_layers=2"]
+
+
+def test_the_distillation_ratio() -> None:
+    assert distillation_ratio(0.9, 0.9, 0.8) == 1
+    assert distillation_ratio(0.8, 0.9, 0.8) == 0
+    assert distillation_ratio(0.90298, 0.91726, 0.89401) == pytest.approx(0.39, abs=0.005)
+    assert distillation_ratio(0.9, 0.8, 0.8) is None
+
+
+# ---- the plan
+def test_a_plan_knows_the_teacher_without_its_run() -> None:
+    words = ["method=distiller", *STUDENT, "method.inter.loss=mse", *QUIET]
+    plan = plan_run(compose([*words, f"sources.teacher={TEACHER}"]))
+    alone = plan_run(compose(["method=full", *STUDENT, *QUIET]))
+    teacher = parameter_counts(compose([*TEACHER.split(), *QUIET]))
+    extra = plan.parameters["total"] - alone.parameters["total"]
+    assert extra == teacher["total"]  # equal widths: nothing is projected
+    assert plan.parameters["trainable"] == alone.parameters["trainable"]
+    kinds, before = plan.memory["by_kind"], alone.memory["by_kind"]
+    assert kinds["parameters"] - before["parameters"] == pytest.approx(4 * extra, rel=0.02)
+    assert kinds["optimizer"] == pytest.approx(before["optimizer"], rel=0.02)  # none for the frozen teacher
+    narrow = parameter_counts(compose([*words, f"sources.teacher={TEACHER}", "backbone.architecture.hidden_size=64"]))
+    assert narrow["trainable"] == narrow["total"] - teacher["total"]
+    alone_and_narrow = parameter_counts(
+        compose(["method=full", *STUDENT, *QUIET, "backbone.architecture.hidden_size=64"])
+    )
+    assert narrow["trainable"] - alone_and_narrow["total"] == 3 * (64 * 128 + 128)  # the projections
+
+
+def test_without_a_teacher_there_is_one_clear_error() -> None:
+    with pytest.raises(UserError, match="needs a source 'teacher'"):
+        plan_run(compose(["method=distiller", *STUDENT, *QUIET]))
+
+
+@pytest.mark.parametrize(("mapping", "augment"), [("emd", "random"), ("skip", "mixup")])
+def test_plans_of_pipelines_whose_shapes_depend_on_chance(mapping: str, augment: str) -> None:
+    words = [f"method.inter.mapping={mapping}", f"method.augment={augment}", "method.inter.first_share=0.5"]
+    cfg = compose(["method=distiller", *STUDENT, f"sources.teacher={TEACHER}", *words, *QUIET])
+    assert plan_run(cfg).memory["peak"] > 0
+
+
+# ---- whole runs
+def result_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Path) -> None:
+    """Real images: a ViT of two blocks under one of six, beside the same student without a teacher."""
+    base = "dataset=digits backbone=vit_tiny trainer.max_epochs=6 optimizer.lr=2e-3"
+    words = ["method=distiller", *base.split(), "backbone.weights=random:0", "backbone.architecture.depth=2", *QUIET,
+             "method.kd.temperature=2", "method.inter.weight=0.1",
+             f"sources.teacher=method=full {base} backbone.weights=random:1",
+             f"sources.baseline=method=full {base} backbone.weights=random:0 backbone.architecture.depth=2",
+             f"output_dir={tmp_path}"]  # fmt: skip
+    folder = carry_out(compose(words))
+    result = result_of(folder)
+    assert len(list((tmp_path / "runs" / "digits").iterdir())) == 3
+    metrics, facts = result["metrics"], result["extra"]["distillation"]
+    assert metrics["test/accuracy"] > 0.35  # of five classes
+    gap = metrics["teacher/accuracy"] - metrics["baseline/accuracy"]
+    ratio = (metrics["test/accuracy"] - metrics["baseline/accuracy"]) / gap if gap else None
+    assert facts["ratio"] == pytest.approx(ratio, abs=1e-3)
+    assert facts["student_depth"] == 2
+    assert facts["teacher_depth"] == 6
+    assert facts["examples"] > 100
+    student = load_model(folder / "checkpoints" / "model")
+    assert result["parameters"]["total"] == sum(p.numel() for p in student.parameters())
+    assert {name.split(".")[0] for name, _ in student.named_parameters()} == {"backbone"}
+    tree = source_tree(compose([*words, "method.inter.loss=mse"]))
+    assert [(each.name, each.finished) for _, each in tree.walk()] == [
+        ("", False), ("teacher", True), ("baseline", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_interrupted_pipeline_goes_on_with_its_layer_weights_and_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is neither trained nor shipped comes back too: weights of the transport plan, steps of the first stage."""
+    words = ["method=distiller", *STUDENT, *QUIET, "trainer.max_steps=4", "method.augment=random",
+             "method.inter.mapping=emd", "method.inter.loss=mse", "method.inter.first_share=0.7",
+             f"sources.teacher={TEACHER} trainer.max_steps=2"]  # fmt: skip
+    whole = carry_out(compose([*words, f"output_dir={tmp_path / 'whole'}"]))
+    assert result_of(whole)["extra"]["distillation"]["mean_length"] > 5
+    ordinary = Checkpoints.on_train_batch_end
+
+    def stop_at_two(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 2 and trainer.lightning_module.method.held:
+            self._signal = 15
+        ordinary(self, trainer, *rest)
+
+    cfg = compose([*words, f"output_dir={tmp_path / 'broken'}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", stop_at_two)
+        with pytest.raises(Preempted):
+            carry_out(cfg)
+    saved = torch.load(next((tmp_path / "broken").rglob("distiller-*/checkpoints/last.ckpt")), weights_only=True)
+    assert float(saved["state_dict"]["method.steps_done"]) == 2
+    assert not any(".teacher." in name for name in saved["state_dict"])
+    files = [folder / "checkpoints" / "model" / "model.safetensors" for folder in (whole, carry_out(cfg))]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+# ---- AutoDistiller
+@cache
+def defaults() -> dict[str, Any]:
+    content: dict[str, Any] = OmegaConf.to_container(compose(["method=distiller", *STUDENT]).method)  # type: ignore[assignment]
+    return content
+
+
+def node(**changes: Any) -> dict[str, Any]:
+    """The `method` node with some keys of its groups changed."""
+    plain = copy.deepcopy(defaults())
+    for group, value in changes.items():
+        plain[group] = plain[group] | value if isinstance(value, dict) else value
+    return plain
+
+
+def test_a_pipeline_is_what_has_an_effect() -> None:
+    mse, mi = pipeline(node(inter={"loss": "mse"})), pipeline(node())
+    assert "inter.alpha" not in mse
+    assert "mi.critic" not in mse
+    assert mi["inter.alpha"] == 0.9
+    none = pipeline(node(inter={"mapping": "none", "loss": "mse"}))
+    assert none == pipeline(node(inter={"weight": 0.0}))
+    assert not any(key.startswith(("inter.", "mi.")) for key in none if key != "inter.mapping")
+    space = {"inter": {"mapping": ["skip", "none"], "loss": ["mse", "mi"], "alpha": [0.1, 0.9]}}
+    rows = [row for _, row in candidates(space, node())]
+    none_at_all = [settings for settings, row in candidates(space, node()) if row["inter.mapping"] == "none"]
+    assert none_at_all == [{"inter.mapping": "none"}]
+    assert len(rows) == 4  # skip with mse, skip with mi at two alphas, none
+
+
+def write_run(root: Path, number: int, dataset: str, ratio: float | None, **changes: Any) -> None:
+    folder = root / dataset / f"distiller-{number}"
+    folder.mkdir(parents=True)
+    facts = {"task": "classification", "labels": 3, "examples": 100.0 + number, "ratio": ratio}
+    result = {"method": "distiller", "status": "finished", "dataset": dataset, "extra": {"distillation": facts}}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"method": node(**changes)}), encoding="utf-8")
+
+
+def write_history(root: Path) -> None:
+    """Three data sets on which mi is worth 0.6 more than mse, and augmentation a little."""
+    number = 0
+    for base, dataset in enumerate(("a", "b", "c")):
+        for loss in ("mse", "cos", "mi"):
+            for augment in ("none", "mixup"):
+                ratio = 0.1 + 0.05 * base + 0.6 * (loss == "mi") + 0.1 * (augment == "mixup")
+                write_run(root, number, dataset, ratio, inter={"loss": loss}, augment=augment)
+                number += 1
+    write_run(root, number, "a", None)
+
+
+def test_the_regressor_finds_what_matters(tmp_path: Path) -> None:
+    write_history(tmp_path)
+    runs = experiences(tmp_path)
+    assert len(runs) == 18  # the one without a ratio is left out
+    predictor = Predictor(100, 0).fit(runs)
+    assert next(iter(predictor.importance())) in ("inter.loss", "inter.alpha", "mi.critic")
+    assert sum(predictor.importance().values()) == pytest.approx(1)
+    trust = held_out(runs, 100, 0)
+    assert trust["left_out"] == "data set"
+    assert trust["spearman"] > 0.7
+    assert trust["mean_error"] < 0.15
+    assert held_out([run for run in runs if run.dataset == "a"], 20, 0)["left_out"] == "run"
+    facts = {key: value for key, value in runs[0].row.items() if key in ("task", "labels", "examples")}
+    rows = [{**facts, **pipeline(node(inter={"loss": loss}))} for loss in ("mi", "mse")]
+    best, worst = predictor.predict(rows)
+    assert best > worst + 0.3
+
+
+@pytest.mark.slow
+def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
+    write_history(tmp_path / "history")
+    teacher = f"{TEACHER} trainer.max_steps=2"
+    words = ["method=auto_distiller", *STUDENT, *QUIET, f"output_dir={tmp_path / 'out'}", "method.trees=50",
+             f"method.runs={tmp_path / 'history'}", f"sources.teacher={teacher}"]  # fmt: skip
+    with pytest.raises(UserError, match=r"sources\.baseline"):
+        carry_out(compose(words))
+    words.append(f"sources.baseline={teacher} backbone.architecture.num_hidden_layers=2")
+    extra = result_of(carry_out(compose(words)))["extra"]
+    assert extra["runs"] == 18
+    assert extra["data_sets"] == ["a", "b", "c"]
+    assert extra["ranking"][0]["settings"]["inter.loss"] == "mi"
+    assert [each["expected_ratio"] for each in extra["ranking"]] == sorted(
+        (each["expected_ratio"] for each in extra["ranking"]), reverse=True
+    )
+    recommended = extra["recommended"]
+    assert len(recommended) == 3
+    for each in recommended:
+        cfg = compose([*each.split(), *words[1:5], f"sources.teacher={teacher}"])
+        assert cfg.method.name == "distiller"
+        assert cfg.method.inter.loss == "mi"
+    with pytest.raises(UserError, match="needs 4"):
+        carry_out(compose([*words, f"method.runs={tmp_path / 'out'}"]))
+
+
+def test_the_search_is_a_sweep() -> None:
+    composer = Composer()
+    content = yaml.safe_load(Path("configs/experiment/distill_search.yaml").read_text(encoding="utf-8"))
+    params = content["hydra"]["sweeper"]["params"]
+    jobs = composer.jobs(["experiment=distill_search", *(f"{key}={value}" for key, value in params.items())])
+    assert len(jobs) == 2 * 4 * 2
+    first, last = composer.compose(jobs[0]), composer.compose(jobs[-1])
+    assert (first.method.inter.loss, first.method.augment) == ("mse", "none")
+    assert (last.method.inter.mapping, last.method.inter.loss, last.method.augment) == ("last", "mi", "mixup")
+    assert set(first.sources) == {"teacher", "baseline"}
+    own = composer.normalise(["experiment=distill_search", "method.inter.loss=mse,ce,nst", "method.augment=none"])
+    master = composer.load(own, RunMode.MULTIRUN)
+    given = [*(f"{key}={value}" for key, value in master.hydra.sweeper.params.items()), *own]
+    batches = BasicSweeper.split_arguments([parse(word) for word in given], None)
+    assert len(batches[0]) == 2 * 3  # words of the command line replace the experiment's
+
+
+# ---- tables
+@pytest.mark.parametrize("name", ["distiller/autogluon_qnli", "distiller/objectives"])
+def test_the_words_of_every_cell_compose(name: str) -> None:
+    spec = read(name)
+    cells = [(row, "paper") for row in spec.rows] + [(spec.rows[-1], "smoke")]
+    for row, scale in cells:
+        cfg = compose(spec.cell_words(row, spec.columns[-1], scale))
+        assert cfg.method.name == "distiller"
+        assert set(cfg.sources) == {"teacher", "baseline"}
+        if row is spec.rows[-1]:  # all rows have the same
+            for words in cfg.sources.values():
+                compose(words.split())
+
+
+@pytest.mark.slow
+def test_the_tables_memory_can_be_planned() -> None:
+    spec = read("distiller/objectives")
+    row = next(row for row in spec.rows if row.name == "mi, alpha 0.9")
+    plan = plan_run(compose(spec.cell_words(row, spec.columns[-1], "paper")))
+    teacher = sum(p.numel() for p in bert(0, layers=1).parameters())  # far smaller than the one that is planned
+    assert plan.parameters["total"] - plan.parameters["trainable"] > 100e6 > teacher
+    assert plan.memory["peak"] > 2**30

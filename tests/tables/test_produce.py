@@ -1,0 +1,124 @@
+"""Cells: plans, counts, means, recorded results, and what is said where there is no figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.plan import inference_memory, plan_run
+from transfer_run.tables import figures, produce
+from transfer_run.tables import spec as specs
+from transfer_run.tables.produce import Cell, summary
+from transfer_run.tables.spec import TableSpec
+
+
+def quiet(_: str) -> None: ...
+
+
+@pytest.fixture
+def planned(small: TableSpec) -> dict[tuple[str, str], Cell]:
+    return {(cell.row, cell.column): cell for cell in produce.produce(small, "plan", "paper", quiet)}
+
+
+def test_ours_is_the_plan_of_the_cells_words(planned: dict[tuple[str, str], Cell], small: TableSpec) -> None:
+    cfg = compose(small.cell_words(small.rows[1], small.columns[0], "paper"))
+    memory = planned["lora", "memory"]
+    assert memory.ours == pytest.approx(plan_run(cfg).memory["peak"] / 2**20)
+    assert planned["lora", "infer"].ours == pytest.approx(inference_memory(cfg, 1)["peak"] / 2**20)
+    assert memory.source == "plan"
+    assert len(memory.identity or "") == 64
+    sizes = cfg.backbone.architecture
+    assert planned["lora", "counted"].ours == 2 * 2 * 2 * sizes.depth * sizes.embed_dim  # rank, both ends, q and v
+
+
+def test_cells_without_a_figure_say_why(planned: dict[tuple[str, str], Cell]) -> None:
+    assert planned["full", "a"].note == "needs --source run"
+    assert planned["full", "mean"].note == "needs --source run"
+    assert "no_such_method" in planned["gone", "memory"].note
+    assert planned["theirs", "memory"].note == "not built here"
+    assert planned["full", "speed"].note == "not produced by a run"
+    empty = [cell for cell in planned.values() if cell.ours is None]
+    assert all(cell.note for cell in empty)
+
+
+def test_the_papers_figures_keep_their_marks(planned: dict[tuple[str, str], Cell]) -> None:
+    assert planned["lora", "memory"].paper_source == "recalled"
+    assert (planned["full", "mean"].paper, planned["full", "mean"].paper_source) == (85.0, "derived")
+    assert (planned["lora", "mean"].paper, planned["lora", "mean"].paper_source) == (70, "")
+    assert planned["gone", "mean"].paper is None
+
+
+def test_a_plan_is_made_once(small: TableSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(figures, "_made", {})
+    monkeypatch.setattr(figures, "_planned", lambda cfg: made.append(cfg.method.name) or {"peak": 2**20})
+    for _ in range(2):
+        produce.produce(small, "plan", "paper", quiet)
+    assert sorted(made) == ["full", "lora"]
+
+
+def test_what_breaks_a_cell_does_not_break_the_table(small: TableSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(cfg: Any) -> Any:
+        raise RuntimeError("boom\nsecond line")
+
+    monkeypatch.setattr(figures, "_made", {})
+    monkeypatch.setattr(figures, "_planned", broken)
+    cells = produce.produce(small, "plan", "paper", quiet)
+    memory = next(cell for cell in cells if (cell.row, cell.column) == ("full", "memory"))
+    assert memory.ours is None
+    assert memory.note == "RuntimeError: boom"
+    assert any(cell.column == "counted" and cell.ours for cell in cells)
+    figures._failed.clear()
+
+
+def test_runs_give_scores_and_their_mean(
+    content: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content["rows"] = content["rows"][:1]
+    content["seeds"] = [0, 1]
+    table = specs._spec("toy/small", content)
+    extra = [f"output_dir={tmp_path}", "trainer.progress=none"]
+    cells = {cell.column: cell for cell in produce.produce(table, "run", "smoke", quiet, extra)}
+    assert cells["a"].source == cells["memory"].source == "run"
+    assert cells["counted"].source == "plan"
+    assert cells["mean"].ours == pytest.approx(cells["a"].ours)
+    result = json.loads(next(tmp_path.rglob("result.json")).read_text(encoding="utf-8"))
+    assert cells["a"].ours == pytest.approx(100 * result["metrics"]["test/accuracy"])
+    assert cells["memory"].ours == pytest.approx(result["memory"]["peak"] / 2**20)
+    assert len(list(tmp_path.rglob("result.json"))) == 1, "one seed is enough at smoke scale"
+    assert all("smoke scale" in cell.note for cell in cells.values() if cell.ours is not None)
+    assert all(cell.difference is None for cell in cells.values())
+    assert capsys.readouterr().out == "", "standard output is the table's"
+
+
+def test_recorded_cells_are_read_back(small: TableSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "recorded_file", lambda name: tmp_path / f"{name.replace('/', '_')}.json")
+    with pytest.raises(UserError, match="Nothing has been recorded"):
+        produce.produce(small, "recorded", "paper", quiet)
+    cells = [Cell("full", "memory", "MiB", 20.0, 19.0, "run", "0" * 64, counter="allocated", compared=False)]
+    content = {"table": small.name, "cells": [cell.to_json() for cell in cells]}
+    (tmp_path / "toy_small.json").write_text(json.dumps(content), encoding="utf-8")
+    (back,) = produce.produce(small, "recorded", "paper", quiet)
+    assert (back.ours, back.source, back.counter, back.compared) == (19.0, "recorded", "allocated", False)
+
+
+def test_the_summary_counts_comparable_points_alone(small: TableSpec) -> None:
+    def cell(row: str, ours: float, compared: bool = True) -> Cell:
+        return Cell(row, "memory", "MiB", 10.0, ours, "plan", None, compared=compared)
+
+    cells = [cell("full", 11.0), cell("lora", 7.0), cell("gone", 100.0, compared=False), cell("theirs", 10.0)]
+    (line,) = summary(small, cells)
+    assert line == "memory: median difference 10.0 %, worst -30.0 % (lora), over 3 comparable points"
+
+
+def test_per_example_growth_is_the_slope_of_the_plan() -> None:
+    words = ("method=full", "backbone=vit_tiny", "backbone.weights=random", "dataset=digits", "dataset.batch_size=8")
+    slope, _, _ = figures.ask(words, "per_example.activations", "plan")
+    peaks = [plan_run(compose([*words[:-1], f"dataset.batch_size={n}"])).memory["phases"]["forward"]["by_kind"]
+             for n in (8, 16)]  # fmt: skip
+    assert slope == pytest.approx((peaks[1]["activations"] - peaks[0]["activations"]) / 8)
