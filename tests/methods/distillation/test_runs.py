@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from transfer_run.errors import Preempted, UserError
+from transfer_run.experiment import registry
 from transfer_run.experiment.checkpoints import Checkpoints
 from transfer_run.experiment.compose import Composer, compose
 from transfer_run.experiment.plan import parameter_counts, plan_run
@@ -234,7 +235,7 @@ def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
 
 def test_the_search_is_a_sweep() -> None:
     composer = Composer()
-    content = yaml.safe_load(Path("configs/experiment/distill_search.yaml").read_text(encoding="utf-8"))
+    content = registry.read_yaml(registry.find("experiment", "distill_search")[0])
     params = content["hydra"]["sweeper"]["params"]
     jobs = composer.jobs(["experiment=distill_search", *(f"{key}={value}" for key, value in params.items())])
     assert len(jobs) == 2 * 4 * 2
