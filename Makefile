@@ -38,7 +38,7 @@ format: $(READY)  ## let ruff rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, time of the command line, merging, planning
+bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, the command line, planning, side-tuning modes, stored taps, merging
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_merging.py
 

@@ -1,10 +1,12 @@
-"""Benchmarks, printed with the machine they ran on: the command line, the runner over a bare loop, planning.
+"""Benchmarks, printed with the machine they ran on: the command line, the runner over a bare loop, planning,
+side-tuning as released and lean, stored taps.
 
-python scripts/bench.py [cli|runner|plan ...]        all by default
+python scripts/bench.py [cli|runner|plan|modes|taps ...]        all by default
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
@@ -134,7 +136,50 @@ def plan() -> None:
         print(f"{' '.join(words[:3]):55} {spent:6.1f} s  {resident:5.2f} GiB resident")
 
 
-PARTS = {"cli": cli, "runner": runner, "plan": plan}
+def modes(steps: int = 12) -> None:
+    """Official against efficient: planned peak on ViT-B/16 (GPU, 32 images), bytes and time of a step on vit_tiny."""
+    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.plan import plan_run
+
+    for method in ("lst", "unipt", "sherl", "hst", "vqt"):
+        for mode in ("official", "efficient"):
+            words = [f"method={method}", f"method.memory_mode={mode}"]
+            large = ["backbone=vit_base_patch16_224", "dataset=vtab/cifar100", "dataset.batch_size=32"]
+            peak = plan_run(compose([*words, *large])).memory["peak"] / 2**30
+            result = _result_of([*words, f"trainer.max_steps={steps}", *(["method.init=random"] * (method == "lst"))])
+            kept = result["memory"]["by_kind"]["activations"] / 2**20
+            each = 1e3 * result["time"]["fit_seconds"] / steps
+            print(f"{method:6} {mode:9}  plan {peak:6.2f} GiB   vit_tiny {kept:6.2f} MiB kept {each:8.1f} ms a step")
+
+
+def taps(epochs: int = 3) -> None:
+    """Seconds of an epoch without stored taps, while they are stored, and when another seed reads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for method in ("linear_probe", "lst", "unipt"):
+            words = [f"method={method}", f"trainer.max_epochs={epochs}", "profiler=none"]
+            words += ["method.backbone_dropout=false"] * (method != "linear_probe")
+            words += ["method.init=random"] * (method == "lst")
+            cached = [*words, "cache.taps=disk", f"cache.folder={folder}"]
+            spent = [_result_of(w)["time"]["fit_seconds"] / epochs for w in (words, cached, [*cached, "seed=1"])]
+            print(f"{method:13} none {spent[0]:6.2f} s   storing {spent[1]:6.2f} s   stored {spent[2]:6.2f} s")
+
+
+def _result_of(words: list[str]) -> dict[str, Any]:
+    """`result.json` of a run on the digits, made in a folder of its own."""
+    import json
+
+    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.run import carry_out
+
+    common = ["backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            done = carry_out(compose([*words, *common, f"output_dir={folder}", "trainer.progress=none"]))
+        result: dict[str, Any] = json.loads((done / "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+PARTS = {"cli": cli, "runner": runner, "plan": plan, "modes": modes, "taps": taps}
 
 
 def main(*parts: str) -> None:

@@ -38,7 +38,8 @@ def _chart(plt: Any, spec: TableSpec, cells: Sequence[Cell]) -> Any:
     x, y = _axes(spec, cells)
     by_place = {(cell.row, cell.column): cell for cell in cells}
     triples = [(row.name, by_place.get((row.name, x)), by_place.get((row.name, y))) for row in spec.rows]
-    labels = {column.name: _label(column.label, column.unit) for column in spec.columns}
+    own = any(row.unit for row in spec.rows)
+    labels = {column.name: _label(column.label, "unit of the row" if own else column.unit) for column in spec.columns}
     points = [(name, a, b) for name, a, b in triples if a and b and _height(b) is not None and _any(a)]
     bars = [(name, a) for name, a, _ in triples if a is not None and _any(a)]
     if len(bars) > TALLEST:
@@ -194,6 +195,6 @@ def _bars(axis: Any, pairs: Sequence[tuple[str, Cell]]) -> None:
         axis.set_xscale("log")
     axis.set_yticks(range(len(pairs)), [name for name, _ in pairs], fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.14)
+    axis.margins(x=0.14, y=0.4 / max(4, len(pairs)))
     axis.grid(alpha=0.3, axis="x")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))

@@ -67,7 +67,7 @@ def transport_plan(cost: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def adapted_weights(weights: Tensor, spent: Tensor, temperature: float) -> Tensor:
-    """Layer weights of the next step: what is transported cheaply gets more (BERT-EMD, arXiv 2010.06133, section 3.3; recalled).
+    """Layer weights of the next step: what is cheap to transport gets more (BERT-EMD, arXiv 2010.06133; recalled).
 
     C_i = spent_i / w_i is the unit cost of layer i; w = softmax( (sum_k C_k / C_i) / temperature ).
 
