@@ -19,7 +19,7 @@ FOLDER = ROOT / "configs" / "dataset"
 SHIPPED = sorted(  # `none` stands for the absence of data
     f.relative_to(FOLDER).with_suffix("").as_posix()
     for f in FOLDER.rglob("*.yaml")
-    if f.name[0] != "_" and f.stem != "none"
+    if f.name[0] != "_" and f.stem not in ("none", "sequence") and f.parent.name != "mtil"  # made of other data sets
 )
 BACKBONES = {"text": ("t5_tiny", "bert_tiny", "gpt2_tiny"), "images": ("vit_tiny", "cnn_tiny", "clip_tiny")}
 

@@ -27,7 +27,8 @@ def picture(spec: TableSpec, cells: Sequence[Cell], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    chart = _panels(plt, spec, cells) if "panels" in (spec.picture or {}) else _chart(plt, spec, cells)
+    draw = {"panels": _panels, "against": _against}.get(next(iter(spec.picture or {}), ""), _chart)
+    chart = draw(plt, spec, cells)
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.savefig(path, dpi=130)
     plt.close(chart)
@@ -72,6 +73,30 @@ def _panels(plt: Any, spec: TableSpec, cells: Sequence[Cell]) -> Any:
         axis.get_legend().remove()
     axes[0][0].set_ylim(len(spec.rows) - 0.5, -0.5)  # shared axes were turned over once each
     chart.suptitle(_title(spec, cells), fontsize=10)
+    chart.tight_layout()
+    return chart
+
+
+def _against(plt: Any, spec: TableSpec, cells: Sequence[Cell]) -> Any:
+    """Our memory over the paper's, in GiB whatever the row's unit; comparable points full, a colour a group of rows."""
+    column = next(c for c in spec.columns if c.name == (spec.picture or {})["against"])
+    gib = {row.name: (column.divide if row.divide is None else row.divide) / 2**30 for row in spec.rows}
+    here = [c for c in cells if c.column == column.name and c.difference is not None]
+    chart, axis = plt.subplots(figsize=(9.5, 5.6))
+    for number, group in enumerate(dict.fromkeys(cell.row.partition(":")[0] for cell in here)):
+        for compared in (True, False):
+            part = [c for c in here if c.row.partition(":")[0] == group and c.compared == compared]
+            x, y = [(c.paper or 0) * gib[c.row] for c in part], [(c.ours or 0) * gib[c.row] for c in part]
+            look = {"facecolors": f"C{number}" if compared else "white", "edgecolors": f"C{number}"}
+            axis.scatter(
+                x, y, s=40, label=None if not part else group if compared else f"{group}, no comparison", **look
+            )
+    end = 1.05 * max((value * gib[c.row] for c in here for value in (c.paper, c.ours) if value), default=1)
+    axis.plot([0, end], [0, end], color="0.6", linewidth=1, zorder=0)
+    axis.set(xlabel=f"{column.label}, published (GiB)", ylabel="planned (GiB)")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axis.grid(alpha=0.3)
+    axis.set_title(_title(spec, cells), fontsize=10)
     chart.tight_layout()
     return chart
 

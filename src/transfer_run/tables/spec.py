@@ -6,7 +6,8 @@ configs/table/KEY/ID.yaml
   seeds    seeds of a `run` cell            its figure is their `statistic`, mean or median
   columns  unit, where ours comes from      from: plan (memory, parameters) | run (scores) | mean (of: columns) | none
   rows     words and the paper's figures    a figure that is missing is left out, never guessed
-  picture  columns: {x: memory, y: score} for points, {x: memory} for bars, {panels: a b c} for bars side by side
+  picture  columns: {x: memory, y: score} for points, {x: memory} for bars, {panels: a b c} for bars side by side,
+           {against: memory} for ours over the paper's
 
 A column whose name holds `{}` stands for one of each name in `each`, and takes a list of figures in a row:
 
