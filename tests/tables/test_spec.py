@@ -98,6 +98,9 @@ def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
         asked = {column.words if column.origin == "plan" else "run": column for column in table.columns
                  if column.origin in ("plan", "run")}  # fmt: skip
         for column in asked.values():
-            compose(table.cell_words(row, column, "paper"))
+            try:
+                compose(table.cell_words(row, column, "paper"))
+            except UserError as error:  # a table of all methods on all families says where one is not defined
+                assert name == "side_tuning_family/today" and "is not defined on" in str(error)
             if table.smoke:
                 compose(table.cell_words(row, column, "smoke"))

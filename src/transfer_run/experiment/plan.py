@@ -127,7 +127,8 @@ class _Planned:
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)
-        self.through_backbone = method.needs_backbone_gradient
+        official = config["method"].get("memory_mode") == "official"  # released code keeps the frozen blocks' graph
+        self.through_backbone = method.needs_backbone_gradient or official
         self.rehearsal = Rehearsal(
             method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
             trains=trains and method.trains,

@@ -163,7 +163,7 @@ def _does_not_lower(kinds: Mapping[str, int], peak: int, facts: Facts) -> list[s
         )
     if facts.trainable_pct <= 20 and states < 0.1 * peak:
         lines.append(f"training still fewer weights would not help: gradients and optimizer are {_share(states, peak)}")
-    if not facts.through_backbone and not facts.checkpointing and activations < 0.5 * peak:
+    if not facts.through_backbone and not facts.checkpointing:
         lines.append("checkpointing the backbone would not help: its blocks keep nothing for backward")
     if activations < 0.25 * peak:
         lines.append(f"a smaller batch would hardly help: activations are {_share(activations, peak)}")

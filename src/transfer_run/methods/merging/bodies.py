@@ -26,9 +26,7 @@ def body_tensors(backbone: Backbone) -> dict[str, Tensor]:
 def plain_model(task: SourceTask, context: Context) -> Method:
     """The source's finished model, with adapters folded into the weights where its method can do that."""
     method = context.load_source(task.name)
-    merge = getattr(method, "merge", None)
-    if callable(merge):
-        merge()
+    method.fold()
     return method
 
 
