@@ -69,6 +69,7 @@ class MemoryReport:
         by_kind: bytes alive at the peak by kind; they add up to `peak`.
         phases: each phase's own peak.
         largest: allocations alive at the peak, largest first.
+        kept: bytes of activations alive when backward begins, what forward keeps for it; None where it is not known.
     """
 
     peak: int
@@ -77,6 +78,7 @@ class MemoryReport:
     by_kind: dict[str, int]
     phases: dict[str, PhasePeak]
     largest: list[Allocation] = field(default_factory=list)
+    kept: int | None = None
 
     def as_dict(self, source: str) -> dict[str, Any]:
         """The `memory` node of `result.json` (all in bytes), with the detail that the report shows."""
@@ -88,6 +90,7 @@ class MemoryReport:
             "by_kind": dict(self.by_kind),
             "predicted_peak": None,
             "peak_module": self.module,
+            "kept": self.kept,
             "phases": {name: phase.as_dict() for name, phase in self.phases.items()},
             "largest": [allocation.as_dict() for allocation in self.largest],
         }

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from transfer_run.memory.account import Allocation, MemoryReport, report
+from transfer_run.memory.account import Allocation, MemoryReport, by_kind, report
 from transfer_run.memory.places import ModulePlaces, leaf_shapes
 
 DEFAULT_KIND = {"forward": "activations", "backward": "activations", "evaluation": "activations"}
@@ -62,6 +62,7 @@ class MemoryTracker(TorchDispatchMode):
         self.current = 0
         self.allocations: list[Allocation] = []
         self.peaks: dict[str, tuple[int, int, str]] = {}  # phase -> bytes, event, module
+        self._before_backward: tuple[int, int] | None = None  # bytes, event: the most that was there when one began
         self._live: dict[int, Allocation] = {}  # by the address of the storage
         self._names: dict[int, str] = {}  # of parameters, by id
         self._clock = 0
@@ -71,6 +72,8 @@ class MemoryTracker(TorchDispatchMode):
     def mark(self, phase: str) -> None:
         """From here on everything happens in `phase`."""
         self._phase = phase
+        if phase == "backward":
+            self._before_backward = max(self._before_backward or (0, 0), (self.current, self._clock))
         self._note_peak("")
 
     def hold(self, tensors: Iterable[Tensor | None], kind: str, module: str = "") -> None:
@@ -135,12 +138,16 @@ class MemoryTracker(TorchDispatchMode):
     def reset(self) -> None:
         """Forget the peaks and whatever has died; go on from what is alive."""
         self.allocations = [a for a in self.allocations if a.died is None]
-        self.peaks = {}
+        self.peaks, self._before_backward = {}, None
         self._note_peak("")
 
     def report(self) -> MemoryReport:
-        """What was alive at the peak, and at each phase's own."""
-        return report(self.allocations, self.peaks)
+        """What was alive at the peak, at each phase's own, and when backward began."""
+        found = report(self.allocations, self.peaks)
+        if self._before_backward is not None:
+            event = self._before_backward[1]
+            found.kept = by_kind(a for a in self.allocations if a.alive_at(event))["activations"]
+        return found
 
     # ---- what the tracker sees
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
