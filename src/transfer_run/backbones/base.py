@@ -313,6 +313,15 @@ class Backbone(nn.Module):
         """Parameters of the model that no stack runs for this task: nothing trains them, whatever the method."""
         return []
 
+    def projection(self, stack: str) -> nn.Module:
+        """The map of a tower's pooled features (B, width) into the space that two towers share: (B, E)."""
+        raise NotImplementedError(f"{type(self).__name__} has no second tower to share a space with")
+
+    @property
+    def similarity_scale(self) -> Tensor:
+        """What cosines in that space are multiplied by, (); it is not trained here."""
+        raise NotImplementedError(f"{type(self).__name__} has no second tower to share a space with")
+
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
         raise NotImplementedError(f"{type(self).__name__} has no language head")

@@ -94,8 +94,11 @@ class CLIP(Backbone):
         return tower.post_layernorm if stack == "image" else tower.final_layer_norm
 
     def finish_modules(self, stack: str) -> list[nn.Module]:
-        projection = getattr(self.model, "visual_projection" if stack == "image" else "text_projection", None)
-        return [self.final_norm(stack)] + ([] if projection is None else [projection])
+        return [self.final_norm(stack)] + ([self.projection(stack)] if len(self.stacks) > 1 else [])
+
+    def projection(self, stack: str) -> nn.Linear:
+        """As in the base; kept with both towers only."""
+        return self.model.visual_projection if stack == "image" else self.model.text_projection
 
     def attends_eagerly(self, stack: str) -> bool:
         return self._tower(stack).config._attn_implementation == "eager"
@@ -180,7 +183,10 @@ class CLIP(Backbone):
 
     # ---- heads
     def idle_parameters(self, task: Task) -> list[nn.Parameter]:
-        """One tower as a classifier's backbone leaves the other one, both projections and the scale alone."""
+        """One tower as a classifier's backbone leaves the other one, both projections and the scale alone; retrieval
+        leaves the scale as it is."""
+        if task.form == "retrieval":
+            return [self.model.logit_scale]
         if len(self.stacks) > 1:
             return []
         used = {id(p) for p in self._tower(self.stacks[0]).parameters()}
@@ -195,8 +201,12 @@ class CLIP(Backbone):
 
     def project_features(self, features: Tensor, stack: str) -> Tensor:
         """Pooled features (B, width) into the common space, of length 1: (B, projection width)."""
-        projection = self.model.visual_projection if stack == "image" else self.model.text_projection
-        return F.normalize(projection(features), dim=-1)
+        return F.normalize(self.projection(stack)(features), dim=-1)
+
+    @property
+    def similarity_scale(self) -> Tensor:
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale
 
     def encode(self, batch: Batch, stack: str) -> Tensor:
         """Images or texts in the common space, of length 1: (B, projection width)."""
@@ -213,7 +223,7 @@ class CLIP(Backbone):
 
     def zero_shot_logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """(B, E) and (C, E), each of length 1 -> (B, C): cosines times the learned scale."""
-        return self.model.logit_scale.exp() * images @ classes.T
+        return self.similarity_scale * images @ classes.T
 
 
 def _unused(tower: str) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ class ImageData(DataModule):
 
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
-        self.transform = Transform(_image(dataset, backbone))
+        self.transform = Transform(image_node(dataset, backbone))
         self.images: dict[str, ImageRows] = {}
         self._kept: dict[tuple[str, int], Tensor] = {}
 
@@ -162,7 +162,7 @@ class ImageData(DataModule):
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
-        shape = Transform(_image(dataset, backbone)).shape
+        shape = Transform(image_node(dataset, backbone)).shape
         return {"pixel_values": ((batch_size, *shape), torch.float32), "labels": ((batch_size,), torch.int64)}
 
     # ---- reading
@@ -183,22 +183,11 @@ class ImageData(DataModule):
         rows, key = self.images[split], (split, draw.row)
         pixels = self._kept.get(key)
         if pixels is None:
-            pixels = self._decode(rows, draw.row)
+            pixels = decoded(self.transform, rows, draw.row)
             if self.dataset.get("keep_in_memory"):
                 self._kept[key] = pixels
         label = int(rows.labels[draw.row])
         return {"pixel_values": pixels, "labels": -100 if is_unlabelled(label) or not draw.scored else label}
-
-    def _decode(self, rows: ImageRows, row: int) -> Tensor:
-        try:
-            with rows.image(row) as image:
-                return self.transform(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"An image cannot be decoded: {error}",
-                where=rows.place(row),
-                remedy="repair the file, or take it out of the data",
-            ) from error
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         return {
@@ -216,7 +205,29 @@ class ImageData(DataModule):
         return {"reads": "images", "image": image, "form": "classification", "label_names": list(self.label_names)}
 
 
-def _image(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+def decoded(transform: Transform, rows: ImageRows, row: int) -> Tensor:
+    """One image as the backbone reads it.
+
+    Raises:
+        UserError: it cannot be decoded; with its file and row.
+    """
+    try:
+        with rows.image(row) as image:
+            return transform(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"An image cannot be decoded: {error}",
+            where=rows.place(row),
+            remedy="repair the file, or take it out of the data",
+        ) from error
+
+
+def image_node(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The backbone's `image` node.
+
+    Raises:
+        UserError: it reads no images.
+    """
     image = backbone.get("image")
     if not image:
         raise UserError(

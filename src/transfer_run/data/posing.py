@@ -18,7 +18,7 @@ ANSWERED = {
     "t5": ("classification", "regression", "text_to_text", "span_corruption"),
     "encoder": ("classification", "regression"),
     "decoder": ("classification", "regression", "language_modeling"),
-    "clip": ("classification", "regression"),
+    "clip": ("classification", "regression", "retrieval"),
     "vit": ("classification", "regression"),
     "cnn": ("classification", "regression"),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Form = Literal["classification", "regression", "text_to_text", "language_modeling"]
+Form = Literal["classification", "regression", "text_to_text", "language_modeling", "retrieval"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,12 @@ class Task:
         form: what a prediction is. `classification`: logits (B, num_labels) and integer labels (B,).
             `regression`: one number per example, float labels (B,). `text_to_text`: logits (B, T, vocabulary) of
             an encoder-decoder and token labels (B, T), -100 ignored. `language_modeling`: the same from a decoder.
+            `retrieval`: similarities (B, B) of the images and texts of a batch; equal labels (B,) belong together.
         num_labels: classes (1 for regression; for text-to-text the number of label words, 0 for free text).
         label_names: names in the order of the label numbers; for text-to-text the label words.
         metrics: names of `data/metrics.py`, the first one is the headline.
-        loss: `cross_entropy` (default), `mse` for regression.
+        loss: retrieval only: `infonce`, symmetric cross-entropy of the scaled cosines; `triplet`, hinge with the
+            hardest negatives. Elsewhere the form has its own: cross-entropy, mean squared error for regression.
         max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
         sequence: names of the tasks that are learned one after another, an epoch each; empty: one task.
     """
@@ -31,6 +33,7 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     max_target_length: int = 0
     sequence: tuple[str, ...] = ()
+    loss: str = ""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Task:

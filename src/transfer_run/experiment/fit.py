@@ -11,8 +11,9 @@ from typing import Any
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment import registry
 
-TEXT, IMAGES = "text", "images"
-READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES}, "clip": {TEXT, IMAGES}}
+TEXT, IMAGES, PAIRS = "text", "images", "images with captions"
+READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES},
+         "clip": {TEXT, IMAGES, PAIRS}}  # fmt: skip
 """What the families of backbones read; a family that is not named here is not checked."""
 
 ANSWERS = {
@@ -21,7 +22,7 @@ ANSWERS = {
     "decoder": {"classification", "regression", "language_modeling"},
     "vit": {"classification", "regression"},
     "cnn": {"classification", "regression"},
-    "clip": {"classification", "regression"},
+    "clip": {"classification", "regression", "retrieval"},
 }
 """The forms of task that a family can answer; a form that no family names here is not checked."""
 
@@ -79,8 +80,9 @@ def _check_kind(
 ) -> None:
     kind = reads(dataset)
     readable = READS.get(str(backbone.get("family")), {kind})
-    if backbone.get("tower", "both") != "both":
-        readable = {TEXT} if backbone["tower"] == "text" else {IMAGES}
+    if kind in readable and "tower" in backbone:
+        _check_tower(method, backbone, dataset)
+        readable = {kind} if backbone["tower"] == "both" else {TEXT} if backbone["tower"] == "text" else {IMAGES}
     if kind in readable:
         return
     fitting = {family for family, kinds in READS.items() if kind in kinds} & set(_families(method) or READS)
@@ -89,6 +91,21 @@ def _check_kind(
         f"dataset={dataset['name']} holds {kind}, which {_named(backbone)} does not read.",
         where="dataset, backbone",
         remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", datasets)),
+    )
+
+
+def _check_tower(method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Pairs ask both towers, anything else one of them; only a method that says so (`about.tower`) uses the other."""
+    kind, tower = reads(dataset), backbone["tower"]
+    paired, both = kind == PAIRS, tower == "both"
+    if paired == both or (both and (method.get("about") or {}).get("tower") == "both"):
+        return
+    wanted = "both" if paired else "text" if kind == TEXT else "image"
+    one = f"{wanted} tower alone: the other one would take memory and do nothing"
+    raise UserError(
+        f"dataset={dataset['name']} holds {kind}, which ask {'both towers' if paired else f'the {one}'}.",
+        where=f"backbone.tower={tower}",
+        remedy=f"backbone.tower={wanted}",
     )
 
 
@@ -133,7 +150,9 @@ def _named(backbone: Mapping[str, Any]) -> str:
 
 
 def reads(dataset: Mapping[str, Any]) -> str:
-    """Whether a dataset's examples are text or images."""
+    """Whether a dataset's examples are text, images or both together."""
+    if dataset.get("form") == "retrieval":
+        return PAIRS
     return TEXT if dataset.get("max_source_length") is not None else IMAGES
 
 

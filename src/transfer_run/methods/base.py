@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
 from transfer_run.data.task import Task
+from transfer_run.methods import pairs
 
 
 @dataclass
@@ -212,10 +213,20 @@ class Method(nn.Module):
         """All blocks of the state's stack, as this method runs them."""
         return self.backbone.run(state)
 
-    def features(self, batch: Batch) -> Tensor:
-        """The head's input (B, feature_width)."""
-        state = self.run(self.embed(batch, self.backbone.stacks[0]))
+    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
+        """The head's input (B, feature_width), of the first stack; in retrieval what `stack`'s projection reads."""
+        state = self.run(self.embed(batch, stack or self.backbone.stacks[0]))
         return self.backbone.pool(self.backbone.finish(state), state)
+
+    def embedding(self, batch: Batch, stack: str) -> Tensor:
+        """Retrieval: what a tower makes of its part of the batch in the space of both, of any length: (B, E)."""
+        embedding: Tensor = self.backbone.projection(stack)(self.features(batch, stack))
+        return embedding
+
+    def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Retrieval: images and texts in the space of both, of length 1: (B, E) each."""
+        images, texts = (F.normalize(self.embedding(batch, stack), dim=-1) for stack in self.backbone.stacks)
+        return images, texts
 
     def encode(self, batch: Batch) -> Any:
         """Encoder-decoders: all that `decode` needs to know of the source; by default the finished encoder state."""
@@ -227,7 +238,8 @@ class Method(nn.Module):
         return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits: (B, num_labels), or (B, T, V) for text-to-text and language modelling."""
+        """Logits: (B, num_labels), or (B, T, V) for text-to-text and language modelling; for retrieval (B, B), or in
+        training of several processes as many as their pairs together."""
         if self.task.form == "text_to_text":
             if "decoder_input_ids" not in batch:
                 batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
@@ -235,6 +247,9 @@ class Method(nn.Module):
         if self.task.form == "language_modeling":
             state = self.run(self.embed(batch))
             return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
+        if self.task.form == "retrieval":
+            images, texts = (pairs.gathered(side) if self.training else side for side in self.pair(batch))
+            return pairs.similarities(images, texts, self.backbone.similarity_scale)
         return self.backbone.head(self.features(batch))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -254,7 +269,12 @@ class Method(nn.Module):
         """Called after optimizer step number `step` (rank allocation, weight averages, momentum teachers)."""
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy (labels of -100 ignored) or mean squared error, in float32."""
+        """Cross-entropy (labels of -100 ignored), mean squared error, or a loss over pairs, in float32."""
+        if self.task.form == "retrieval":
+            labels = pairs.gathered(labels) if self.training else labels
+            if self.task.loss == "triplet":
+                return pairs.triplet(logits / self.backbone.similarity_scale, labels)
+            return pairs.infonce(logits, labels)
         if self.task.form == "regression":
             return F.mse_loss(logits.squeeze(-1).float(), labels.float())
         if self.task.form == "language_modeling":
@@ -262,9 +282,12 @@ class Method(nn.Module):
         return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
 
     def predict(self, batch: Batch) -> Tensor:
-        """Class numbers (B,), values (B,), or generated token ids (B, <= max_target_length) for text-to-text."""
+        """Class numbers (B,), values (B,), generated token ids (B, <= max_target_length) for text-to-text, or for
+        retrieval each image beside its text (B, 2, E)."""
         if self.task.form == "text_to_text":
             return self.generate(batch, self.task.max_target_length)
+        if self.task.form == "retrieval":
+            return torch.stack(self.pair(batch), dim=1)
         logits = self(batch)
         return logits.squeeze(-1) if self.task.form == "regression" else logits.argmax(-1)
 

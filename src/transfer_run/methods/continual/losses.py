@@ -9,23 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from transfer_run.methods.pairs import similarities
+
 DIAGONAL = -1e4
 """Similarity of an image with itself in `image_image`: no softmax sees it."""
-
-
-def precise(tensor: Tensor) -> Tensor:
-    """Half precision as float32: cosines times 100 need more than eight bits."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def similarities(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
-    """scale * left right^T: (N, E), (M, E) -> (N, M), at least in float32."""
-    with torch.autocast(left.device.type, enabled=False):
-        return precise(scale) * precise(left) @ precise(right).T
 
 
 def soft_cross_entropy(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -64,17 +54,3 @@ def weight_constraint(now: Iterable[Tensor], anchor: Iterable[Tensor]) -> Tensor
     """The sum, not the mean, of squared differences of all weights to those at the task's start (section 3.3, WC)."""
     terms = [F.mse_loss(p, q.detach(), reduction="sum") for p, q in zip(now, anchor, strict=True)]
     return torch.stack(terms).sum()
-
-
-def gathered(features: Tensor) -> Tensor:
-    """The rows of all processes: a softmax over the images of a batch means the whole batch.
-
-    The gradient of one's own rows is multiplied by the number of processes, over which DDP then takes the mean.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return features
-    world, own = dist.get_world_size(), features.detach().contiguous()
-    parts = [torch.empty_like(own) for _ in range(world)]
-    dist.all_gather(parts, own)
-    parts[dist.get_rank()] = features + (world - 1) * (features - own)
-    return torch.cat(parts)

@@ -33,6 +33,7 @@ from transfer_run.methods.continual.accuracy import AccuracyMatrix
 from transfer_run.methods.continual.averaging import copy_of, include, mix, set_weights
 from transfer_run.methods.continual.counts import TaskCounts
 from transfer_run.methods.continual.schedule import sequence_factor, task_factor
+from transfer_run.methods.pairs import gathered, precise, similarities
 
 PICTURE = "accuracy_matrix.png"
 TEXTS_AT_ONCE = 256
@@ -152,7 +153,7 @@ class ZSCL(Method):
 
     def _logits(self, batch: Batch, classes: Tensor) -> Tensor:
         images = self.backbone.encode({"pixel_values": batch["pixel_values"]}, "image")
-        logits = losses.similarities(images, classes, self.scale)
+        logits = similarities(images, classes, self.scale)
         if "class_stage" not in batch or self.counts is None:
             return logits
         last = torch.maximum(self.counts.finished - 1, batch["stage"])  # classes of later tasks do not compete yet
@@ -212,9 +213,9 @@ class ZSCL(Method):
         images = {"pixel_values": batch["reference_values"]}
         with torch.no_grad():  # first, while nothing is kept for backward
             sentences = self._teacher_sentences(batch["reference_ids"])
-            before = losses.gathered(self.teacher_model.encode(images, "image"))
-        now = losses.gathered(self.backbone.encode(images, "image"))
-        a, b = (losses.similarities(features, sentences, self.scale) for features in (now, before))
+            before = gathered(self.teacher_model.encode(images, "image"))
+        now = gathered(self.backbone.encode(images, "image"))
+        a, b = (similarities(features, sentences, self.scale) for features in (now, before))
         terms, temperature = [], self.distill["temperature"]
         if self.distill["image"]:
             terms.append(losses.image_loss(b, a, temperature))
@@ -223,7 +224,7 @@ class ZSCL(Method):
         if self.distill["image_image"]:
             terms.append(losses.image_image_loss(before, now, self.scale, temperature))
         if self.distill["feature_mse"]:
-            terms.append(F.mse_loss(losses.precise(now), losses.precise(before)))
+            terms.append(F.mse_loss(precise(now), precise(before)))
         return torch.stack(terms).sum()
 
     @property

@@ -260,8 +260,8 @@ class LadderTuning(Method):
 
 
 def task_stacks(backbone: Backbone, task: Task) -> tuple[str, ...]:
-    """The stacks that a task runs through: both of an encoder-decoder for text-to-text, else the first one."""
-    return backbone.stacks if task.form == "text_to_text" else backbone.stacks[:1]
+    """The stacks that a task runs through: both of an encoder-decoder, both towers in retrieval, else the first one."""
+    return backbone.stacks if task.form in ("text_to_text", "retrieval") else backbone.stacks[:1]
 
 
 def _as(tap: Tensor, module: nn.Module) -> Tensor:

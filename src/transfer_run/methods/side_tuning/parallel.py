@@ -84,6 +84,21 @@ class TapTuning(Method):
         zero = torch.zeros(len(state.hidden), dtype=torch.int64, device=state.hidden.device)
         return (zero if end is None else end) + state.prefix
 
+    def anchor(self, state: State) -> Tensor:
+        """a (B, E), the tower's own global vector; in retrieval in the space of both towers."""
+        with self.frozen():
+            pooled = self.backbone.pool(self.backbone.finish(state), state)
+            if self.task.form != "retrieval":
+                return pooled
+            projected: Tensor = self.backbone.projection(state.stack)(pooled)
+            return projected
+
+    def anchor_width(self, stack: str) -> int:
+        """E."""
+        if self.task.form != "retrieval":
+            return self.backbone.width(stack)
+        return int(self.backbone.projection(stack).get_parameter("weight").shape[0])
+
     # ---- the model
     def last_hidden(self, batch: Batch, memory: LadderMemory | None) -> Tensor:
         """What the frozen language head reads (B, T, D)."""

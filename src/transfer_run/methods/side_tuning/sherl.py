@@ -63,7 +63,8 @@ class SHERL(TapTuning):
     Args:
         variant: the paper's form; `auto`: `tokens`, on CLIP `pooled`, on CNNs `cnn`, for text to text `encdec`; a T5
             under a classification head takes the settings of `encdec`. On CLIP `tokens` adds the late route that the
-            released code lacks.
+            released code lacks. In retrieval each tower has a side network of its own, and `pooled` works in the space
+            of both (CLIP4Clip).
         down: `norm` (Linear, LayerNorm) or `glu`. Null, here and below: as the variant has it.
         reduction: the side width is the backbone's divided by it; `side_width` sets it outright.
         late_blocks: K, blocks that run on V with gradient; of a CNN, units of its last stage. 0: none.
@@ -152,10 +153,11 @@ class SHERL(TapTuning):
     def _side(self, stack: str, form: dict[str, Any], side_width: int | None) -> nn.Module:
         backbone, taps = self.backbone, self.taps[stack]
         width = backbone.width(stack)
-        side = side_width or divided(width, form["reduction"])
+        out = self.anchor_width(stack) if self.variant == "pooled" else width
+        side = side_width or divided(out, form["reduction"])
         if self.variant == "pooled":
             return PooledSensing(
-                [width] * len(taps), width, side, eps=form["eps"], gated=form["layer_gates"],
+                [width] * len(taps), out, side, eps=form["eps"], gated=form["layer_gates"],
                 temperature=form["gate_T"], lean=self.lean,
             )  # fmt: skip
         if self.variant == "cnn":
@@ -181,8 +183,8 @@ class SHERL(TapTuning):
         normed: Tensor = self.norms[state.stack](state.hidden)
         return normed.to(state.hidden.dtype)
 
-    def features(self, batch: Batch) -> Tensor:
-        stack = self.backbone.stacks[0]
+    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
+        stack = stack or self.backbone.stacks[0]
         if self.variant == "pooled":
             return self._pooled(batch, stack)
         state = self._conv(batch) if self.variant == "cnn" else self.backbone.run(self.sensed(batch, stack))
@@ -190,10 +192,12 @@ class SHERL(TapTuning):
 
     def _pooled(self, batch: Batch, stack: str) -> Tensor:
         taps, state = self.early(batch, stack)
-        with self.frozen():
-            anchor = self.backbone.pool(self.backbone.finish(state), state)
+        anchor = self.anchor(state)
         pooled: Tensor = self.sides[stack](taps, anchor, state.mask, self.position(state))
         return pooled.to(anchor.dtype)
+
+    def embedding(self, batch: Batch, stack: str) -> Tensor:
+        return self._pooled(batch, stack) if self.variant == "pooled" else super().embedding(batch, stack)
 
     def _conv(self, batch: Batch) -> State:
         """The late route of a CNN: the last units of its last stage."""

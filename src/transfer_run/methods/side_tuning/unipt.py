@@ -61,7 +61,8 @@ class UniPT(TapTuning):
 
     Args:
         variant: the paper's form of the side network; `auto`: `tokens`, on CLIP `pooled`, on CNNs `cnn`, for text to
-            text `encdec`.
+            text `encdec`. In retrieval each tower has a side network of its own, and `pooled` works in the space of
+            both (CLIP4Clip); `tokens` and `joint` go through the frozen projections.
         reduction: the side width is the output's width divided by it. Null, here and below: as the variant has it.
         taps: numbers of the taps that the guide reads, 0 = embedding, l = block l; `encoder` is also the only stack of
             other families. Null: all below the guide, which is the last block's output (`pooled`: that too).
@@ -116,7 +117,8 @@ class UniPT(TapTuning):
         width = backbone.width(stack)
         if self.variant == "pooled":
             widths = [backbone.width(stack, index - 1) for index in targets]
-            return PooledSide(widths, width, divided(width, form["reduction"]), eps=form["eps"], lean=lean)
+            out = self.anchor_width(stack)
+            return PooledSide(widths, out, divided(out, form["reduction"]), eps=form["eps"], lean=lean)
         if self.variant == "cnn":
             channels = {index: backbone.width(stack, index - 1) for index in targets}
             out = form["out_dim"] or backbone.feature_width
@@ -147,15 +149,14 @@ class UniPT(TapTuning):
         taps, state = self.read(state, {*self.targets[stack], last})
         return [taps[index] for index in self.targets[stack]], taps[last], state
 
-    def features(self, batch: Batch) -> Tensor:
+    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
         """The head's input: Y in the place of the last hidden state, under the backbone's own pooling; with an output
         width of its own, and on CNNs, the mean of Y."""
-        stack = self.backbone.stacks[0]
+        stack = stack or self.backbone.stacks[0]
         taps, guide, state = self.tapped(batch, stack)
         side: Any = self.sides[stack]
         if self.variant == "pooled":
-            with self.frozen():
-                anchor = self.backbone.pool(self.backbone.finish(state), state)
+            anchor = self.anchor(state)
             pooled: Tensor = side(taps, anchor, state.mask, self.position(state))
             return pooled.to(anchor.dtype)
         if self.variant == "cnn":
@@ -165,6 +166,9 @@ class UniPT(TapTuning):
         if self.out is not None:
             return seen_mean(tokens, state.mask).squeeze(1)
         return self.backbone.pool(tokens.to(state.hidden.dtype), state)
+
+    def embedding(self, batch: Batch, stack: str) -> Tensor:
+        return self.features(batch, stack) if self.variant == "pooled" else super().embedding(batch, stack)
 
     def encode(self, batch: Batch) -> LadderMemory:
         taps, guide, state = self.tapped(batch, "encoder")

@@ -13,7 +13,7 @@ class LinearProbe(Method):
     """The head alone is trained; the backbone runs in eval mode and without gradient.
 
     Where the answer is text the head is the language head: it gets weights of its own (a copy of the token table
-    where the two are tied) and these are trained.
+    where the two are tied) and these are trained. In retrieval the heads are both towers' projections.
     """
 
     needs_backbone_gradient = False
@@ -23,6 +23,9 @@ class LinearProbe(Method):
         self.freeze_backbone()
         if task.form in ("text_to_text", "language_modeling"):
             backbone.untie_language_head().requires_grad_(True)
+        if task.form == "retrieval":
+            for stack in backbone.stacks:
+                backbone.projection(stack).requires_grad_(True)
 
     def run(self, state: State) -> State:
         with torch.no_grad():

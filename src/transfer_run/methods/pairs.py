@@ -1,0 +1,72 @@
+"""Images and texts in one space: their similarities over the whole batch, and what draws pairs together.
+
+    s = exp(scale) * image text^T          (B, B), row and column i belong together
+    infonce   mean of the cross-entropies of rows and columns (Radford et al. 2021, arXiv 2103.00020; CLIP4Clip)
+    triplet   hinge over the hardest negative of each row and column (VSE++, Faghri et al. 2018, arXiv 1707.05612)
+
+The scale is the pretrained one and is not trained.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+MARGIN = 0.2
+"""How much nearer, in cosine, a pair shall be than its hardest negative (VSE)."""
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Half precision as float32: cosines times 100 need more than eight bits."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def similarities(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:
+    """scale * left right^T: (N, E), (M, E) -> (N, M), at least in float32."""
+    with torch.autocast(left.device.type, enabled=False):
+        return precise(scale) * precise(left) @ precise(right).T
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes: a softmax over the images of a batch means the whole batch.
+
+    The gradient of one's own rows is multiplied by the number of processes, over which DDP then takes the mean.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    world, own = dist.get_world_size(), rows.detach().contiguous()
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own)
+    if rows.requires_grad:
+        parts[dist.get_rank()] = rows + (world - 1) * (rows - own)
+    return torch.cat(parts)
+
+
+def same_image(labels: Tensor) -> Tensor:
+    """(B, B): other captions of an image that is in the batch twice, which are no negatives."""
+    return (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~_diagonal(labels)
+
+
+def _diagonal(rows: Tensor) -> Tensor:
+    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+
+
+def infonce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Symmetric cross-entropy of the scaled cosines (B, B).
+
+    Args:
+        labels: (B,), the number of each pair's image.
+    """
+    logits = logits.masked_fill(same_image(labels), -torch.inf)
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def triplet(cosines: Tensor, labels: Tensor, margin: float = MARGIN) -> Tensor:
+    """Sum over the batch of relu(margin + hardest negative - pair), for texts of an image and images of a text."""
+    no_negative = same_image(labels) | _diagonal(labels)
+    pair, others = cosines.diagonal(), cosines.masked_fill(no_negative, -torch.inf)
+    hinges = [(margin + others.amax(dim) - pair).relu() for dim in (0, 1)]
+    return torch.stack(hinges).sum()
