@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def gpt2() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2))
 
 
-def adapted(model: nn.Module, folder: Path, seed: int, **settings: Any) -> dict[str, Tensor]:
-    """Save an adapter with random values; the tensors of the model that peft merges it into."""
+def adapted(build: Callable[[], nn.Module], folder: Path, seed: int, **settings: Any) -> dict[str, Tensor]:
+    """Save an adapter with random values; the tensors of the model that peft loads it into and merges."""
+    start, model = build(), build()
     torch.manual_seed(seed)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**settings))
     with torch.no_grad():
@@ -47,9 +49,11 @@ def adapted(model: nn.Module, folder: Path, seed: int, **settings: Any) -> dict[
                 parameter.add_(torch.randn_like(parameter) * 0.3)
                 assert "lora" in name or "modules_to_save" in name or "bias" in name
     wrapped.save_pretrained(folder)
-    return {k: v.contiguous() for k, v in wrapped.merge_and_unload().state_dict().items()}
+    loaded = peft.PeftModel.from_pretrained(start, folder)  # in the file the patterns are sorted
+    return {k: v.contiguous() for k, v in loaded.merge_and_unload().state_dict().items()}
 
 
+QKV: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": ["query", "key", "value"]}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear": (bert, {"r": 4, "lora_alpha": 6, "target_modules": ["query", "dense"]}),
     "rslora": (bert, {"r": 4, "lora_alpha": 6, "target_modules": ["value"], "use_rslora": True}),
@@ -60,6 +64,19 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
             "alpha_pattern": {"query": 12},
         },
     ),
+    "alternatives": (bert, {**QKV, "alpha_pattern": {"layer.0.attention.self.(query|value)": 12}}),
+    "ranks": (bert, {**QKV, "rank_pattern": {r"layer\.1\..*(query|key)": 2}}),
+    "anchored": (bert, {**QKV, "rank_pattern": {r"^bert\.encoder.*key": 2}, "alpha_pattern": {r"^bert\..*key$": 5}}),
+    "first_pattern_wins": (bert, {**QKV, "alpha_pattern": {"self.query": 12, "0.attention.self.query": 3}}),
+    "no_half_names": (bert, {**QKV, "alpha_pattern": {"uery": 12, "attention.self": 20}}),
+    "rslora_patterns": (
+        bert,
+        {
+            **QKV, "use_rslora": True, "rank_pattern": {r"layer\.\d+\..*value": 2},
+            "alpha_pattern": {r"layer\.[01]\..*(value|key)": 9},
+        },
+    ),
+    "whole_pattern": (bert, {"r": 4, "target_modules": r".*layer\.0.*(query|dense)", "alpha_pattern": {".*dense": 3}}),
     "embedding": (bert, {"r": 3, "target_modules": ["word_embeddings", "query"]}),
     "whole_modules": (bert, {"r": 2, "target_modules": ["query"], "modules_to_save": ["classifier"]}),
     "biases": (bert, {"r": 2, "target_modules": ["query"], "bias": "lora_only"}),
@@ -72,7 +89,7 @@ def test_lora_on_a_full_base(case: str, tmp_path: Path) -> None:
     build, settings = CASES[case]
     start = build()
     start.save_pretrained(tmp_path / "base")
-    wanted = adapted(build(), tmp_path / "lora", 1, **settings)
+    wanted = adapted(build, tmp_path / "lora", 1, **settings)
     (model,), base = open_models([tmp_path / "lora"], str(tmp_path / "base"))
     assert model.changed
     assert base is not None
@@ -86,10 +103,32 @@ def test_lora_on_a_full_base(case: str, tmp_path: Path) -> None:
             assert torch.equal(piece, base.read(name, 0, entry.numel))
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_on_changed_weights_is_refused_until_it_is_plain(start: str, tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    wrapped = peft.get_peft_model(bert(), peft.LoraConfig(**QKV, init_lora_weights=start))
+    wrapped.peft_config["default"].init_lora_weights = True  # what peft asks of the saved beginning
+    wrapped.save_pretrained(tmp_path / "begin")
+    wrapped.peft_config["default"].init_lora_weights = start
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    wrapped.save_pretrained(tmp_path / "raw")
+    with pytest.raises(UserError, match=start):
+        open_models([tmp_path / "raw"], str(tmp_path / "base"))
+    wrapped.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "begin"))
+    wanted = wrapped.merge_and_unload().state_dict()
+    (model,), _ = open_models([tmp_path / "plain"], str(tmp_path / "base"))
+    for name, entry in model.entries.items():
+        assert torch.allclose(model.read(name, 0, entry.numel), wanted[name].flatten(), atol=1e-5)
+
+
 def test_two_loras_with_other_targets_merge_where_either_changed(tmp_path: Path) -> None:
     bert().save_pretrained(tmp_path / "base")
-    one = adapted(bert(), tmp_path / "one", 1, r=4, target_modules=["query", "dense"])
-    two = adapted(bert(), tmp_path / "two", 2, r=2, target_modules=["query", "value"])
+    one = adapted(bert, tmp_path / "one", 1, r=4, target_modules=["query", "dense"])
+    two = adapted(bert, tmp_path / "two", 2, r=2, target_modules=["query", "value"])
     models, base = open_models([tmp_path / "one", tmp_path / "two"], str(tmp_path / "base"))
     work = Job(models, base)
     assert {name.split(".")[-2] for name in work.layout.merged} == {"query", "value", "dense"}
@@ -104,7 +143,7 @@ def test_two_loras_with_other_targets_merge_where_either_changed(tmp_path: Path)
 
 def test_pieces_of_a_change_do_not_depend_on_where_they_begin(tmp_path: Path) -> None:
     bert().save_pretrained(tmp_path / "base")
-    adapted(bert(), tmp_path / "lora", 1, r=4, target_modules=["dense"])
+    adapted(bert, tmp_path / "lora", 1, r=4, target_modules=["dense"])
     (model,), base = open_models([tmp_path / "lora"], str(tmp_path / "base"))
     name = "bert.encoder.layer.0.intermediate.dense.weight"  # 300 rows: more than one block
     whole = model.difference(name, 0, 4800, torch.zeros(4800))
@@ -146,7 +185,7 @@ def test_factors_beside_their_saved_start(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     gpt2().save_pretrained(tmp_path / "base")
-    adapted(bert(), tmp_path / "lora", 1, r=2, target_modules=["query"])
+    adapted(bert, tmp_path / "lora", 1, r=2, target_modules=["query"])
     with pytest.raises(UserError, match="does not have"):
         open_models([tmp_path / "lora"], str(tmp_path / "base"))
     assert open_checkpoint(tmp_path / "lora").entries

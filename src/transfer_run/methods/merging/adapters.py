@@ -18,6 +18,13 @@ from transfer_run.errors import UserError
 from transfer_run.methods.merging.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint
 
 CONFIG = "adapter_config.json"
+ADDS_MORE = (
+    "use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
+    "monteclora_config", "layer_replication", "target_parameters",
+)  # fmt: skip
+"""Settings of peft's LoRA with which the adapted weight is not W + s B A."""
+OTHER_START = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Initialisations that take something off W when the adapter is made: its file alone does not say what."""
 ROWS = 128  # rows of a change computed at a time; fixed, so that the piece size does not change the matrix products
 
 
@@ -51,13 +58,7 @@ class LoraCheckpoint(Checkpoint):
 
     def __init__(self, base: Checkpoint, folder: str | Path) -> None:
         config = adapter_config(folder) or {}
-        if config.get("peft_type") != "LORA" or config.get("use_dora"):
-            kind = "DoRA" if config.get("use_dora") else config.get("peft_type")
-            raise UserError(
-                f"{kind} does not add to the weights of a full model.",
-                where=str(folder),
-                remedy="merge the adapters themselves: method.base=ones for (IA)^3, else the adapter's saved start",
-            )
+        _refuse_other_kinds(config, folder)
         self.where, self.base, self.entries = str(folder), base, dict(base.entries)
         self._adapter: SafetensorsCheckpoint = open_checkpoint(folder)
         self._changes: dict[str, _Change] = {}
@@ -124,10 +125,33 @@ class LoraCheckpoint(Checkpoint):
         return matrix.view(entry.shape[0], -1)
 
 
+def _refuse_other_kinds(config: dict[str, Any], folder: str | Path) -> None:
+    """Only W + s B A on the base's own W is what this file computes."""
+    more = [key for key in ADDS_MORE if config.get(key)]
+    start = str(config.get("init_lora_weights", "")).lower()
+    if config.get("peft_type") != "LORA" or more:
+        kind = "DoRA" if "use_dora" in more else more[0] if more else config.get("peft_type")
+        raise UserError(
+            f"{kind} does not add to the weights of a full model.",
+            where=str(folder),
+            remedy="merge the adapters themselves: method.base=ones for (IA)^3, else the adapter's saved start",
+        )
+    if start.startswith(OTHER_START):
+        raise UserError(
+            f"This adapter stands on weights that its initialisation ({start}) changed, not on the base's own.",
+            where=str(folder),
+            remedy="save it as a plain LoRA: save_pretrained(path_initial_model_for_weight_conversion=...) of peft",
+        )
+
+
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) (rsLoRA), with peft's per-module patterns."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if module == pattern or module.endswith(f".{pattern}"):
-            alpha = value
+    """alpha / r, or alpha / sqrt(r) (rsLoRA), with peft's per-module patterns: regular expressions, the first wins.
+
+    Args:
+        rank: of the stored factors, which is what `rank_pattern` made of r.
+    """
+    from peft.utils.other import get_pattern_key
+
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
