@@ -13,6 +13,7 @@ finished; `transfer-run run=FOLDER export=DIR` for a run's folder.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
+from transfer_run.experiment.export_folder import check_place, replaced
 from transfer_run.experiment.handover import HEAD, MODEL, as_full
 from transfer_run.experiment.record import write_json
 from transfer_run.experiment.saved import backbone_config, load_model, read_description
@@ -38,7 +40,9 @@ HOW = {
 from peft import PeftModel
 from transformers import {model}
 
-model = PeftModel.from_pretrained({model}.from_pretrained({base!r}), {folder!r})
+folder = "."  # the folder of this file
+base = {model}.from_pretrained({base}){note}
+model = PeftModel.from_pretrained(base, folder)
 ```
 """,
     TRANSFORMERS: """The whole model, as transformers writes it:
@@ -46,7 +50,7 @@ model = PeftModel.from_pretrained({model}.from_pretrained({base!r}), {folder!r})
 ```python
 from transformers import {model}
 
-model = {model}.from_pretrained({folder!r})
+model = {model}.from_pretrained(".")  # the folder of this file
 ```
 """,
     TIMM: """The whole model, as timm writes it:
@@ -54,11 +58,11 @@ model = {model}.from_pretrained({folder!r})
 ```python
 import timm
 
-model = timm.create_model({local!r}, pretrained=True, num_classes=0)
+model = timm.create_model("local-dir:.", pretrained=True, num_classes=0)  # the folder of this file
 ```
 """,
     "": """`model.safetensors` holds the {count} tensors that were trained. Of peft's and the backbone's library's forms
-neither holds it{why}. The frozen backbone is named in `model.json` ({base}).
+neither holds it{why}. The frozen backbone is named in `model.json`.
 """,
 }
 WHOLE = """
@@ -67,7 +71,7 @@ With the task's head, as it was trained:
 ```python
 import transfer_run
 
-model = transfer_run.load({folder!r})  # backbone_weights=PATH where a frozen backbone lies elsewhere
+model = transfer_run.load(".")  # the folder of this file; backbone_weights=PATH where a frozen backbone lies elsewhere
 logits = model(batch)
 ```
 """
@@ -77,24 +81,22 @@ def export_run(run: Path, out: Path) -> Path:
     """Write the model of the finished run in `run` to the folder `out`.
 
     Raises:
-        UserError: the run made no model, or `out` holds other things already.
+        UserError: the run made no model, or `out` holds other things already or belongs to a run.
     """
+    check_place(run, out)
     source = model_folder(run)
     if not (source / "model.json").is_file() and any(source.glob("*.safetensors")):
-        shutil.copytree(source, out, dirs_exist_ok=True)  # merged files are in their library's form already
+        with replaced(run, out) as folder:  # merged files are in their library's form already
+            shutil.copytree(source, folder, dirs_exist_ok=True)
         return out
     about = read_description(source)
-    if out.exists() and any(out.iterdir()) and not (out / "model.json").is_file():
-        raise UserError(
-            f"The folder {out} is not empty.", where=f"export={out}", remedy="name a new folder, or empty this one"
-        )
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    library, about, words = _written(load_model(source), about, source, out)
-    write_json(out / "model.json", {**about, "library": library})
-    names = {"folder": str(out), "local": f"local-dir:{out}", "count": about["tensors"], **words}
-    title = f"# {about['method']['name']} on {about['backbone']['name']}\n\nWritten by transfer-run. "
-    (out / "README.md").write_text(title + (HOW[library] + WHOLE).format(**names), encoding="utf-8")
+    method = load_model(source)
+    with replaced(run, out) as folder:
+        library, about, words = _written(method, about, source, folder)
+        write_json(folder / "model.json", {**about, "library": library})
+        title = f"# {about['method']['name']} on {about['backbone']['name']}\n\nWritten by transfer-run. "
+        page = (HOW[library] + WHOLE).format(count=about["tensors"], **words)
+        (folder / "README.md").write_text(title + page, encoding="utf-8")
     return out
 
 
@@ -106,7 +108,8 @@ def _written(
     if method.export(out):
         _save_head(method, out)
         shutil.copy2(source / "model.safetensors", out / "model.safetensors")
-        return PEFT, about, {**words, "base": _base(about, out)}
+        base, note = _base(about, out)
+        return PEFT, about, {**words, "base": base, "note": note}
     try:
         if not about["complete"] or any(not name.startswith((MODEL, HEAD)) for name in method.shipped()):
             method = as_full(method, about, where=str(source))
@@ -114,7 +117,7 @@ def _written(
     except UserError as error:
         shutil.copy2(source / "model.safetensors", out / "model.safetensors")
         why = f": {error.where.partition(': ')[2]} cannot be folded into the backbone"
-        return "", about, {**words, "why": why, "base": about["provenance"].get("weights")}
+        return "", about, {**words, "why": why}
     method.backbone.save_library(out)
     _save_head(method, out)
     library = TRANSFORMERS if hasattr(method.backbone.model, "save_pretrained") else TIMM
@@ -127,10 +130,20 @@ def _save_head(method: Method, out: Path) -> None:
         save_file(head, out / "head.safetensors")
 
 
-def _base(about: Mapping[str, Any], out: Path) -> str:
-    """The model that an adapter goes onto: the hub's or a folder's; one that no library has is written beside it."""
+def _base(about: Mapping[str, Any], out: Path) -> tuple[str, str]:
+    """The argument of `from_pretrained` for the model that an adapter goes onto, and a remark on it.
+
+    The hub's model at its commit, which peft's own config then names too; one that no library has is written beside
+    the adapter; a folder is the reader's to name.
+    """
     provenance = about["provenance"]
-    if provenance["source"] in ("hub", "folder"):
-        return str(provenance["weights"])
-    build_backbone(backbone_config(about)).save_library(out / "base")
-    return str(out / "base")
+    if provenance["source"] == "folder":
+        return '"PATH"', "  # the folder that model.json names: provenance, weights"
+    if provenance["source"] != "hub":
+        build_backbone(backbone_config(about)).save_library(out / "base")
+        return 'f"{folder}/base"', ""
+    name, revision = provenance["weights"], provenance["commit"] or provenance["revision"]
+    file = out / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, {**config, "base_model_name_or_path": name, "revision": revision})
+    return f'"{name}", revision="{revision}"' if revision else f'"{name}"', ""

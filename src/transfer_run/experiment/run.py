@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.experiment.export_folder import check_place
 from transfer_run.experiment.identity import identity, run_folder
 from transfer_run.experiment.record import LOG, read_result, run_log, write_atomically
 from transfer_run.experiment.sources import ensure_sources
@@ -43,6 +44,8 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
         show_dry_run(cfg)
         return run_folder(cfg)
     folder = run_folder(cfg)
+    if cfg.export:
+        check_place(folder, Path(cfg.export))
     if read_result(folder) is None or cfg.force:
         with _held(folder):
             if read_result(folder) is None or cfg.force:
