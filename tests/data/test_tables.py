@@ -81,6 +81,7 @@ def test_what_cannot_be_read_is_named(write: Write, name: str, text: str, says: 
     assert name in error.where
     assert says in error.where
     assert error.remedy
+    assert "corresponds to no data" not in error.what
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
@@ -98,6 +99,12 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         ((0, 1, -2), [], "label -2 is outside"),
         ((0, 1, 0.5), [], "label 0.5 is outside"),
         (("yes", "no", "perhaps"), ["dataset.label_names=[yes,no]"], "'perhaps' is none of the 2 labels"),
+        (
+            ("neg", "pos", "so-so"),
+            ["dataset.num_labels=2"],
+            "3 labels ('neg', 'pos', 'so-so'), but dataset.num_labels=2",
+        ),
+        (("0", "1", "1.5"), ["dataset.num_labels=2"], "label 1.5 is outside the range 0 to 1"),
         ((1.5, 2.5, "many"), ["dataset.form=regression", "dataset.metrics=[pearson]"], "'many' is no number"),
     ],
 )

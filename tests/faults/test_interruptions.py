@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,3 +94,35 @@ def test_a_damaged_checkpoint_is_named_and_nothing_lost(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         carry_out(cfg)
     assert checkpoint.read_bytes() == b"half a checkpoint"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = ["method=full", *PROBE[1:], f"output_dir={folder}", "trainer.max_steps=3", "trainer.progress=none"]
+    return carry_out(compose(words))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("result.json", ["export=out"]),
+        ("checkpoints/model/model.json", ["export=out"]),
+        ("checkpoints/model/model.safetensors", ["export=out"]),
+        ("checkpoints/model/model.json", []),
+        ("checkpoints/model/model.safetensors", []),
+    ],
+)
+def test_a_damaged_file_of_a_finished_run_is_named(finished: Path, tmp_path: Path, file: str, words: list[str]) -> None:
+    """Exported, or taken as another run's backbone: one message, exit code 2, and the file is left as it is."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    whole = (run / file).read_bytes()
+    (run / file).write_bytes(whole[: len(whole) // 2])
+    asked = [f"run={run}", *words] if words else [*PROBE, f"backbone.weights={run}/checkpoints/model"]
+    done = subprocess.run([str(BIN), *asked], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert Path(file).name in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (run / file).read_bytes() == whole[: len(whole) // 2]

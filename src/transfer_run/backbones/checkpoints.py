@@ -161,7 +161,7 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     from timm.models import adapt_input_conv
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-    tensors = _read_tensors(path)
+    tensors = read_tensors(path)
     if isinstance(model, VisionTransformer):
         tensors = checkpoint_filter_fn(tensors, model)
     settings: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -174,7 +174,8 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     return classifier if classifier[0] is not None and classifier[1] is not None else None  # type: ignore[return-value]
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or of all weights files of a folder; UserError where there are none, or damaged."""
     from safetensors.torch import load_file
 
     files = [path] if path.is_file() else weight_files(path)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.backbones.checkpoints import checksum, fill
+from transfer_run.backbones.checkpoints import checksum, fill, read_tensors
 from transfer_run.backbones.hub import commit_of, fetch_weights
 from transfer_run.backbones.storage import check_quantised, narrow, offload
 from transfer_run.errors import UserError, nearest_names
@@ -132,19 +132,28 @@ def _from_path(config: dict[str, Any], source: str) -> Backbone:
             nearest=nearest_names(source, ("hub", RANDOM)),
             remedy="hub, random, or the path of a folder with config.json and model.safetensors",
         )
-    about = path / "model.json"
-    if about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("library") not in ("transformers", "timm"):
+    if (path / "model.json").is_file() and _description(path).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
     backbone = family_class(config["family"]).from_folder(path, config)
     backbone.provenance = {"source": "folder", "weights": source}
     return backbone
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    """`model.json` of a run's model folder, or of an exported one."""
+    path = folder / "model.json"
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"The file is damaged: {error}.", where=str(path), remedy="carry out that run again with force=true"
+        ) from error
+    return about
+
+
 def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
     """The backbone inside the model that an earlier run saved: its tensors are named `backbone.model.*`."""
-    from safetensors.torch import load_file
-
-    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    about = _description(folder)
     if not about.get("complete", False):
         raise UserError(
             "That run kept its backbone frozen and stored only what it trained: there is no whole backbone in it.",
@@ -154,7 +163,7 @@ def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
         )
     backbone = family_class(config["family"]).from_architecture(config)
     prefix = "backbone.model."
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     fill(backbone.model, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, folder)
     weight, bias = tensors.get("backbone.head.weight"), tensors.get("backbone.head.bias")
     if weight is not None and bias is not None:

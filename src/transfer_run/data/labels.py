@@ -42,6 +42,7 @@ def class_labels(
         if known is None:
             values = [_as_number(table, i, column, v) for i, v in enumerate(values)]
         else:
+            _check_count(table, column, values, known, count)
             index = {name: number for number, name in enumerate(known)}
             missing = next((i for i, v in enumerate(values) if v.strip() and v not in index), None)
             if missing is not None:
@@ -66,9 +67,29 @@ def class_labels(
 def _names_of(values: list[str], names: Sequence[str] | None, count: int | None) -> list[str] | None:
     """The class names in a column of texts; None when the texts are the numbers of named classes."""
     seen = sorted({v for v in values if v.strip()})
-    if all(v.lstrip("-").isdigit() for v in seen) and not set(seen) <= set(names or ()):
+    if all(_is_number(v) for v in seen) and not set(seen) <= set(names or ()):
         return None
     return list(names) if names else seen
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _check_count(table: Table, column: str, values: list[str], known: Sequence[str], count: int | None) -> None:
+    """No more names than `dataset.num_labels` has room for."""
+    if count is None or len(known) <= count:
+        return
+    surplus = next((i for i, v in enumerate(values) if v in known[count:]), 0)
+    shown = ", ".join(repr(name) for name in known[:6]) + (", ..." if len(known) > 6 else "")
+    raise UserError(
+        f"The column holds {len(known)} labels ({shown}), but dataset.num_labels={count}.",
+        where=table.place(surplus, column),
+        remedy=f"correct the row, or set dataset.num_labels={len(known)}",
+    )
 
 
 def _as_number(table: Table, row: int, column: str, value: str) -> float:

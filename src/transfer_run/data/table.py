@@ -172,6 +172,12 @@ def _check_fields(file: Path, delimiter: str, dialect: dict[str, Any]) -> None:
                         where=f"{file}, row {row} (ends at line {reader.line_num}), column '{column}'",
                         remedy="repair the row; dataset.quoting=none takes quotation marks as they stand",
                     )
+            if row == 0:
+                raise UserError(
+                    "The file holds a header, but no rows.",
+                    where=str(file),
+                    remedy="give it rows, or leave the file out",
+                )
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(
                 f"A row cannot be read: {error}",

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from transfer_run.backbones.checkpoints import read_tensors
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
@@ -60,7 +60,7 @@ def hand_over(
     if not is_stage(config):
         return
     folder = model_folder(sources["backbone"])
-    about, tensors = read_description(folder), load_file(folder / "model.safetensors")
+    about, tensors = read_description(folder), read_tensors(folder / "model.safetensors")
     if _same_method(about, config):
         carried = {n: t for n, t in tensors.items() if not n.startswith(HEAD)}
         if about["complete"]:

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transfer_run.errors import UserError
+
 LOG = logging.getLogger("transfer_run")
 
 
@@ -33,12 +35,31 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file that we wrote.
+
+    Raises:
+        UserError: the file is damaged; with `remedy`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise UserError(f"The file is damaged: {error}.", where=str(path), remedy=remedy) from error
+    return content
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """`result.json` of a run folder; None when the run has not finished."""
+    """`result.json` of a run folder; None when the run has not finished.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = folder / "result.json"
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, "delete it: the same command then makes it again, from the run's last checkpoint")
     return content if content.get("status") == "finished" else None
 
 

@@ -7,21 +7,23 @@ checkpoints/model/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from transfer_run.backbones.checkpoints import read_tensors
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.storage import pack
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.experiment.record import write_json
+from transfer_run.experiment.record import read_json, write_json
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
+
+AGAIN = "carry out the run again with force=true, or copy the file again"
 
 
 def save_model(method: Method, folder: Path, config: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
@@ -56,15 +58,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     """`model.json` of a model folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     path = folder / "model.json"
     if not path.is_file():
         raise UserError(
             f"{folder} holds no saved model (model.json is missing).", remedy="name a run's checkpoints/model folder"
         )
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(path, AGAIN)
 
 
 def backbone_config(about: Mapping[str, Any], weights: str | None = None) -> dict[str, Any]:
@@ -87,8 +88,8 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
         backbone_weights: where the frozen backbone's weights are, when not where the run found them.
 
     Raises:
-        UserError: tensors are missing, unexpected or of another shape, or the backbone's weights are not those the
-            model was trained on.
+        UserError: a file is damaged, tensors are missing, unexpected or of another shape, or the backbone's weights
+            are not those the model was trained on.
     """
     about = read_description(folder)
     task = Task.from_json(about["task"])
@@ -105,7 +106,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
         )
     method = build_method(about["method"], backbone, task)
     method.settle()
-    tensors = load_file(folder / "model.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -129,6 +130,6 @@ def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
     method.settle()
     head = folder / "head.safetensors"
     if head.is_file():
-        tensors = load_file(head)
+        tensors = read_tensors(head)
         method.backbone.head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items()})
     return method.eval()
