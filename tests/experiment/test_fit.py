@@ -11,6 +11,7 @@ from transfer_run.experiment.fit import check_fit
 
 TEXT = {"name": "sentences", "form": "classification", "max_source_length": 32}
 PICTURES = {"name": "pictures", "form": "classification", "max_source_length": None}
+PAIRS = {"name": "captions", "form": "retrieval", "max_source_length": 32}
 
 
 def pair(family: str, dataset: dict[str, Any], **about: Any) -> dict[str, Any]:
@@ -53,12 +54,19 @@ def test_pairs_that_do_not_fit(values: dict[str, Any], message: str) -> None:
     assert error.value.remedy.startswith("choose")
 
 
-@pytest.mark.parametrize(("tower", "fits"), [("image", PICTURES), ("text", TEXT), ("both", TEXT), ("both", PICTURES)])
+@pytest.mark.parametrize(("tower", "fits"), [("image", PICTURES), ("text", TEXT), ("both", PAIRS)])
 def test_a_tower_of_clip_reads_its_own_kind(tower: str, fits: dict[str, Any]) -> None:
     values = pair("clip", fits)
     values["backbone"]["tower"] = tower
     check_fit(values)
-    if tower != "both":
-        values["dataset"] = TEXT if fits is PICTURES else PICTURES
-        with pytest.raises(UserError, match="does not read"):
-            check_fit(values)
+    for other in (TEXT, PICTURES, PAIRS):
+        values["dataset"] = other
+        if other is not fits:
+            with pytest.raises(UserError, match=r"does not read|both towers|tower alone"):
+                check_fit(values)
+
+
+def test_a_method_may_use_both_towers_for_one_kind() -> None:
+    values = pair("clip", PICTURES, tower="both")
+    values["backbone"]["tower"] = "both"
+    check_fit(values)

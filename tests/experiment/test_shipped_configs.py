@@ -108,12 +108,14 @@ def test_dataset(name: str) -> None:
     assert node["name"] == name
     given = {key: "given" if value == "???" else value for key, value in node.items()}
     schema.check({"dataset": given}, {"dataset": node}, general=general())
-    check_fit(
-        {"method": {"name": "any"}, "backbone": plain("backbone", READER[reads(node)])["backbone"], "dataset": node}
-    )
+    name, *words = READER[reads(node)]
+    backbone = plain("backbone", name)["backbone"] | ({"tower": "both"} if words else {})
+    check_fit({"method": {"name": "any"}, "backbone": backbone, "dataset": node})
 
 
-READER = {"images": "vit_tiny", "text": "t5_tiny"}
+READER = {
+    "images": ("vit_tiny",), "text": ("t5_tiny",), "images with captions": ("clip_tiny", "backbone.tower=both"),
+}  # fmt: skip
 
 
 def general() -> dict[str, Any]:
@@ -127,8 +129,8 @@ def test_everything_composes(tmp_path: Path) -> None:
         backbone, dataset = fitting_pair(name) or ("", "")
         composed(tmp_path, f"method={name}", f"backbone={backbone}", f"dataset={dataset}")
     for name in shipped("dataset"):
-        reader = READER[reads(plain("dataset", name)["dataset"])]
-        composed(tmp_path, "method=full", f"backbone={reader}", f"dataset={name}")
+        reader, *more = READER[reads(plain("dataset", name)["dataset"])]
+        composed(tmp_path, "method=full", f"backbone={reader}", f"dataset={name}", *more)
 
 
 @pytest.mark.parametrize("group", ["hardware", "optimizer", "logger", "profiler"])

@@ -127,4 +127,4 @@ def _of_images(split: Captioned, images: list[int]) -> Captioned:
     new = np.full(len(split.images.rows), -1)
     new[images] = np.arange(len(images))
     kept = np.flatnonzero(new[split.image_of] >= 0)
-    return Captioned(pictures, [split.captions[row] for row in kept], new[split.image_of[kept]])
+    return Captioned(pictures, [split.captions[int(row)] for row in kept], new[split.image_of[kept]])

@@ -10,6 +10,8 @@ everything alike finds nothing.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -108,7 +110,10 @@ class RetrievalScores(nn.Module):
         self.pairs.update(predictions[known], batch["labels"][known])
 
     def compute(self) -> dict[str, float]:
-        found = self.pairs.compute()
+        with warnings.catch_warnings():
+            # a rank may have had no scored rows
+            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
+            found = self.pairs.compute()
         return {name: found[name] for name in self.task.metrics if name in found}
 
     def reset(self) -> None:

@@ -213,14 +213,18 @@ class Method(nn.Module):
         """All blocks of the state's stack, as this method runs them."""
         return self.backbone.run(state)
 
-    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
-        """The head's input (B, feature_width), of the first stack; in retrieval what `stack`'s projection reads."""
-        state = self.run(self.embed(batch, stack or self.backbone.stacks[0]))
+    def features(self, batch: Batch) -> Tensor:
+        """The head's input (B, feature_width)."""
+        return self.stack_features(batch, self.backbone.stacks[0])
+
+    def stack_features(self, batch: Batch, stack: str) -> Tensor:
+        """The pooled output of one stack (B, width): what its head, or in retrieval its projection, reads."""
+        state = self.run(self.embed(batch, stack))
         return self.backbone.pool(self.backbone.finish(state), state)
 
     def embedding(self, batch: Batch, stack: str) -> Tensor:
         """Retrieval: what a tower makes of its part of the batch in the space of both, of any length: (B, E)."""
-        embedding: Tensor = self.backbone.projection(stack)(self.features(batch, stack))
+        embedding: Tensor = self.backbone.projection(stack)(self.stack_features(batch, stack))
         return embedding
 
     def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:

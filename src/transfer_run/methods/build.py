@@ -70,7 +70,17 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
             where="method, backbone",
             remedy=f"choose a backbone of {', '.join(families)} (transfer-list backbones)",
         )
-    settings = method_settings(config)
-    method: Method = method_class(about["target"])(backbone, task, **settings)
+    settings, kind = method_settings(config), method_class(about["target"])
+    if (
+        task.form == "retrieval"
+        and kind.stack_features is Method.stack_features
+        and kind.features is not Method.features
+    ):
+        raise UserError(
+            f"method={config['name']} makes one feature of the first tower and has no form for two.",
+            where="method, dataset",
+            remedy="choose a dataset of classification, or method=full, lora, unipt or sherl",
+        )
+    method: Method = kind(backbone, task, **settings)
     check_storage(method, backbone)
     return method

@@ -183,8 +183,7 @@ class SHERL(TapTuning):
         normed: Tensor = self.norms[state.stack](state.hidden)
         return normed.to(state.hidden.dtype)
 
-    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
-        stack = stack or self.backbone.stacks[0]
+    def stack_features(self, batch: Batch, stack: str) -> Tensor:
         if self.variant == "pooled":
             return self._pooled(batch, stack)
         state = self._conv(batch) if self.variant == "cnn" else self.backbone.run(self.sensed(batch, stack))

@@ -149,10 +149,9 @@ class UniPT(TapTuning):
         taps, state = self.read(state, {*self.targets[stack], last})
         return [taps[index] for index in self.targets[stack]], taps[last], state
 
-    def features(self, batch: Batch, stack: str | None = None) -> Tensor:
+    def stack_features(self, batch: Batch, stack: str) -> Tensor:
         """The head's input: Y in the place of the last hidden state, under the backbone's own pooling; with an output
         width of its own, and on CNNs, the mean of Y."""
-        stack = stack or self.backbone.stacks[0]
         taps, guide, state = self.tapped(batch, stack)
         side: Any = self.sides[stack]
         if self.variant == "pooled":
@@ -168,7 +167,7 @@ class UniPT(TapTuning):
         return self.backbone.pool(tokens.to(state.hidden.dtype), state)
 
     def embedding(self, batch: Batch, stack: str) -> Tensor:
-        return self.features(batch, stack) if self.variant == "pooled" else super().embedding(batch, stack)
+        return self.stack_features(batch, stack) if self.variant == "pooled" else super().embedding(batch, stack)
 
     def encode(self, batch: Batch) -> LadderMemory:
         taps, guide, state = self.tapped(batch, "encoder")
