@@ -1,9 +1,9 @@
-"""What a cell can ask of the run that stands behind it; each plan, count and run is made once in a process.
+"""What a cell can ask of the run that stands behind it; each plan, count and run is made once.
 
 memory.*        a plan's (`--source plan`) or a measurement's (`--source run`) memory node
 metrics.*       a finished run's scores; `score` is the first of its dataset's metrics
 inference.*     the plan of one prediction alone, batch 1, weights included
-per_example.*   how much an example of the batch adds to what is alive at the peak of forward, by kind
+per_example.*   how much an example of the batch adds: `kept`, activations that forward keeps for backward
 parameters.*    total, trainable, counted (the task's fresh head left out), backbone (before the method), and
                 shares in per cent: trainable_pct, trainable_of_backbone, counted_of_backbone
 """
@@ -11,14 +11,16 @@ parameters.*    total, trainable, counted (the task's fresh head left out), back
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import identity
+from transfer_run.tables import plans
 
 PLANNED = ("inference", "per_example", "parameters")
 """First words of values that are planned even where a run was carried out."""
@@ -40,36 +42,82 @@ def ask(words: tuple[str, ...], value: str, source: str) -> tuple[float, str, st
         NoFigure: the plan or the result has no such value.
         UserError, RunFailed: the words are wrong, or their run failed.
     """
-    cfg = compose(list(words))
+    cfg = _composed(words)
     value = f"metrics.test/{cfg.dataset.metrics[0]}" if value == "score" else value
     first, _, rest = value.partition(".")
     if source == "run" and first not in PLANNED:
         result = _once("run", cfg, _carried_out)
         return _at(result, value), result["identity"], "run"
-    makers: dict[str, Callable[[DictConfig], Mapping[str, Any]]] = {
-        "memory": _planned, "inference": _inference, "per_example": _per_example, "parameters": _counted,
-    }  # fmt: skip
-    if first not in makers:
+    if first not in makers():
         raise NoFigure(f"a plan has no {value}")
-    return _at(_once(first, cfg, makers[first]), rest), identity(cfg), "plan"
+    return _at(_once(first, cfg, makers()[first]), rest), identity(cfg), "plan"
 
 
-_made: dict[tuple[str, str], Mapping[str, Any]] = {}
-_failed: dict[tuple[str, str], Exception] = {}
+def makers() -> dict[str, Callable[[DictConfig], Mapping[str, Any]]]:
+    """What makes each kind of planned figure."""
+    return {"memory": _planned, "inference": _inference, "per_example": _per_example, "parameters": _counted}
+
+
+def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], None]) -> None:
+    """Make the plans that these words and values will ask for, several at once where that is worth it.
+
+    Plans that fail are left to `ask`, which tells the reason.
+    """
+    jobs: dict[str, plans.Job] = {}
+    for words, value in asked:
+        try:
+            cfg = _composed(words)
+        except Exception:  # told in its cell
+            continue
+        for job in _jobs(value.partition(".")[0], cfg):
+            jobs[_key(*job)] = job
+    missing = {key: job for key, job in jobs.items() if key not in _made and plans.recall(job) is None}
+    if len(missing) < plans.POOL_FROM:
+        return
+    for count, (key, content) in enumerate(plans.made_at_once(missing), 1):
+        say(f"planned {count} of {len(missing)}")
+        if content is not None:
+            plans.remember(missing[key], content)
+
+
+def _jobs(kind: str, cfg: DictConfig) -> list[plans.Job]:
+    if kind == "per_example":
+        return [("memory", cfg), ("memory", _twice(cfg))]
+    return [(kind, cfg)] if kind in makers() else []
+
+
+_composed = cache(lambda words: compose(list(words)))
+_made: dict[str, Mapping[str, Any]] = {}
+_failed: dict[str, Exception] = {}
+
+
+def _key(kind: str, cfg: DictConfig) -> str:
+    return f"{kind}\n{OmegaConf.to_yaml(cfg, sort_keys=True)}"
 
 
 def _once(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, Any]]) -> Mapping[str, Any]:
     """What `make` makes of a config, or how it failed, remembered: tables repeat each other's runs."""
-    key = (kind, OmegaConf.to_yaml(cfg, sort_keys=True))
+    key = _key(kind, cfg)
     if key in _failed:
         raise _failed[key]
     if key not in _made:
         try:
-            _made[key] = make(cfg)
+            _made[key] = _found_or_made(kind, cfg, make)
         except Exception as error:
             _failed[key] = error
             raise
     return _made[key]
+
+
+def _found_or_made(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Runs have folders of their own, and `per_example` is made of plans; the others are kept on disk."""
+    if kind in ("run", "per_example"):
+        return make(cfg)
+    content = plans.recall((kind, cfg))
+    if content is None:
+        content = make(cfg)
+        plans.remember((kind, cfg), content)
+    return content
 
 
 def _at(content: Any, path: str) -> float:
@@ -103,11 +151,15 @@ def _counted(cfg: DictConfig) -> Mapping[str, Any]:
 
 
 def _per_example(cfg: DictConfig) -> Mapping[str, Any]:
-    """From the plans of the config's batch and of twice that: the rise of forward's peak, by kind."""
+    """From the plans of the config's batch and of twice that."""
+    one, two = (_once("memory", c, _planned)["kept"] for c in (cfg, _twice(cfg)))
+    return {"kept": (two - one) / cfg.dataset.batch_size}
+
+
+def _twice(cfg: DictConfig) -> DictConfig:
     twice = cfg.copy()
     twice.dataset.batch_size = 2 * cfg.dataset.batch_size
-    one, two = (_once("memory", c, _planned)["phases"]["forward"]["by_kind"] for c in (cfg, twice))
-    return {kind: (two[kind] - one[kind]) / cfg.dataset.batch_size for kind in one}
+    return twice
 
 
 def _carried_out(cfg: DictConfig) -> Mapping[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
-from transfer_run.tables.figures import NoFigure, ask
+from transfer_run.tables.figures import PLANNED, NoFigure, ask, prepare
 from transfer_run.tables.spec import Column, Row, TableSpec
 
 NEEDS_RUN = "needs --source run"
@@ -24,7 +24,7 @@ class Cell:
     """A cell of the contract: the paper's figure and ours, or why there is none.
 
     Attributes:
-        paper_source: `recalled` where the paper's figure is from memory, `derived` where it is a mean of those printed.
+        paper_source: `recalled` where the paper's figure is from memory, `derived` where it is computed from others.
         counter: what the paper's memory figure counts, where the table says so.
         compared: does the cell count in the summary of differences?
     """
@@ -74,6 +74,7 @@ def produce(
     """
     if source == "recorded":
         return recorded(spec)
+    prepare(_planned(spec, source, scale, extra), lambda line: say(f"{spec.name}: {line}"))
     cells = []
     for row in spec.rows:
         ours: dict[str, Cell] = {}
@@ -82,6 +83,17 @@ def produce(
             ours[column.name] = _cell(spec, row, column, source, scale, extra, ours)
         cells += [ours[column.name] for column in spec.columns]  # but stand where the paper has them
     return cells
+
+
+def _planned(spec: TableSpec, source: str, scale: str, extra: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Words and values of the cells whose figure a plan gives."""
+    if scale == "smoke" and not spec.smoke:
+        return
+    for row in spec.rows:
+        for column in spec.columns:
+            planned = source == "plan" or column.value.partition(".")[0] in PLANNED
+            if row.words is not None and column.origin == "plan" and planned:
+                yield (*spec.cell_words(row, column, scale), *extra), column.value
 
 
 def _cell(
@@ -111,7 +123,9 @@ def _printed(row: Row, column: Column, others: Mapping[str, Cell]) -> tuple[floa
     """The paper's figure and where it is from: read (nothing is said), recalled, or derived from what it prints."""
     paper = row.paper.get(column.name)
     if paper is not None:
-        return paper, "recalled" if column.recalled or column.name in row.recalled else ""
+        if column.recalled or column.name in row.recalled:
+            return paper, "recalled"
+        return paper, "derived" if column.name in row.derived else ""
     parts = [others[name] for name in column.of] if column.derived else []
     if not parts or any(cell.paper is None for cell in parts):
         return None, ""

@@ -13,7 +13,7 @@ from transfer_run.tables.spec import Column, TableSpec
 MARKS = {"recalled": "*", "derived": "~"}
 MEANING = {
     "recalled": "the paper's figure is recalled, not read in the paper",
-    "derived": "the mean of figures that the paper prints; it does not print this one",
+    "derived": "computed from figures that the paper prints (a mean, a GPU's share of a sum), not printed itself",
 }
 
 

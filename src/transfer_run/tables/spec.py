@@ -60,6 +60,7 @@ class Row:
     """One row; `words` is None where no run of ours can produce it, and `note` says why.
 
     Attributes:
+        recalled: columns whose figure stands here from memory; derived: those computed from printed figures.
         unit, divide: instead of the column's, where a table collects figures of several papers.
         counter: what the paper's memory figure counts, e.g. `allocated`.
         compared: False leaves the row out of the summary of differences: its setting or counter is not ours.
@@ -71,6 +72,7 @@ class Row:
     words: tuple[str, ...] | None
     paper: Mapping[str, float | None]
     recalled: frozenset[str] = frozenset()
+    derived: frozenset[str] = frozenset()
     note: str = ""
     unit: str = ""
     divide: float | None = None
@@ -218,9 +220,10 @@ def _row(content: Mapping[str, Any], columns: set[str], groups: Mapping[str, Seq
             raise ValueError(f"row {content['row']}: {len(figure)} figures for the {len(groups[key])} columns {key}")
         else:
             paper |= {key.replace("{}", item): one for item, one in zip(groups[key], figure, strict=True)}
-    recalled = {one for key in content.get("recalled", ()) for one in _expanded(key, groups)}
+    recalled, derived = ({one for key in content.get(mark, ()) for one in _expanded(key, groups)}
+                         for mark in ("recalled", "derived"))  # fmt: skip
     cells = {key: _words(words) for key, words in content.get("cells", {}).items()}
-    unknown = (set(paper) | recalled | set(cells)) - columns
+    unknown = (set(paper) | recalled | derived | set(cells)) - columns
     if unknown:
         raise ValueError(f"row {content['row']}: no column {', '.join(sorted(unknown))}")
     return Row(
@@ -228,6 +231,7 @@ def _row(content: Mapping[str, Any], columns: set[str], groups: Mapping[str, Seq
         None if content.get("words", "") is None else _words(content.get("words")),
         paper,
         frozenset(recalled),
+        frozenset(derived),
         content.get("note", ""),
         content.get("unit", ""),
         float(content["divide"]) if "divide" in content else None,
