@@ -4,19 +4,25 @@
     python scripts/validate_memory.py --list              the configurations with their plans; no GPU needed
     python scripts/validate_memory.py --device cpu --tiny the same code on tiny backbones, measured by the tracker
 
-Weights are random, batches are made up, nothing is read from the network. Exit code 2: there is no CUDA device.
+Weights are random, batches are made up, nothing is read from the network. Plans are made in processes of their own,
+measurements one after the other in this one. Exit code 1: something broke, or the time ran out (`complete` is then
+false in the JSON); 2: there is no CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +42,7 @@ TINY = {
     "vit_base_patch16_224": "backbone=vit_tiny dataset=digits",
     "openai/clip-vit-base-patch32": "backbone=clip_tiny dataset=digits",
 }
+TINY_BATCHES = (2, 4, 8)
 PRECISIONS = ("32-true", "bf16-mixed")
 STEPS = 3
 """Optimizer states exist from the second step on, kept blocks have settled by the third."""
@@ -46,8 +53,8 @@ class Point:
     """One configuration: what the plan says and what was measured, in bytes, as a whole and by phase."""
 
     words: list[str]
-    predicted: int
-    predicted_phases: dict[str, int]
+    predicted: int | None = None
+    predicted_phases: dict[str, int] = field(default_factory=dict)
     measured: int | None = None
     measured_phases: dict[str, int] | None = None
     difference: float | None = None
@@ -55,16 +62,14 @@ class Point:
 
 
 def configurations(tiny: bool = False) -> Iterator[list[str]]:
-    """Words of every configuration: each method and backbone once in each precision, the batch sizes taking turns."""
-    turn = 0
+    """Words of every configuration: each method and backbone at three batch sizes, the precisions taking turns."""
     for backbone, data, batches, methods in PAIRS:
-        for method in methods:
-            for precision, batch in zip(PRECISIONS, (batches[turn % 3], batches[(turn + 1) % 3]), strict=True):
-                place = TINY[backbone] if tiny else f"backbone={backbone} {data}"
-                size = max(2, batch // 8) if tiny else batch
-                yield [f"method={method}", *place.split(), f"dataset.batch_size={size}",
-                       f"hardware.precision={precision}", "backbone.weights=random", "plan.profile=modern"]  # fmt: skip
-            turn += 1
+        place = TINY[backbone] if tiny else f"backbone={backbone} {data}"
+        for number, method in enumerate(methods):
+            for size, batch in enumerate(TINY_BATCHES if tiny else batches):
+                yield [f"method={method}", *place.split(), f"dataset.batch_size={batch}",
+                       f"hardware.precision={PRECISIONS[(number + size) % 2]}", "backbone.weights=random",
+                       "plan.profile=modern"]  # fmt: skip
 
 
 def measure(words: Sequence[str], device: str) -> dict[str, Any]:
@@ -91,12 +96,16 @@ def measure(words: Sequence[str], device: str) -> dict[str, Any]:
 
 
 def _made_up(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A tensor of a batch: everything is attended to, tokens and labels are 0 or 1, pixels are random."""
+    """A tensor of a batch: one position is padding (masks are made of it), tokens and labels 0 or 1, pixels random."""
     import torch
 
     if dtype.is_floating_point:
         return torch.randn(shape, dtype=dtype)
-    return torch.ones(shape, dtype=dtype) if "mask" in name else torch.randint(0, 2, shape).to(dtype)
+    if "mask" not in name:
+        return torch.randint(0, 2, shape).to(dtype)
+    mask = torch.ones(shape, dtype=dtype)
+    mask[0, -1] = 0
+    return mask
 
 
 def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], device: str) -> dict[str, Any]:
@@ -138,12 +147,37 @@ def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], devi
 
 
 def plan(words: Sequence[str], device: str) -> Point:
-    """The configuration with its plan alone."""
+    """The configuration with its plan alone; what breaks it stands in `error`."""
     from transfer_run.experiment.compose import compose
     from transfer_run.experiment.plan import plan_run
 
-    memory = plan_run(compose(list(words)), target="cuda" if device == "cuda" else "cpu").memory
+    try:
+        memory = plan_run(compose(list(words)), target="cuda" if device == "cuda" else "cpu").memory
+    except Exception as error:
+        return Point(list(words), error=_said(error))
     return Point(list(words), memory["peak"], _phases(memory))
+
+
+def plans(chosen: Sequence[Sequence[str]], device: str) -> Iterator[Point]:
+    """Every configuration's plan, in their order; a few of them are made here, many in processes of their own."""
+    if len(chosen) < 4:
+        yield from map(plan, chosen, repeat(device))
+        return
+    pool = ProcessPoolExecutor(max(2, os.cpu_count() or 2), multiprocessing.get_context("spawn"), _one_thread)
+    try:
+        yield from pool.map(plan, chosen, repeat(device))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _phases(memory: dict[str, Any]) -> dict[str, int]:
@@ -151,20 +185,20 @@ def _phases(memory: dict[str, Any]) -> dict[str, int]:
     return {name: memory["phases"][name]["peak"] for name in wanted if name in memory["phases"]}
 
 
-def compare(words: Sequence[str], device: str) -> Point:
-    """The configuration planned and measured; what breaks it stands in `error`."""
-    point = plan(words, device)
-    _clean(device)
-    before = _allocated(device)
+def compare(point: Point, device: str) -> None:
+    """Measure a planned configuration; what breaks it stands in `error`."""
+    if point.predicted is None:
+        return
     try:
-        memory = measure(words, device)
+        _clean(device)
+        before = _allocated(device)
+        memory = measure(point.words, device)
     except Exception as error:  # one configuration too large, or broken, is no reason to lose the others
-        point.error = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        return point
+        point.error = _said(error)
+        return
     point.measured_phases = {name: peak - before for name, peak in _phases(memory).items()}
     point.measured = max(point.measured_phases.values())
     point.difference = point.predicted / point.measured - 1
-    return point
 
 
 def _clean(device: str) -> None:
@@ -201,7 +235,8 @@ def line(point: Point) -> str:
     """One configuration in one line, amounts in MiB."""
     name = " ".join(word.split("=")[1] for word in point.words if word.split("=")[0] in
                     ("method", "backbone", "dataset.batch_size", "hardware.precision"))  # fmt: skip
-    text = f"{name:58} plan {point.predicted / 2**20:9.1f} MiB"
+    planned = "-" if point.predicted is None else f"{point.predicted / 2**20:.1f}"
+    text = f"{name:58} plan {planned:>9} MiB"
     if point.measured is not None and point.difference is not None:
         text += f"   measured {point.measured / 2**20:9.1f} MiB   {100 * point.difference:+6.1f} %"
     return text + (f"   {point.error}" if point.error else "")
@@ -215,15 +250,18 @@ def picture(points: Sequence[Point], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.4, 6))
+    unit, size = ("GiB", 2**30) if any((point.measured or 0) > 2**30 for point in points) else ("MiB", 2**20)
     backbones = list(dict.fromkeys(_word(point, "backbone") for point in points))
     for backbone in backbones:
         here = [point for point in points if _word(point, "backbone") == backbone and point.measured]
-        x, y = [p.measured / 2**30 for p in here if p.measured], [p.predicted / 2**30 for p in here]
+        x, y = [(p.measured or 0) / size for p in here], [(p.predicted or 0) / size for p in here]
         axis.scatter(x, y, s=26, alpha=0.8, label=backbone)
     low, high = axis.get_xlim()
     axis.plot([max(low, 0), high], [max(low, 0), high], color="0.6", linewidth=1, zorder=0)
     axis.set(
-        xlabel="measured peak, GiB", ylabel="predicted peak, GiB", title="training memory: plan against measurement"
+        xlabel=f"measured peak, {unit}",
+        ylabel=f"predicted peak, {unit}",
+        title="training memory: plan against measurement",
     )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
@@ -237,32 +275,41 @@ def _word(point: Point, key: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0 all measured, 1 some broke, 2 no CUDA device."""
+    """Exit code: 0 all measured, 1 some broke or the time ran out, 2 no CUDA device."""
     import torch
 
     flags = _read(arguments)
     every = list(configurations(flags.tiny))
     chosen = [words for words in every if all(part in " ".join(words) for part in flags.only)][: flags.first]
     if flags.list:
-        for words in chosen:
-            print(line(plan(words, flags.device)), flush=True)
-        return 0
+        return _list(chosen, flags.device)
     if flags.device == "cuda" and not torch.cuda.is_available():
         print(f"There is no CUDA device: none of {len(chosen)} configurations was measured. --list shows their plans, "
               "--device cpu --tiny runs the same code on tiny backbones.", file=sys.stderr)  # fmt: skip
         return 2
-    begin, points = time.perf_counter(), []
-    for words in chosen:
-        points.append(compare(words, flags.device))
-        print(line(points[-1]), flush=True)
+    begin = time.perf_counter()
+    points: list[Point] = []
+    for point in plans(chosen, flags.device):
         if time.perf_counter() - begin > 60 * flags.minutes:
             print(f"stopped after {flags.minutes} minutes: {len(points)} of {len(chosen)}", file=sys.stderr)
             break
-    _record(points, flags, time.perf_counter() - begin)
-    return 1 if any(point.error for point in points) else 0
+        compare(point, flags.device)
+        points.append(point)
+        print(line(point), flush=True)
+    complete = len(points) == len(chosen)
+    _record(points, flags, time.perf_counter() - begin, complete)
+    return 0 if complete and not any(point.error for point in points) else 1
 
 
-def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float) -> None:
+def _list(chosen: Sequence[Sequence[str]], device: str) -> int:
+    code = 0
+    for point in plans(chosen, device):
+        print(line(point), flush=True)
+        code = 1 if point.error else code
+    return code
+
+
+def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float, complete: bool) -> None:
     from transfer_run.experiment.record import environment, write_json
 
     found = summary(points)
@@ -272,6 +319,7 @@ def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float) 
         "unit": "bytes",
         "device": flags.device,
         "tiny": flags.tiny,
+        "complete": complete,
         "seconds": round(seconds, 1),
         "environment": environment(),
         "summary": found,
