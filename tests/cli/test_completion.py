@@ -51,9 +51,10 @@ def test_everything_is_offered_at_the_start() -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
-def test_bash_completes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["transfer-run", "transfer-plan"])
+def test_bash_completes(tmp_path: Path, command: str) -> None:
     """As a user's shell does it: install, then ask for what may follow."""
-    executable = Path(sys.executable).parent / "transfer-run"
+    executable = Path(sys.executable).parent / command
     line = f"{executable} {' '.join(TOY)} method=to"
     script = f"""
 eval "$({executable} --shell-completion install=bash)"

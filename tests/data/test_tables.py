@@ -102,7 +102,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
         (
             ("neg", "pos", "so-so"),
             ["dataset.num_labels=2"],
-            "3 labels ('neg', 'pos', 'so-so'), but dataset.num_labels=2",
+            "3 labels ('neg', 'pos', 'so-so'), but",
         ),
         (("0", "1", "1.5"), ["dataset.num_labels=2"], "label 1.5 is outside the range 0 to 1"),
         ((1.5, 2.5, "many"), ["dataset.form=regression", "dataset.metrics=[pearson]"], "'many' is no number"),

@@ -32,6 +32,7 @@ from transfer_run.experiment import registry, schema
         ("list", [[], [1, "a"]], [None, 1, "a"]),
         ("list[int]", [[], [1, 2]], [[1.5], ["a"], 1, [True]]),
         ("list[int]? >= 0", [None, [0]], [[-1]]),
+        ("list[float] of 2", [[0.9, 0.999]], [[0.9], [], [1, 2, 3], 0.9]),
         ("list[str]", [["a"], []], ["a", [None]]),
         ("any", [None, 1, "a", [1], {"a": 1}], []),
         (["a", "b"], ["a", "b"], ["c", None, 1]),
@@ -49,7 +50,7 @@ def test_grammar(option: Any, good: list[Any], bad: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["integer", "int >> 1", "int >=1", "int >= one", "int[str]", "list[dict]", "int?>=1", "", [], [[1]], 3, None],
+    ["integer", "int >> 1", "int >=1", "int >= one", "int[str]", "list[dict]", "int?>=1", "int of 2", "", [], 3],
 )
 def test_no_type(option: Any) -> None:
     with pytest.raises(ValueError, match="neither a type"):

@@ -102,6 +102,8 @@ def test_wrong_words_are_answered_without_a_plan(capfd: pytest.CaptureFixture[st
     assert "nearest: full" in captured.err
     with pytest.raises(UserError, match="not an amount of memory"):
         plan([*TINY, "plan.budget=24"])
+    with pytest.raises(UserError, match="transfer-run's to show"):
+        plan([*TINY, "--cfg", "job"])
     with pytest.raises(UserError, match="plans one run"):
         plan([*TINY, "-m", "seed=0,1"])
 
@@ -114,7 +116,7 @@ def test_help_needs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_wrong_words_import_nothing_heavy() -> None:
     code = (
         "import sys; from transfer_run.cli.exits import exit_code; from transfer_run.cli.plan import plan; "
-        "code = exit_code(lambda: plan(['method=fulll'])); "
+        "code = exit_code(lambda: plan(['method=fulll'])) & exit_code(lambda: plan(['plan.budget=24XB'])); "
         "heavy = {'torch', 'transformers', 'timm', 'lightning', 'peft', 'datasets'} & set(sys.modules); "
         "sys.exit(code if not heavy else 99)"
     )

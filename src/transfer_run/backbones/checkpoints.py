@@ -175,7 +175,7 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of all weights files of a folder; UserError where there are none, or damaged."""
+    """The tensors of a weights file, or of all those of a folder; UserError where there are none, or damaged."""
     from safetensors.torch import load_file
 
     files = [path] if path.is_file() else weight_files(path)

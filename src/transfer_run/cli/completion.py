@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.core_plugins.bash_completion import BashCompletion
+from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from transfer_run.cli.flags import read_flags
@@ -13,6 +18,24 @@ from transfer_run.errors import UserError
 from transfer_run.experiment import registry
 from transfer_run.experiment.compose import CONFIG_NAME, GROUPS, Composer
 from transfer_run.experiment.words import separate
+
+
+def answer(words: Sequence[str]) -> None:
+    """`--shell-completion install=SHELL`, `uninstall=SHELL`, or the shell's own `query=SHELL`.
+
+    Raises:
+        UserError: no such shell, or none named.
+    """
+    query = [word.partition("=")[2] for word in words if word.startswith("query=")]
+    if query:
+        print((" " if query[0] == "bash" else "\n").join(complete(os.environ.get("COMP_LINE", ""))))
+        return
+    command = Path(sys.argv[0]).name
+    try:
+        Hydra(command, Composer().loader).shell_completion(CONFIG_NAME, list(words))
+    except ValueError as error:
+        remedy = f'eval "$({command} --shell-completion install=bash)"'
+        raise UserError(f"{str(error).splitlines()[0]}.", where="--shell-completion", remedy=remedy) from error
 
 
 def complete(line: str) -> list[str]:

@@ -45,11 +45,25 @@ def plan(arguments: Sequence[str]) -> int:
     if flags.help:
         print(HELP)
         return DONE
+    if flags.shell_completion:
+        from transfer_run.cli.completion import answer
+
+        answer(flags.words)
+        return DONE
+    if flags.cfg or flags.info or flags.hydra_help:
+        raise UserError(
+            "transfer-plan shows plans; the config is transfer-run's to show.",
+            where=" ".join(arguments),
+            remedy="the same words after transfer-run, with --cfg job or --info",
+        )
     if flags.multirun:
         raise UserError("transfer-plan plans one run.", where="-m", remedy="give it the words of one run")
     from transfer_run.experiment.compose import compose, make_importable
+    from transfer_run.memory.budget import parse_budget
 
     cfg = compose(flags.words, flags.config_dir)
+    if cfg.plan.budget:
+        parse_budget(cfg.plan.budget)  # before the models are imported
     make_importable(cfg)
     _print(cfg)
     return DONE

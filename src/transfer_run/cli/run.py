@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,7 +38,10 @@ def run(arguments: Sequence[str]) -> int:
         print(help_text())
         return DONE
     if flags.shell_completion:
-        return _completion(flags.words)
+        from transfer_run.cli.completion import answer
+
+        answer(flags.words)
+        return DONE
     if any(word.startswith("run=") for word in flags.words):
         return _export(flags.words)
     from transfer_run.experiment.compose import Composer
@@ -110,24 +112,6 @@ def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:
         return False
     hydra = composer.load(words, RunMode.RUN).hydra
     return hydra.mode == RunMode.MULTIRUN or hydra.runtime.choices["hydra/launcher"] != "basic"
-
-
-def _completion(words: Sequence[str]) -> int:
-    from transfer_run.cli.completion import complete
-    from transfer_run.experiment.compose import CONFIG_NAME, Composer
-
-    query = [word.partition("=")[2] for word in words if word.startswith("query=")]
-    if query:
-        print((" " if query[0] == "bash" else "\n").join(complete(os.environ.get("COMP_LINE", ""))))
-    else:
-        from hydra._internal.hydra import Hydra
-
-        try:
-            Hydra("transfer-run", Composer().loader).shell_completion(CONFIG_NAME, list(words))
-        except ValueError as error:
-            remedy = 'eval "$(transfer-run --shell-completion install=bash)"'
-            raise UserError(f"{str(error).splitlines()[0]}.", where="--shell-completion", remedy=remedy) from error
-    return DONE
 
 
 def _show(flags: Namespace, composer: Composer, words: Sequence[str]) -> int:

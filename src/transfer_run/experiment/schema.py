@@ -6,7 +6,8 @@ for a method's or a dataset's own keys `about.options` of its file, in one of tw
     gate: [learnable, none, one]      the only choices
     reduction_factor: int >= 1        a type: int, float, str, bool, dict, any, list, list[int], list[float], list[str],
                                       with `?` where null is allowed (`int?`), and a bound: `>= 1`, `> 0`, `<= 1`,
-                                      `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free
+                                      `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free;
+                                      `list[float] of 2` has two items
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _GRAMMAR = re.compile(
     rf"(?P<name>int|float|str|bool|dict|list|any)(?:\[(?P<item>int|float|str|bool)\])?(?P<nullable>\?)?"
+    r"(?: of (?P<length>\d+))?"
     rf"(?: (?:(?P<sign>>=|>|<=|<) (?P<bound>{_NUMBER})|in (?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})))?"
 )
 
@@ -45,6 +47,7 @@ class Type:
         item: type of a list's items.
         bounds: (`>=`, `>`, `<=` or `<`, number) pairs, all of which hold.
         choices: the only values, of a choice.
+        length: items of a list; None: any number.
     """
 
     name: str
@@ -52,13 +55,15 @@ class Type:
     nullable: bool = False
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[Any, ...] = ()
+    length: int | None = None
 
     def __str__(self) -> str:
         if self.name == "choice":
             return "one of " + ", ".join(_shown(choice) for choice in self.choices)
         text = _SCALARS.get(self.name, {"dict": "keys with values, as {a: 1}"}.get(self.name, "a list, as [1,2]"))
         if self.item:
-            text = f"a list of {_SCALARS[self.item].removeprefix('a ')}{'' if self.item == 'str' else 's'}, as [1,2]"
+            items = ("" if self.length is None else f"{self.length} ") + _SCALARS[self.item].removeprefix("a ")
+            text = f"a list of {items}{'' if self.item == 'str' else 's'}, as [1,2]"
         limits = " and ".join(f"{_COMPARE[sign][1]} {number:g}" for sign, number in self.bounds)
         return " ".join(part for part in (text, limits) if part) + (" or null" if self.nullable else "")
 
@@ -77,7 +82,7 @@ class Type:
                 raise ValueError
             return value
         if self.name == "list":
-            if not isinstance(value, list):
+            if not isinstance(value, list) or self.length not in (None, len(value)):
                 raise ValueError
             return [self._within(_scalar(self.item, item)) if self.item else item for item in value]
         return self._within(_scalar(self.name, value))
@@ -123,14 +128,15 @@ def parse_type(option: Any) -> Type:
     if isinstance(option, list) and option and not any(isinstance(choice, list | dict) for choice in option):
         return Type("choice", choices=tuple(option))
     match = _GRAMMAR.fullmatch(option) if isinstance(option, str) else None
-    if match is None or (match["item"] and match["name"] != "list"):
+    if match is None or ((match["item"] or match["length"]) and match["name"] != "list"):
         raise ValueError(f"{option!r} is neither a type, as `int? >= 1`, nor a list of choices")
     bounds: tuple[tuple[str, float], ...] = ()
     if match["sign"]:
         bounds = ((match["sign"], float(match["bound"])),)
     elif match["low"]:
         bounds = ((">=", float(match["low"])), ("<=", float(match["high"])))
-    return Type(match["name"], match["item"], bool(match["nullable"]), bounds)
+    length = int(match["length"]) if match["length"] else None
+    return Type(match["name"], match["item"], bool(match["nullable"]), bounds, length=length)
 
 
 def type_of(default: Any) -> Type:
