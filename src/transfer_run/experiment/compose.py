@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment import registry, schema
 from transfer_run.experiment.candidates import candidate_configs
+from transfer_run.experiment.contents import digests
 from transfer_run.experiment.fit import NO_DATA, check_family, check_files, check_fit
 from transfer_run.experiment.members import name_members
 from transfer_run.experiment.stages import last_stage, stage_words, start_from, weights_of
@@ -116,6 +117,7 @@ class Composer:
         for backbone in candidate_configs(values, self.folders).values():
             check_fit({**values, "backbone": backbone}, self.folders)
         check_files(values, where)
+        values["contents"] = digests(values, self.folders)
         final = OmegaConf.create(values)
         OmegaConf.set_struct(final, True)
         return final

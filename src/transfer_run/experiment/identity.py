@@ -1,6 +1,9 @@
 """A run's identity: the same for every way of asking for the same result, another one for any other result.
 
 config ── without what cannot change the result ──> canonical JSON ──> SHA-256
+
+What stands in files outside of our runs is in it too, as the digests that `compose` wrote under `contents`: the
+identity of a run that was composed earlier needs none of its files.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from transfer_run.errors import UserError
 from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
+from transfer_run.experiment.contents import digests
 from transfer_run.experiment.schema import ABOUT, flatten
 from transfer_run.experiment.stages import STAGE
 
@@ -82,6 +86,8 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
         dataset["rows"] = _source("dataset.rows", str(rows).removeprefix(RUN), folders, chain)
     if (kept.get("backbone") or {}).get("load") is None:  # says nothing: float32, as ever
         (kept.get("backbone") or {}).pop("load", None)
+    if not kept.get("contents"):  # no files are named
+        kept.pop("contents", None)
     candidates = candidate_configs(values, [Path(folder) for folder in folders])
     if candidates:
         kept["candidates"] = candidates
@@ -119,16 +125,22 @@ def _source(key: str, words: str, folders: tuple[str, ...], chain: tuple[str, ..
     return words[:8] if re.fullmatch(r"[0-9a-f]{6,64}", words) else words
 
 
-@cache
 def _run_of(words: str, folders: tuple[str, ...], chain: tuple[str, ...], key: str) -> str:
     try:
-        return _identity(_plain(compose(shlex.split(words), search_path=folders)), chain)
+        values = _composed(words, folders)  # once; what its files hold is looked at every time
+        now = digests(values, [Path(folder) for folder in values["search_path"]])
+        return _identity({**values, "contents": now}, chain)
     except (UserError, ValueError) as error:
         what = error if isinstance(error, UserError) else UserError(f"{error}.", remedy="close the quotes")
         if what.where.startswith(("sources.", "backbone.weights:", "dataset.rows:")):
             raise
         where = f"{key}: {words}"
         raise UserError(what.what, where=where, nearest=what.nearest, remedy=what.remedy) from error
+
+
+@cache
+def _composed(words: str, folders: tuple[str, ...]) -> dict[str, Any]:
+    return _plain(compose(shlex.split(words), search_path=folders))
 
 
 def _numbers(value: Any) -> Any:

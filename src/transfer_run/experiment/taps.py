@@ -43,11 +43,13 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
             remedy="set cache.taps=none",
         )
     folder = Path(settings["folder"] or Path(config["output_dir"]) / "taps")
+    files = {key: said for key, said in config["contents"].items() if key.startswith("dataset.")}
     about = {
         "backbone": method.backbone.provenance["checksum"],
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
         "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows")},
+        **({"contents": files} if files else {}),
         **({"kept": digest(data.kept)} if data.kept else {}),
         "transform": data.transform_description,
         "rows": dict(data.sizes),
