@@ -73,3 +73,24 @@ print("LOADED", [name for name in heavy if name in sys.modules])
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1:] == ["LOADED []"], done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+LLAMA = ("method=lst", "backbone=llama-stories260k", "dataset=python_docs", "hardware=cpu", "trainer.progress=none")
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "remedy"),
+    [
+        ((), "'llama-stories260k' is on no hub", "backbone.weights=PATH"),
+        (("backbone.weights=random", "backbone.tokenizer=bytes"), "no side network 8 times narrower", "nearest: 4"),
+    ],
+)
+def test_a_backbone_that_is_on_no_hub(
+    words: tuple[str, ...], what: str, remedy: str, command: Callable[..., Answer]
+) -> None:
+    """A hub is not asked for nothing; the side network's own limits are said as clearly."""
+    answer = command("run", *LLAMA, *words, HF_HUB_OFFLINE="0")
+    assert answer.code == 2, answer.err
+    assert what in answer.err
+    assert remedy in answer.err
+    assert "Traceback" not in answer.err

@@ -18,7 +18,7 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.checkpoints import checksum, fill, read_tensors
-from transfer_run.backbones.hub import commit_of, fetch_weights
+from transfer_run.backbones.hub import commit_of, fetch_weights, hub_name
 from transfer_run.backbones.storage import check_quantised, narrow, offload
 from transfer_run.errors import UserError, nearest_names
 
@@ -110,13 +110,7 @@ def _random(config: dict[str, Any], source: str) -> Backbone:
 
 def _from_hub(config: dict[str, Any]) -> Backbone:
     """The weights are looked for before the library is imported: what is not there is said at once."""
-    hub, revision = config.get("hub"), config.get("revision")
-    if not hub:
-        raise UserError(
-            f"The backbone {config.get('name')!r} is on no hub.",
-            where="backbone.weights=hub",
-            remedy="backbone.weights=random, or a folder: backbone.weights=PATH",
-        )
+    hub, revision = hub_name(config), config.get("revision")
     folder = fetch_weights(hub, revision)
     backbone = family_class(config["family"]).from_folder(folder, config)
     backbone.provenance = {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from transfer_run.backbones.hub import fetch_tokenizer, tokenizer_files
+from transfer_run.backbones.hub import fetch_tokenizer, hub_name, tokenizer_files
 from transfer_run.errors import UserError
 
 BYTES = "bytes"
@@ -52,7 +52,7 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
         name, _, revision = words.partition("@")
         return str(fetch_tokenizer(name, revision or None)), "backbone.tokenizer"
     if weights == "hub":
-        return str(fetch_tokenizer(backbone["hub"], backbone.get("revision"))), "backbone.hub"
+        return str(fetch_tokenizer(hub_name(backbone), backbone.get("revision"))), "backbone.hub"
     path = Path(weights).expanduser()
     if weights.split(":")[0] in ("random", "run", "stage") or (path / "model.json").is_file():
         return BYTES, "backbone.tokenizer"
