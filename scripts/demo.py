@@ -2,6 +2,8 @@
 
 Both backbones are pretrained first, on the documentation inside Python and on the digits 0 to 4, once; every run is
 an ordinary run of `transfer-run` and is found again the next time.
+
+python scripts/demo.py [FOLDER [KEY=VALUE ...]]      words for all runs, e.g. trainer.max_steps=2
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ PAIRS = (("t5_tiny", "python_docs"), ("vit_tiny", "digits"))
 METHODS = ("full", "linear_probe", "lora", "lst")
 
 
-def main(output: str = "outputs") -> None:
+def main(output: str = "outputs", *more: str) -> None:
     """Carry out the eight runs, print the table, write `demo/table.md` and `demo/accuracy_memory.png`."""
     begin, results = time.perf_counter(), []
     for backbone, dataset in PAIRS:
         for method in METHODS:
-            words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}", f"output_dir={output}"]
-            print(f"\n$ transfer-run {' '.join(words[:3])}", flush=True)
-            folder = carry_out(compose(words))
+            words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}", *more]
+            print(f"\n$ transfer-run {' '.join(words)}", flush=True)
+            folder = carry_out(compose([*words, f"output_dir={output}"]))
             results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     rows = rows_of(results)
     target = Path(output) / "demo"
@@ -38,4 +40,4 @@ def main(output: str = "outputs") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:])

@@ -49,6 +49,19 @@ def test_a_command_of_the_readme(command: str, folder: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
+    """`make demo` with two steps from random weights: all eight rows, each with measured and predicted memory."""
+    words = "trainer.max_steps=2 backbone.weights=random:0"
+    done = run(f"python {ROOT}/scripts/demo.py {tmp_path} {words}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| t5_tiny", "| vit_tiny"))]
+    assert [row.split(" | ")[2] for row in rows] == ["full", "linear_probe", "lora", "lst"] * 2
+    assert all(row.count("MiB") == 2 and row.endswith(" % |") for row in rows)
+    assert (tmp_path / "demo" / "accuracy_memory.png").stat().st_size > 10_000
+    assert (tmp_path / "demo" / "table.md").read_text(encoding="utf-8").count("\n") == 10
+
+
 def test_the_make_targets_of_the_pages_exist() -> None:
     known = set(re.findall(r"^([a-z%-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for page in ("README.md", "CONTRIBUTING.md"):

@@ -1,11 +1,12 @@
-"""A wheel carries the configs and runs from any folder."""
+"""A wheel, installed into an environment of its own, carries the configs and runs from any folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import zipfile
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -13,22 +14,45 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
-def test_an_unpacked_wheel_composes_and_lists_from_an_empty_folder(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new virtual environment with the wheel installed; its dependencies are those of this one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=120)
+    python = folder / "venv" / "bin" / "python"
+    wheel = str(next(folder.glob("*.whl")))
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", wheel], check=True, timeout=120)
+    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    return folder / "venv"
+
+
+def answer(environment: Path, folder: Path, *command: str) -> str:
+    """What an installed command prints in an empty folder."""
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(environment / "bin" / command[0]), *command[1:]],
+        cwd=folder, env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    wheel = next(tmp_path.glob("*.whl"))
-    site, empty = tmp_path / "site", tmp_path / "empty"
-    empty.mkdir()
-    zipfile.ZipFile(wheel).extractall(site)
-    assert (site / "transfer_run" / "configs" / "run.yaml").is_file()
-    code = (
-        "import transfer_run, sys; from transfer_run.cli.run import main; "
-        "print(transfer_run.__file__); sys.argv = ['transfer-run', '--cfg', 'job', 'method=lora']; main()"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
-    shown = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True)
-    assert str(site) in shown.stdout, shown.stderr
-    assert "name: lora" in shown.stdout
-    assert not list(empty.iterdir())
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_carries_its_configs(environment: Path, tmp_path: Path) -> None:
+    where = answer(environment, tmp_path, "python", "-c", "import transfer_run; print(transfer_run.__file__)")
+    assert where.startswith(str(environment))
+    assert "name: lora" in answer(environment, tmp_path, "transfer-run", "--cfg", "job", "method=lora")
+    assert "lst/table1" in answer(environment, tmp_path, "transfer-list", "tables")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_the_embedded_default(environment: Path, tmp_path: Path) -> None:
+    """From random weights and for two steps, where the default pretrains first."""
+    shown = answer(environment, tmp_path, "transfer-run", "backbone.weights=random:0", "trainer.max_steps=2")
+    assert "test/accuracy" in shown
+    result = json.loads(next(tmp_path.glob("outputs/runs/python_docs/lst-t5_tiny-*/result.json")).read_bytes())
+    assert result["status"] == "finished"
