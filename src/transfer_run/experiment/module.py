@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
+from transfer_run.experiment.divergence import diverged
 from transfer_run.experiment.optimization import build_optimizer, build_schedule
+from transfer_run.experiment.saved import not_finite
 from transfer_run.experiment.taps import ROWS, first_row, numbered
 from transfer_run.methods.base import Method
 
@@ -163,6 +166,10 @@ class TransferModule(pl.LightningModule):
         keep |= {f"method.{name}" for name, p in self.method.named_parameters() if p.requires_grad}
         keep |= {k for k in checkpoint["state_dict"] if k.split(".")[1] in self.method.changing}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        broken = not_finite(checkpoint["state_dict"]) if self.config["trainer"]["stop_on_nan"] else []
+        if broken:  # the checkpoint before this one stays
+            what = f"The trained weights are not finite at step {self.global_step} ({', '.join(broken[:3])})."
+            raise diverged(what, Path(self.trainer.default_root_dir) / "run.log")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `on_save_checkpoint` kept; frozen weights stay as they were built."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from transfer_run.backbones.checkpoints import read_tensors
 from transfer_run.backbones.load import build_backbone
@@ -23,6 +24,8 @@ from transfer_run.experiment.record import read_json, write_json
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 
+REMEDY = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
+"""Of a run that diverged."""
 AGAIN = "carry out the run again with force=true, or copy the file again"
 
 
@@ -88,8 +91,8 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
         backbone_weights: where the frozen backbone's weights are, when not where the run found them.
 
     Raises:
-        UserError: a file is damaged, tensors are missing, unexpected or of another shape, or the backbone's weights
-            are not those the model was trained on.
+        UserError: a file is damaged, values are not finite, tensors are missing, unexpected or of another shape, or the
+            backbone's weights are not those the model was trained on.
     """
     about = read_description(folder)
     task = Task.from_json(about["task"])
@@ -107,6 +110,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     method = build_method(about["method"], backbone, task)
     method.settle()
     tensors = read_tensors(folder / "model.safetensors")
+    refuse_diverged(tensors, folder)
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -123,6 +127,32 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     return method.eval()
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a value which is infinite or no number; the device is asked once.
+
+    Quantised and whole numbers are finite.
+    """
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
+    if not names:
+        return []
+    sums = torch.stack([torch.isfinite(tensors[name]).all().cpu() for name in names])
+    return [name for name, good in zip(names, sums.tolist(), strict=True) if not good]
+
+
+def refuse_diverged(tensors: Mapping[str, Tensor], place: Path | str) -> None:
+    """Weights that are infinite or no numbers are nobody's to use: the run that made them diverged.
+
+    Raises:
+        UserError: naming some of them.
+    """
+    if broken := not_finite(tensors):
+        raise UserError(
+            f"The weights hold values that are no finite numbers ({', '.join(broken[:3])}): that run has diverged.",
+            where=str(place),
+            remedy=f"carry it out again, with other settings: {REMEDY}",
+        )
+
+
 def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
     """An exported model: the backbone as its library writes it, the head beside it."""
     backbone = build_backbone({**about["backbone"], "weights": str(folder)})
@@ -132,4 +162,5 @@ def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
     if head.is_file():
         tensors = read_tensors(head)
         method.backbone.head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items()})
+    refuse_diverged(dict(method.named_parameters()), folder)
     return method.eval()

@@ -15,7 +15,7 @@ from transfer_run.data.load import build_task
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.fit import READS, reads
-from transfer_run.experiment.saved import load_model, read_description
+from transfer_run.experiment.saved import load_model, read_description, refuse_diverged
 from transfer_run.experiment.sources import fetched, model_folder, sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
@@ -68,6 +68,7 @@ def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Tas
             state = head.state_dict()
             state["weight"].copy_(found[0])
             state["bias"].copy_(torch.zeros(task.num_labels) if found[1] is None else found[1])
+    refuse_diverged(dict(method.named_parameters()), folder)
     return method.requires_grad_(False).eval()
 
 

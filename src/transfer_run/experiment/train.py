@@ -25,6 +25,7 @@ from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.checkpoints import Checkpoints, Interrupted
 from transfer_run.experiment.combine import combine_files, on_first_source
 from transfer_run.experiment.compose import make_importable
+from transfer_run.experiment.divergence import StopOnNan, diverged
 from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.handover import hand_over, starting_backbone
 from transfer_run.experiment.identity import identity
@@ -34,7 +35,7 @@ from transfer_run.experiment.module import TransferModule
 from transfer_run.experiment.plan import Plan, Target, plan_run
 from transfer_run.experiment.progress import progress_callback
 from transfer_run.experiment.record import LOG, environment, write_json
-from transfer_run.experiment.saved import save_model
+from transfer_run.experiment.saved import not_finite, refuse_diverged, save_model
 from transfer_run.experiment.source_models import source_model
 from transfer_run.experiment.sources import model_folder, resolved_backbone, resolved_dataset
 from transfer_run.experiment.taps import open_replay
@@ -64,7 +65,8 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method, data = _build(config, sources)
     checkpoints, memory, metrics = _witnesses(config, folder)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
-    callbacks: list[Callback] = [c for c in (memory, rows, checkpoints, progress) if c]
+    finite = StopOnNan(config["trainer"]["log_every"], folder / "run.log") if cfg.trainer.stop_on_nan else None
+    callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
     trainer = build_trainer(
         config, folder, callbacks, [metrics, *build_loggers(config, folder)], _block_classes(method)
     )
@@ -103,6 +105,8 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
     for note in data.notes:
         LOG.info("%s", note)
     backbone = build_backbone(starting_backbone(config, sources), weights=method_needs_weights(config))
+    if "backbone" in sources:
+        refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     return build_method(config["method"], backbone, data.task), data
 
@@ -139,6 +143,8 @@ def _record(
 ) -> None:
     """Save the model, plan the run beside its measurement, and write `result.json` last."""
     method = module.method
+    if broken := not_finite(method.shipped()):
+        raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / "run.log")
     context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
     scores = module.reported | extra.pop("metrics", {})

@@ -1,0 +1,92 @@
+"""A run that diverges fails, and nobody trains on what is left of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+
+from transfer_run.errors import RunFailed, UserError
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.identity import identity, run_folder
+from transfer_run.experiment.run import carry_out
+from transfer_run.experiment.saved import not_finite
+from transfer_run.methods.tuning.linear_probe import LinearProbe
+
+PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu",
+         "profiler=none", "trainer.progress=none")  # fmt: skip
+DIVERGES = ("optimizer=sgd", "optimizer.lr=1e38", "trainer.gradient_clip=null", "optimizer.warmup=0")
+
+
+def config(folder: Path, *words: str) -> DictConfig:
+    return compose([*PROBE, f"output_dir={folder}", *words])
+
+
+@pytest.mark.parametrize("length", ["trainer.max_epochs=3", "trainer.max_steps=3"])
+def test_a_run_that_diverges_fails(length: str, tmp_path: Path) -> None:
+    """Seen at a logged step, at an epoch's end and at the end of a fit of a few steps."""
+    cfg = config(tmp_path, *DIVERGES, length)
+    with pytest.raises(RunFailed, match=r"training loss is (nan|inf) at step \d+.*lower optimizer.lr") as error:
+        carry_out(cfg)
+    folder = run_folder(cfg)
+    assert error.value.log == folder / "run.log"
+    assert "has diverged" in error.value.log.read_text(encoding="utf-8")
+    assert not (folder / "result.json").exists()
+    assert not (folder / "checkpoints" / "last.ckpt").exists(), "the same command would go on from it"
+
+
+def test_the_loss_alone_may_be_left_but_never_the_weights(tmp_path: Path) -> None:
+    cfg = config(tmp_path, *DIVERGES, "trainer.max_steps=3", "trainer.stop_on_nan=false")
+    assert identity(cfg) == identity(config(tmp_path, *DIVERGES, "trainer.max_steps=3"))
+    with pytest.raises(RunFailed, match=r"weights are not finite \(backbone.head"):
+        carry_out(cfg)
+    assert not (run_folder(cfg) / "result.json").exists()
+    assert not (run_folder(cfg) / "checkpoints" / "model" / "model.json").exists()
+
+
+def test_weights_that_broke_in_the_last_step_of_an_epoch_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of that step was still a number."""
+
+    monkeypatch.setattr(LinearProbe, "after_step", lambda self, step: self.backbone.head.weight.data.fill_(torch.nan))
+    cfg = config(tmp_path, "dataset.batch_size=5000", "trainer.max_epochs=2")
+    with pytest.raises(RunFailed, match="weights are not finite at step 1"):
+        carry_out(cfg)
+    assert not (run_folder(cfg) / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_source_that_diverged_stops_the_run_that_asked_for_it(tmp_path: Path) -> None:
+    teacher = " ".join([*PROBE[:5], *DIVERGES, "trainer.max_steps=3"]).replace("linear_probe", "full")
+    cfg = config(tmp_path, "method=distiller", f"sources.teacher='{teacher}'", "trainer.max_steps=1")
+    with pytest.raises(RunFailed, match=r"the source 'teacher' \(method=full .*\) failed: .* has diverged"):
+        carry_out(cfg)
+    assert not (run_folder(cfg) / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("use", ["teacher", "backbone"])
+def test_weights_of_an_earlier_version_that_diverged_are_refused(use: str, tmp_path: Path) -> None:
+    words = [*PROBE, "method=full", "trainer.max_steps=1"]
+    source = carry_out(config(tmp_path, *words))
+    file = source / "checkpoints" / "model" / "model.safetensors"
+    tensors = load_file(file)
+    first = min(name for name in tensors if name.startswith("backbone.model"))
+    tensors[first].view(-1)[0] = torch.inf
+    save_file(tensors, file, {"format": "pt"})
+    asked = {
+        "teacher": ["method=distiller", f"sources.teacher={source}"],
+        "backbone": ["method=linear_probe", f"backbone.weights=run:{source}"],
+    }[use]
+    with pytest.raises(UserError, match=r"no finite numbers .* has diverged"):
+        carry_out(config(tmp_path, "trainer.max_steps=1", *asked))
+
+
+def test_only_what_can_be_broken_is_looked_at() -> None:
+    good = {"a": torch.ones(2), "b": torch.arange(3), "c": torch.ones(2).to(torch.float8_e4m3fn), "d": torch.empty(0)}
+    assert not_finite(good) == []
+    assert not_finite({}) == []
+    bad = {"x": torch.tensor([1.0, torch.inf]), "y": torch.tensor([torch.nan], dtype=torch.bfloat16)}
+    assert not_finite({**good, **bad}) == ["x", "y"]
