@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from transfer_run.tables import plans
 from transfer_run.tables import spec as specs
 from transfer_run.tables.spec import TableSpec
 
@@ -32,6 +33,12 @@ SMALL: dict[str, Any] = {
     ],
     "picture": {"x": "memory", "y": "mean"},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def plans_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are kept for one test alone: some tests make them up."""
+    monkeypatch.setattr(plans, "FOLDER", tmp_path / "plans")
 
 
 @pytest.fixture

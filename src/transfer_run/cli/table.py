@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 HELP = """\
 transfer-table NAME [--source plan|run|recorded] [--scale paper|smoke] [--format md|csv|json|png] [--out DIR]
-               [OVERRIDES]
+               [--record] [OVERRIDES]
 
 One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list tables`), or `all`.
 
   --source plan      memory and parameters by plan: no GPU, no download, seconds (default)
   --source run       carries out the runs that are missing, scores included
-  --source recorded  what an earlier --source run left in the repository
+  --source recorded  what an earlier --source run --record left in the repository (tests/recorded/tables)
+  --record           with --source run: keep the result in the repository, with its scale and environment
   --scale smoke      the same code on embedded data and tiny backbones; cells are marked so
   --format md        what is printed (png: the picture's path); all four files are written in any case
   --out DIR          where to, instead of outputs/tables/KEY_ID
@@ -52,15 +53,21 @@ def show(arguments: Sequence[str]) -> None:
 
     every = flags.name == "all"
     specs = [read(name) for name in (names() if every else [flags.name])]
-    from transfer_run.tables.produce import produce, recorded_file
+    from transfer_run.tables.produce import produce
+    from transfer_run.tables.records import record, recorded, recorded_file
 
     if flags.source == "recorded" and every:
         specs = [spec for spec in specs if recorded_file(spec.name).is_file()]
     for count, spec in enumerate(specs, 1):
         begin = time.perf_counter()
-        cells = produce(spec, flags.source, flags.scale, _cell_said, flags.overrides)
+        if flags.source == "recorded":
+            cells = recorded(spec)
+        else:
+            cells = produce(spec, flags.source, flags.scale, _cell_said, flags.overrides)
         folder = _folder(flags.out, spec, every)
         _write(spec, cells, folder)
+        if flags.record:
+            _say(f"{spec.name}: recorded in {record(spec, cells)}")
         print(_shown(spec, cells, flags.format, folder), flush=True)
         made = sum(cell.ours is not None for cell in cells)
         place = f"{count}/{len(specs)} " if every else ""
@@ -120,7 +127,11 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--scale", choices=["paper", "smoke"], default="paper")
     parser.add_argument("--format", choices=["md", "csv", "json", "png"], default="md")
     parser.add_argument("--out")
-    return parser.parse_intermixed_args(list(arguments))
+    parser.add_argument("--record", action="store_true")
+    flags = parser.parse_intermixed_args(list(arguments))
+    if flags.record and flags.source != "run":
+        raise UserError("Only the result of runs is recorded.", where="--record", remedy="add --source run")
+    return flags
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""From a table to its cells: plans, finished runs (missing ones carried out), or recorded results."""
+"""From a table to its cells: plans, or finished runs (missing ones are carried out)."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
 from transfer_run.tables.figures import PLANNED, NoFigure, ask, prepare
 from transfer_run.tables.spec import Column, Row, TableSpec
 
@@ -63,17 +60,11 @@ def produce(
     """All cells of a table, row by row.
 
     Args:
-        source: `plan` (memory and parameters without GPU, data or download), `run` (carries out what is missing), or
-            `recorded` (what an earlier `run` left under tests/recorded/tables).
+        source: `plan` (memory and parameters without GPU, data or download) or `run` (carries out what is missing).
         scale: `paper`, or `smoke`: the same code on embedded data and tiny backbones.
         say: hears of every cell before it is made.
         extra: words that win over the table's in every cell, e.g. `output_dir=FOLDER`.
-
-    Raises:
-        UserError: nothing has been recorded of this table.
     """
-    if source == "recorded":
-        return recorded(spec)
     prepare(_planned(spec, source, scale, extra), lambda line: say(f"{spec.name}: {line}"))
     cells = []
     for row in spec.rows:
@@ -196,25 +187,3 @@ def summary(spec: TableSpec, cells: Sequence[Cell]) -> list[str]:
             f"over {len(points)} comparable points"
         )
     return lines
-
-
-def recorded_file(name: str) -> Path:
-    """Where recorded results of a table stand in the repository."""
-    return registry.config_root().parent / "tests" / "recorded" / "tables" / f"{name.replace('/', '_')}.json"
-
-
-def recorded(spec: TableSpec) -> list[Cell]:
-    """The recorded cells of a table.
-
-    Raises:
-        UserError: nothing has been recorded of it.
-    """
-    path = recorded_file(spec.name)
-    if not path.is_file():
-        raise UserError(
-            f"Nothing has been recorded of table {spec.name}.",
-            where=str(path),
-            remedy=f"transfer-table {spec.name} --source run, or --source plan",
-        )
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return [Cell(**{**cell, "source": "recorded"}) for cell in content["cells"]]

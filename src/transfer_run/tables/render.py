@@ -48,7 +48,7 @@ def figure(value: float | None) -> str:
 
 
 def as_markdown(spec: TableSpec, cells: Sequence[Cell]) -> str:
-    """Paper beside ours with the difference; what is missing and why below, the summary of differences last."""
+    """Paper beside ours; why ours is missing (`-`) stands below, the summary of differences last."""
     by_place = {(cell.row, cell.column): cell for cell in cells}
     shown = [(column, _parts(column, cells)) for column in spec.columns if _any_figure(column, cells)]
     own_units = any(row.unit for row in spec.rows)
@@ -88,7 +88,7 @@ def _parts(column: Column, cells: Sequence[Cell]) -> list[str]:
 def _fields(cell: Cell, parts: Sequence[str]) -> list[str]:
     of = {
         "paper": figure(cell.paper) + MARKS.get(cell.paper_source, ""),
-        "ours": figure(cell.ours),
+        "ours": figure(cell.ours) or "-",
         "difference": "" if cell.difference is None else f"{100 * cell.difference:+.1f} %",
     }
     return [of[part] for part in parts]
