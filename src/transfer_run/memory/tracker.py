@@ -30,6 +30,7 @@ DEFAULT_KIND = {"forward": "activations", "backward": "activations", "evaluation
 
 _DEVICE = torch.ops.prim.device.default
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_AUTOCAST = torch._C.DispatchKey.AutocastCPU
 _ADD_INTO = torch.ops.aten.add_.Tensor
 
 
@@ -165,11 +166,15 @@ class MemoryTracker(TorchDispatchMode):
 
     def _by_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
         """In inference mode operators made of others arrive whole; what their parts allocate is to be seen, too."""
+        excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST)
+        handled = func.has_kernel_for_dispatch_key(_AUTOCAST)  # else its parts are autocast's: modes work below that
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, excluded and handled)
         super().__enter__()
         try:
             return func.decompose(*args, **kwargs)
         finally:
             super().__exit__(None, None, None)
+            torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, excluded)
 
     def __enter__(self) -> MemoryTracker:
         _RESIZES.watch(self)
