@@ -31,6 +31,7 @@ METHODS = {
     "linear_probe": ("method=linear_probe",),
     "unipt": ("method=unipt", "optimizer.lr=1e-3"),
     "sherl": ("method=sherl", "optimizer.lr=1e-3"),
+    "lst": ("method=lst", "method.init=magnitude", "optimizer.lr=1e-3"),
 }
 
 

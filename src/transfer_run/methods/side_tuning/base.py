@@ -123,7 +123,8 @@ class LadderTuning(Method):
 
     Args:
         ladders: stack -> ladder, for the stacks that the task runs through.
-        output: (finished side stream, `last`) -> (B, T, D), where `last()` gives the backbone's finished state.
+        output: (finished side stream, `last`) -> (B, T, D), where `last()` gives the backbone's finished state; of two
+            towers one each (`outputs`).
         reads_last: the output, or the loss, reads the backbone's last state.
         memory_mode: `efficient` runs the frozen part without graph and stops it after the last tap; `official`
             leaves the bookkeeping to autograd. Equal numbers.
@@ -151,6 +152,10 @@ class LadderTuning(Method):
     def last_stack(self) -> str:
         return list(self.ladders)[-1]
 
+    def ends_in(self, stack: str) -> bool:
+        """Does the stack's own output go to the head? An encoder's goes to its decoder, each of two towers' does."""
+        return stack == self.last_stack or self.task.form == "retrieval"
+
     # ---- one stack
     def climb(self, batch: Batch, stack: str, memory: LadderMemory | None = None) -> tuple[State, State]:
         """Run both streams of `stack`: the side state after its last block, and the backbone's where it stopped."""
@@ -175,7 +180,7 @@ class LadderTuning(Method):
     def depth_needed(self, stack: str) -> int:
         """Blocks of `stack` that the backbone runs: all, unless nothing reads it above the last tap."""
         ladder: Any = self.ladders[stack]
-        read = self.reads_last or ladder.feedback is not None or stack != self.last_stack
+        read = self.reads_last or ladder.feedback is not None or not self.ends_in(stack)
         return self.backbone.depth(stack) if read or self.memory_mode == "official" else ladder.reach
 
     def begin(self, ladder: Ladder, tap_zero: Tensor, state: State, batch: Batch) -> State:
@@ -221,19 +226,19 @@ class LadderTuning(Method):
     def side_steps(self, stack: str) -> Any:
         return self.ladders[stack].steps
 
-    def last_hidden(self, batch: Batch, memory: LadderMemory | None) -> tuple[Tensor, State]:
-        """The output of the last stack (B, T, D), in the backbone's place, and the backbone's own state."""
-        stack = self.last_stack
+    def last_hidden(self, batch: Batch, memory: LadderMemory | None, stack: str) -> tuple[Tensor, State]:
+        """The output of a stack (B, T, D), in the backbone's place, and the backbone's own state."""
         side, state = self.climb(batch, stack, memory)
+        output = self.output[stack] if isinstance(self.output, nn.ModuleDict) else self.output
 
         def last() -> Tensor:
             with self.frozen(stack):
                 return self.backbone.finish(state)
 
-        return self.output(self.side_steps(stack).finish(side), last).to(state.hidden.dtype), state
+        return output(self.side_steps(stack).finish(side), last).to(state.hidden.dtype), state
 
     def decode(self, batch: Batch, memory: LadderMemory) -> Tensor:
-        return self.backbone.language_logits(self.last_hidden(batch, memory)[0])
+        return self.backbone.language_logits(self.last_hidden(batch, memory, self.last_stack)[0])
 
     def language(self, batch: Batch) -> tuple[Tensor, State]:
         """Vocabulary logits (B, T, V) of a language task, and the backbone's last state."""
@@ -242,18 +247,17 @@ class LadderTuning(Method):
             if "decoder_input_ids" not in batch:
                 batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
             memory = self.encode(batch)
-        hidden, state = self.last_hidden(batch, memory)
+        hidden, state = self.last_hidden(batch, memory, self.last_stack)
         return self.backbone.language_logits(hidden), state
 
-    def features(self, batch: Batch) -> Tensor:
-        hidden, state = self.last_hidden(batch, None)
+    def stack_features(self, batch: Batch, stack: str) -> Tensor:
+        hidden, state = self.last_hidden(batch, None, stack)
         return self.backbone.pool(hidden, state)
 
     def forward(self, batch: Batch) -> Tensor:
         if self.task.form in ("text_to_text", "language_modeling"):
             return self.language(batch)[0]
-        logits: Tensor = self.backbone.head(self.features(batch))
-        return logits
+        return super().forward(batch)
 
     def new_cache(self) -> LadderCache:
         return LadderCache(self.backbone.new_cache(), self.side_steps(self.last_stack).new_cache())
@@ -262,6 +266,14 @@ class LadderTuning(Method):
 def task_stacks(backbone: Backbone, task: Task) -> tuple[str, ...]:
     """The stacks that a task runs through: both of an encoder-decoder, both towers in retrieval, else the first one."""
     return backbone.stacks if task.form in ("text_to_text", "retrieval") else backbone.stacks[:1]
+
+
+def outputs(backbone: Backbone, task: Task, make: Callable[[int], nn.Module]) -> nn.Module:
+    """`make(width)` for the stack that the head reads; in retrieval one for each tower."""
+    stacks = task_stacks(backbone, task)
+    if task.form == "retrieval":
+        return nn.ModuleDict({stack: make(backbone.width(stack)) for stack in stacks})
+    return make(backbone.width(stacks[-1]))
 
 
 def _as(tap: Tensor, module: nn.Module) -> Tensor:

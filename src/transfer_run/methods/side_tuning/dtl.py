@@ -17,11 +17,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.base import Identities, Ladder, LadderTuning
+from transfer_run.methods.side_tuning.base import Identities, Ladder, LadderTuning, MemoryMode
 from transfer_run.methods.side_tuning.mixing import Sum
 
 
@@ -43,13 +44,15 @@ class AddSide(nn.Module):
     Args:
         special: tokens before the patches, which the convolution leaves alone.
         kernel: side of DTL+'s depthwise convolution; None: no convolution.
+        lean: keep one tensor of the swish for backward instead of two.
     """
 
     def __init__(
-        self, late: int, beta: float, width: int, grid: tuple[int, int], special: int, kernel: int | None
-    ) -> None:
+        self, late: int, beta: float, width: int, grid: tuple[int, int], special: int, kernel: int | None, *,
+        lean: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.late, self.beta, self.grid, self.special = late, beta, grid, special
+        self.late, self.beta, self.grid, self.special, self.lean = late, beta, grid, special, lean
         self.convolution: nn.Module | None = None
         if kernel is not None:
             self.convolution = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
@@ -57,7 +60,7 @@ class AddSide(nn.Module):
     def forward(self, index: int, hidden: Tensor, side: Tensor) -> Tensor:
         if index < self.late:
             return hidden
-        added = side * torch.sigmoid(self.beta * side)
+        added = F.silu(self.beta * side) / self.beta if self.lean else side * torch.sigmoid(self.beta * side)
         if self.convolution is not None:
             tokens, patches = added[:, : self.special], added[:, self.special :]
             image = patches.transpose(1, 2).unflatten(2, self.grid)
@@ -83,6 +86,7 @@ class DTL(LadderTuning):
         kernel: side of DTL+'s convolution, odd (3 for ViT in the paper).
         pooling: `patches`: norm of the patches' mean, as in the paper's code; `backbone`: the backbone's own.
         backbone_dropout: the frozen model's dropout is active in training.
+        memory_mode: `official` keeps both factors of the swish for backward, as released. Equal numbers.
 
     Raises:
         UserError: a late block that does not exist, or an even kernel.
@@ -93,21 +97,21 @@ class DTL(LadderTuning):
     def __init__(
         self, backbone: Backbone, task: Task, *, rank: int = 2, late: int | None = None, beta: float = 100.0,
         plus: bool = False, kernel: int = 3, pooling: Literal["patches", "backbone"] = "patches",
-        backbone_dropout: bool = False,
+        backbone_dropout: bool = False, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
         (stack,) = backbone.stacks
         width, depth = backbone.width(stack), backbone.depth(stack)
         late = depth // 2 if late is None else late
-        refuse_impossible(late, depth, kernel)
-        model = backbone.model
+        refuse_impossible(backbone, late, kernel)
         with torch.device(next(backbone.parameters()).device):
-            add = AddSide(late, beta, width, tuple(model.patch_embed.grid_size), model.num_prefix_tokens,
-                          kernel if plus else None)  # fmt: skip
+            add = AddSide(late, beta, width, *patches_of(backbone), kernel if plus else None,
+                          lean=memory_mode == "efficient")  # fmt: skip
             maps = {index: LowRank(width, rank) for index in range(depth - 1)}  # reads the input of block index + 1
             ladder = Ladder(LowRank(width, rank), maps, Sum(), Identities(list(maps)), feedback=add)
         super().__init__(
-            backbone, task, {stack: ladder}, TakeLast(), reads_last=True, backbone_dropout=backbone_dropout
-        )
+            backbone, task, {stack: ladder}, TakeLast(), reads_last=True, backbone_dropout=backbone_dropout,
+            memory_mode=memory_mode,
+        )  # fmt: skip
         self.pooling = pooling
 
     def features(self, batch: Batch) -> Tensor:
@@ -120,8 +124,25 @@ class DTL(LadderTuning):
         return mean if norm is None else norm(mean)
 
 
-def refuse_impossible(late: int, depth: int, kernel: int) -> None:
-    """Raises UserError for a late block that does not exist, and for a convolution that would change the grid."""
+def patches_of(backbone: Backbone) -> tuple[tuple[int, int], int]:
+    """Height and width of the grid of patches, and how many tokens stand before them."""
+    model = backbone.model
+    if backbone.family == "clip":
+        config = model.config.vision_config
+        return (config.image_size // config.patch_size,) * 2, 1
+    return tuple(model.patch_embed.grid_size), model.num_prefix_tokens
+
+
+def refuse_impossible(backbone: Backbone, late: int, kernel: int) -> None:
+    """Raises UserError for a tower without patches, a late block that does not exist, and a convolution that would
+    change the grid."""
+    if backbone.stacks != ("image",):
+        raise UserError(
+            f"DTL works on the patches of an image, and {backbone.config.get('name')} is here for its text tower.",
+            where="backbone.tower",
+            remedy="backbone.tower=image with a dataset of images",
+        )
+    depth = backbone.depth("image")
     if not 0 <= late < depth:
         raise UserError(
             f"The backbone has blocks 0 to {depth - 1}; the side state cannot be added from block {late} on.",

@@ -23,7 +23,7 @@ from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, task_stacks
+from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.extra_tokens import ExtraTokens
 from transfer_run.methods.side_tuning.mixing import ScheduledGate, build_mix, small_linear
 from transfer_run.methods.side_tuning.narrow import side_blocks
@@ -92,10 +92,11 @@ class LST(LadderTuning):
         prune_order: Order = "ascending", prune_compat: bool = False, backbone_dropout: bool = True,
         extra_width: int = 0, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
-        refuse_impossible(backbone, task, lambda_distill=lambda_distill, extra_width=extra_width)
-        lean, width = memory_mode == "efficient", backbone.width(backbone.stacks[0])
+        refuse_impossible(backbone, task, lambda_distill=lambda_distill, extra_width=extra_width, init=init)
+        lean = memory_mode == "efficient"
 
         def ladder(stack: str) -> Ladder:
+            width = backbone.width(stack)
             kept = kept_layers(backbone, stack, side_layers)
             steps = side_blocks(backbone, stack, kept, reduction_factor, eager=not lean)
             linear = partial(small_linear, width, width // reduction_factor, bias=ladder_bias)
@@ -103,10 +104,13 @@ class LST(LadderTuning):
             mix = build_mix(gate, backbone.depth(stack), init=gate_init, temperature=gate_temperature, lean=lean)
             return Ladder(linear(), maps, mix, steps, fuse_after=fuse_after)
 
+        def up(width: int) -> FinalUp:
+            linear = small_linear(width // reduction_factor, width, bias=ladder_bias)
+            return FinalUp(linear, merge=merge_last, gate_init=gate_init, temperature=gate_temperature)
+
         with torch.device(next(backbone.parameters()).device):
             ladders = {stack: ladder(stack) for stack in task_stacks(backbone, task)}
-            up = small_linear(width // reduction_factor, width, bias=ladder_bias)
-            output = FinalUp(up, merge=merge_last, gate_init=gate_init, temperature=gate_temperature)
+            output = outputs(backbone, task, up)
         super().__init__(
             backbone, task, ladders, output, reads_last=merge_last or lambda_distill > 0,
             backbone_dropout=backbone_dropout, memory_mode=memory_mode,
@@ -188,6 +192,8 @@ class LST(LadderTuning):
             self.backbone, importance, self.reduction_factor, order=self.prune_order, logs=self.prune_compat
         )
         for stack in self.ladders:
+            if stack != "decoder":  # which goes on where the encoder ends
+                chain.start(stack)
             steps = self.side_steps(stack)
             steps.inherit(self.backbone, stack, chain.columns)
             for index in range(self.backbone.depth(stack)):
@@ -200,8 +206,14 @@ class LST(LadderTuning):
         return chain
 
 
-def refuse_impossible(backbone: Backbone, task: Task, *, lambda_distill: float, extra_width: int) -> None:
-    """Raises UserError for a distillation or extra tokens where they are not defined."""
+def refuse_impossible(backbone: Backbone, task: Task, *, lambda_distill: float, extra_width: int, init: str) -> None:
+    """Raises UserError for a distillation, extra tokens or a Fisher pass where they are not defined."""
+    if init == "fisher" and task.form == "retrieval":
+        raise UserError(
+            "The Fisher pass takes one sample at a time, and a pair alone has nothing to be told from.",
+            where="method.init=fisher",
+            remedy="method.init=magnitude, or random",
+        )
     if lambda_distill and task.form not in ("text_to_text", "language_modeling"):
         raise UserError(
             "Distillation compares the side network with the backbone's own predictions, which a new head lacks.",

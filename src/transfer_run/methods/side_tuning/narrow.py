@@ -18,6 +18,7 @@ from torch import nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.side_tuning.side_blocks import (
+    ClipBlocks,
     DebertaBlocks,
     DecoderBlocks,
     EncoderBlocks,
@@ -97,6 +98,16 @@ def decoder_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reductio
     return DecoderBlocks(blocks, norm, source, config, eager, rotary=rotary)
 
 
+def clip_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: int, eager: bool) -> SideBlocks:
+    """A tower of CLIP: hidden and feed-forward width divided by r; the heads must divide the narrow width."""
+    width = _width_for_heads(backbone, stack, reduction)
+    first: Any = backbone.blocks(stack)[0]
+    source = first.self_attn.config
+    config = _narrow_config(source, reduction, ("hidden_size", "intermediate_size"))
+    blocks = {i: _block(type(first), config, rank) for rank, i in enumerate(kept)}
+    return ClipBlocks(blocks, _narrow_norm(backbone.final_norm(stack), width), source, config, eager)
+
+
 def vit_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: int, eager: bool) -> SideBlocks:
     """Plain ViT blocks of timm (LayerScale, biases and drop path as in the backbone's block)."""
     from timm.models.vision_transformer import Block, LayerScale
@@ -147,6 +158,7 @@ def _require(fits: Callable[[int], bool], backbone: Backbone, reduction: int, re
 
 FAMILIES: dict[str, Callable[[Backbone, str, Sequence[int], int, bool], SideBlocks]] = {
     "t5": t5_blocks, "encoder": encoder_blocks, "decoder": decoder_blocks, "vit": vit_blocks,
+    "clip": clip_blocks,
 }  # fmt: skip
 
 

@@ -126,10 +126,13 @@ class PruningChain:
         self.order, self.logs = order, logs
         self.names = {id(p): name for name, p in backbone.named_parameters()}
         self.decisions: dict[str, Tensor] = {}
-        table = first_parameter(backbone)
-        rows = self._importance(table)
+        self.start(backbone.stacks[0])
+
+    def start(self, stack: str) -> None:
+        """C as the first weights of a stack have it; each of two towers begins anew."""
+        rows = self._importance(first_parameter(self.backbone, stack))
         rows = rows.flatten(1) if rows.dim() > 2 else rows.T  # a patch projection (D, C, p, p); a token table (V, D)
-        self.columns = self._rows("first", [rows], None, len(rows) // reduction)
+        self.columns = self._rows("first", [rows], None, len(rows) // self.reduction)
 
     def block(self, stack: str, index: int) -> dict[str, Tensor]:
         """Pruned weights of a block under their names in the block; the running C moves past it."""
@@ -208,8 +211,17 @@ class PruningChain:
         return parameter.detach() if self.importance is None else self.importance[self.names[id(parameter)]]
 
 
-def first_parameter(backbone: Backbone) -> nn.Parameter:
-    """What the chain starts from: the token table (V, D), or a ViT's patch projection (D, C, p, p)."""
+TOWERS = {
+    "image": "model.vision_model.embeddings.patch_embedding.weight",
+    "text": "model.text_model.embeddings.token_embedding.weight",
+}
+"""CLIP's first weights."""
+
+
+def first_parameter(backbone: Backbone, stack: str | None = None) -> nn.Parameter:
+    """What the chain starts from: the token table (V, D), or the patch projection (D, C, p, p) of images."""
+    if backbone.family == "clip":
+        return backbone.get_parameter(TOWERS[stack or backbone.stacks[0]])
     model = backbone.model
     if hasattr(model, "get_input_embeddings"):
         return model.get_input_embeddings().get_parameter("weight")
@@ -220,8 +232,9 @@ def decision_parameters(backbone: Backbone, stacks: Iterable[str]) -> dict[str, 
     """The parameters whose importance the chain asks for, by name: what a Fisher pass has to differentiate by."""
     names = {id(p): name for name, p in backbone.named_parameters()}
     matrices = {name for _, _, readers, writer in SUBLAYERS for name in (*readers, writer)}
-    wanted = [first_parameter(backbone)]
+    wanted = []
     for stack in stacks:
+        wanted.append(first_parameter(backbone, stack))
         for index in range(backbone.depth(stack)):
             parts = backbone.parts(stack, index)
             wanted += [backbone.get_parameter(f"{parts[name]}.weight") for name in parts if name in matrices]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
-from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, task_stacks
+from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.mixing import LearnedGates
 from transfer_run.methods.side_tuning.narrow import side_blocks
 
@@ -73,6 +73,7 @@ class QST(LadderTuning):
         fidelity: `released` passes the output's a through a sigmoid, so training does not start at the backbone;
             `paper` starts there exactly.
         backbone_dropout: the frozen model's dropout is active in training.
+        memory_mode: `official` leaves what is kept for backward to autograd. Equal numbers.
 
     Raises:
         UserError: a reduction factor that leaves no valid width.
@@ -81,18 +82,25 @@ class QST(LadderTuning):
     def __init__(
         self, backbone: Backbone, task: Task, *, reduction_factor: int = 16, ladder: Down = "low_rank",
         rank: int = 16, fidelity: Literal["released", "paper"] = "released", backbone_dropout: bool = False,
+        memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
-        width = backbone.width(backbone.stacks[0])
-        narrow = width // reduction_factor
+        lean = memory_mode == "efficient"
 
         def built(stack: str) -> Ladder:
+            width = backbone.width(stack)
+            narrow = width // reduction_factor
             layers = list(range(backbone.depth(stack)))
-            steps = side_blocks(backbone, stack, layers, reduction_factor)
+            steps = side_blocks(backbone, stack, layers, reduction_factor, eager=not lean)
             maps = {index: down(ladder, width, narrow, rank) for index in layers}
-            gates = LearnedGates(len(layers), temperature=1.0)
+            gates = LearnedGates(len(layers), temperature=1.0, lean=lean)
             return Ladder(down(ladder, width, narrow, rank), maps, gates, steps)
 
         with torch.device(next(backbone.parameters()).device):
             ladders = {stack: built(stack) for stack in task_stacks(backbone, task)}
-            output = Convex(narrow, width, released=fidelity == "released")
-        super().__init__(backbone, task, ladders, output, reads_last=True, backbone_dropout=backbone_dropout)
+            output = outputs(
+                backbone, task, lambda wide: Convex(wide // reduction_factor, wide, released=fidelity == "released")
+            )
+        super().__init__(
+            backbone, task, ladders, output, reads_last=True, backbone_dropout=backbone_dropout,
+            memory_mode=memory_mode,
+        )  # fmt: skip

@@ -3,7 +3,8 @@
     b_0 = h_0        b_l = g T'_l(b_{l-1}) + (1 - g) T_l(h_l)        the norm and the head read b_L
 
 A bypass of the backbone's width: two small tuners and a gate for every block, no blocks of its own. One frozen forward
-serves the bypasses of many tasks.
+serves the bypasses of many tasks. Nothing in a bypass attends, so that of an encoder would have no reader: text to text
+has one beside the decoder alone (the paper has no such form).
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.task import Task
-from transfer_run.methods.side_tuning.base import Identities, Ladder, LadderMemory, LadderTuning, task_stacks
+from transfer_run.methods.side_tuning.base import (
+    Identities,
+    Ladder,
+    LadderMemory,
+    LadderTuning,
+    MemoryMode,
+    task_stacks,
+)
 from transfer_run.methods.side_tuning.mixing import LearnedGates
 
 
@@ -56,27 +64,36 @@ class ResTuningBypass(LadderTuning):
         tuner_width: inner width of the tuners.
         gate_init: alpha in g = sigmoid(alpha), the bypass's share; 0: one half.
         backbone_dropout: the frozen model's dropout is active in training.
+        memory_mode: `official` leaves what is kept for backward to autograd. Equal numbers.
     """
 
     def __init__(
         self, backbone: Backbone, task: Task, *, tuner_width: int = 16, gate_init: float = 0.0,
-        backbone_dropout: bool = False,
+        backbone_dropout: bool = False, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
         def ladder(stack: str) -> Ladder:
             width, depth = backbone.width(stack), backbone.depth(stack)
             maps = {index: Tuner(width, tuner_width) for index in range(depth)}
-            gates = LearnedGates(depth, init=gate_init, temperature=1.0)
+            gates = LearnedGates(depth, init=gate_init, temperature=1.0, lean=memory_mode == "efficient")
             return Ladder(nn.Identity(), maps, gates, Tuners(width, tuner_width, depth), fuse_after=True)
 
         with torch.device(next(backbone.parameters()).device):
-            ladders = {stack: ladder(stack) for stack in task_stacks(backbone, task)}
-        super().__init__(backbone, task, ladders, TakeSide(), backbone_dropout=backbone_dropout)
+            stacks = task_stacks(backbone, task)
+            ladders = {stack: ladder(stack) for stack in (stacks[1:] if "decoder" in stacks[1:] else stacks)}
+        super().__init__(
+            backbone, task, ladders, TakeSide(), backbone_dropout=backbone_dropout, memory_mode=memory_mode
+        )
 
     def begin(self, ladder: Ladder, tap_zero: Tensor, state: State, batch: Batch) -> State:
         side = super().begin(ladder, tap_zero, state, batch)
         return side.with_hidden(side.hidden.to(next(ladder.parameters()).dtype))
 
-    def last_hidden(self, batch: Batch, memory: LadderMemory | None) -> tuple[Tensor, State]:
+    def encode(self, batch: Batch) -> LadderMemory:
+        with self.frozen("decoder"):
+            finished = super(LadderTuning, self).encode(batch)
+        return LadderMemory(finished, finished)
+
+    def last_hidden(self, batch: Batch, memory: LadderMemory | None, stack: str) -> tuple[Tensor, State]:
         """The bypass in the place of the backbone's stream: what follows the last block is the backbone's own."""
-        side, state = self.climb(batch, self.last_stack, memory)
+        side, state = self.climb(batch, stack, memory)
         return self.backbone.finish(state.with_hidden(side.hidden.to(state.hidden.dtype))), state

@@ -200,6 +200,24 @@ class DecoderBlocks(SideBlocks):
         return hidden
 
 
+class ClipBlocks(SideBlocks):
+    """CLIP's towers: patches see each other, text is causal."""
+
+    def begin(self, side: State, memory: State | None = None) -> State:
+        self.follow_attention()
+        if side.stack == "image":
+            return side
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=side.hidden, attention_mask=side.mask, past_key_values=None
+        )
+        return _with(side, mask=mask)
+
+    def run(self, side: State, index: int) -> Tensor:
+        words = {} if side.stack == "image" else {"is_causal": True}
+        hidden: Tensor = self.blocks[str(index)](side.hidden, side.context.get("mask"), **words)
+        return hidden
+
+
 def _with(side: State, **context: Any) -> State:
     return replace(side, context=side.context | context)
 
