@@ -1,0 +1,39 @@
+"""The pages on memory say what the tables and the recorded validation say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from transfer_run.tables.spec import read
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_a_place_to_be_filled_in(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"^@\w+@", text, re.M)
+    for picture in re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+)\)", text):
+        assert (page.parent / picture).is_file(), picture
+
+
+def test_the_page_has_the_recorded_validation() -> None:
+    """docs/memory.md against tests/recorded/validate_memory_cpu.json."""
+    content = json.loads((ROOT / "tests" / "recorded" / "validate_memory_cpu.json").read_text(encoding="utf-8"))
+    assert content["complete"]
+    assert not any(point["error"] for point in content["points"])
+    found = content["summary"]
+    page = " ".join((ROOT / "docs" / "memory.md").read_text(encoding="utf-8").split())
+    said = f"{found['points']} configurations: median difference {100 * found['median']:.1f} %, worst {100 * found['worst']:+.1f} %"
+    assert said in page
+
+
+def test_the_page_on_methods_names_all_that_its_table_has() -> None:
+    page = (ROOT / "docs" / "side_tuning.md").read_text(encoding="utf-8")
+    for row in read("side_tuning_family/today").rows:
+        assert f"| `{row.name}` |" in page
