@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry, schema
+from transfer_run.experiment.compose import compose
 
 
 @pytest.mark.parametrize(
@@ -159,3 +160,45 @@ def test_general_options_describe_keys_that_exist() -> None:
 
 def test_flatten() -> None:
     assert schema.flatten({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+# ---- words of the papers
+def test_all_stands_for_a_group_of_nulls() -> None:
+    declared: dict[str, Any] = {
+        "method": {"name": "m", "taps": {"encoder": None, "decoder": None}, "rates": {"head": 1.0}}
+    }
+    values: dict[str, Any] = {"method": {"name": "m", "taps": "all", "rates": {"head": 2.0}}}
+    schema.check(values, declared)
+    assert values["method"]["taps"] == {"encoder": None, "decoder": None}
+    for wrong in ({"taps": "some"}, {"rates": "all"}):
+        with pytest.raises(UserError, match="is a group of keys"):
+            schema.check({"method": declared["method"] | wrong}, declared)
+
+
+@pytest.mark.parametrize(
+    ("method", "word", "remedy"),
+    [
+        ("unipt", "freeze_dropout=true", "method.backbone_dropout"),
+        ("unipt", "guide=last", "always the last block"),
+        ("sherl", "freeze_dropout=true", "method.backbone_dropout"),
+        ("lst", "vision_to_side_only=true", "method.extra_width"),
+        ("vqt", "stages=[train]", "method.stage=compress"),
+        ("vqt", "compress_lr_scale=0.5", "optimizer.lr"),
+        ("vqt", "memory_mode=separate", "method.memory_mode=efficient"),
+        ("vqt", "memory_mode=joint", "method.memory_mode=official"),
+        ("hst", "head=fpn", "HST.pyramid()"),
+    ],
+)
+def test_a_papers_own_word_is_answered_by_ours(method: str, word: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=r"There is no") as caught:
+        compose([f"method={method}", "backbone=vit_tiny", "dataset=digits", f"method.{word}"])
+    assert remedy in caught.value.remedy
+    assert caught.value.where == f"method.{word}"
+
+
+@pytest.mark.parametrize("word", ["method=unipt method.taps=all", "method=sherl method.side_layers=all",
+                                  "method=lst method.side_layers=all"])  # fmt: skip
+def test_all_layers_are_no_other_run(word: str) -> None:
+    general = ["backbone=vit_tiny", "dataset=digits"]
+    method, layers = word.split()
+    assert compose([method, layers, *general]) == compose([method, *general])

@@ -8,6 +8,9 @@ for a method's or a dataset's own keys `about.options` of its file, in one of tw
                                       with `?` where null is allowed (`int?`), and a bound: `>= 1`, `> 0`, `<= 1`,
                                       `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free;
                                       `list[float] of 2` has two items
+
+A group of keys that are all null takes the word `all` (`taps=all`, `side_layers=all`). `about.former` says what to
+write for a word of a paper's own code that a method does not have: `key: remedy`, or `key=value: remedy`.
 """
 
 from __future__ import annotations
@@ -215,10 +218,22 @@ def check(
         UserError: a key that does not exist, or a value of the wrong type or out of its bounds.
     """
     types = all_types(declared, general or {})
+    _refuse_former(values, declared, where)
     unknown = next(_unknown(values, declared, types), None)
     if unknown is not None:
         raise unknown_key(unknown, declared, where(unknown))
     _convert(values, declared, types, where, "")
+
+
+def _refuse_former(values: Mapping[str, Any], declared: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """UserError for a word of `about.former`, with what to write instead."""
+    for name, node in declared.items():
+        about = (node.get(ABOUT) if isinstance(node, Mapping) else None) or {}
+        for word, ours in (about.get("former") or {}).items():
+            key, equals, value = str(word).partition("=")
+            if has(values.get(name), key) and (not equals or str(values[name][key]) == value):
+                what = f"There is no {name}.{word} here." if equals else f"There is no key '{name}.{key}'."
+                raise UserError(what, where=where(f"{name}.{key}"), remedy=str(ours))
 
 
 def _unknown(
@@ -249,6 +264,8 @@ def _convert(
             raise UserError(f"{path} was taken out, but a run needs it.", where=where(path), remedy="leave it in")
         kind = types.get(path)
         if kind is None and isinstance(default, Mapping):
+            if values[key] == "all" and all(value is None for value in default.values()):
+                values[key] = dict(default)
             if not isinstance(values[key], dict):
                 raise UserError(
                     f"{path} is a group of keys, not a value.",
