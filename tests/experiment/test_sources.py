@@ -134,7 +134,7 @@ class TestTheHub:
         self, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        cfg = config(tmp_path, f"sources.teacher='{words}'")
+        cfg = config(tmp_path, "method=distiller", f"sources.teacher='{words}'")
         (node,) = source_tree(cfg).sources
         assert (node.finished, node.cfg) == (False, None)
         with pytest.raises(UserError, match="cannot be had") as caught:
@@ -147,7 +147,7 @@ class TestTheHub:
 
         folder = library_folder(tmp_path / "bert", labels=8)
         monkeypatch.setattr(hub, "_cached", lambda name, revision, patterns: folder)
-        cfg = config(tmp_path, "sources.teacher=someone/tiny")
+        cfg = config(tmp_path, "method=distiller", "sources.teacher=someone/tiny")
         assert ensure_sources(cfg, ()) == {"teacher": folder}
         (node,) = source_tree(cfg).sources
         assert node.finished
@@ -189,7 +189,9 @@ TOY_CONFIG = """# @package _global_
 # A student of a frozen teacher, for the tests.
 method:
   name: student
-  about: {title: A toy, target: a_toy_student.Student, family: distillation, shape: distil, backbones: [encoder]}
+  about:
+    {title: A toy, target: a_toy_student.Student, family: distillation, shape: distil, backbones: [encoder],
+     sources: {teacher: model}}
 """
 
 

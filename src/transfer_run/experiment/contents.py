@@ -74,7 +74,9 @@ def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)
     for name, words in (values.get("sources") or {}).items():
         folder = Path(str(words)).expanduser()
-        if folder.is_dir() and not (folder / "config.yaml").is_file():  # a run is told by its own identity
+        if (
+            "=" not in str(words) and folder.is_dir() and not (folder / "config.yaml").is_file()
+        ):  # a run is told by its own identity
             yield f"sources.{name}", str(folder.resolve())
 
 

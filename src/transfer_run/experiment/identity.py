@@ -132,9 +132,7 @@ def _run_of(words: str, folders: tuple[str, ...], chain: tuple[str, ...], key: s
         return _identity({**values, "contents": now}, chain)
     except (UserError, ValueError) as error:
         what = error if isinstance(error, UserError) else UserError(f"{error}.", remedy="close the quotes")
-        if what.where.startswith(("sources.", "backbone.weights:", "dataset.rows:")):
-            raise
-        where = f"{key}: {words}"
+        where = f"{key}: {what.where or words}"
         raise UserError(what.what, where=where, nearest=what.nearest, remedy=what.remedy) from error
 
 

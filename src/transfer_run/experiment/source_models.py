@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.backbones.library import folder_backbone, folder_head
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_task
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.fit import READS, reads
+from transfer_run.experiment.compose import make_importable
+from transfer_run.experiment.fit import READS, reads, without_data
 from transfer_run.experiment.saved import load_model, read_description, refuse_diverged
 from transfer_run.experiment.sources import fetched, model_folder, sources_of
 from transfer_run.methods.base import Method
@@ -96,6 +97,29 @@ def source_on_meta(name: str, config: Mapping[str, Any], task: Task) -> Method:
     method = build_method(settings, build_backbone(node, weights=False, device="meta"), task)
     method.settle()
     return method.requires_grad_(False).eval()
+
+
+def check_on_meta(cfg: DictConfig) -> None:
+    """Let the run's method look at its sources, of whose models only shapes and tasks are known.
+
+    Raises:
+        UserError: it refuses one of them. What cannot be known without data or weights is left to the run itself.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if without_data(cfg):
+        return
+    make_importable(cfg)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            task = build_task(config["dataset"], config["backbone"])
+            backbone = build_backbone(config["backbone"], weights=False, device="meta")
+            method = build_method(config["method"], backbone, task)
+            method.take_sources(lambda name: source_on_meta(name, config, task))
+    except UserError as error:
+        if error.where.startswith("sources."):
+            raise
+    except (RuntimeError, NotImplementedError):  # layers that ask their own new tensors for values
+        pass
 
 
 def _missing(name: str, known: Sequence[str]) -> UserError:

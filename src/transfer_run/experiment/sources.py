@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import RUN, STARTS, identity, run_folder
 from transfer_run.experiment.record import read_result
+from transfer_run.experiment.source_kinds import check_sources
 
 INHERITED = ("output_dir", "hardware", "search_path", "trainer.progress", "logger")
 """What a source run takes from the run that asks for it: where and on what it runs, never what it computes."""
@@ -48,10 +50,22 @@ class Source:
     hub: str | None = None
 
     @property
+    def key(self) -> str:
+        """The key of the config that names it."""
+        return key_of(self.name)
+
+    @property
     def label(self) -> str:
         """What the source is called in a tree of runs."""
         stages = len(self.cfg.stages) if self.cfg is not None and self.name == "backbone" else 0
         return f"stage {stages}" if stages else self.name
+
+
+def key_of(name: str) -> str:
+    """The key of the config that names the source `name`."""
+    if name.startswith("pool."):
+        return f"method.{name}"
+    return {"backbone": "backbone.weights", ROWS: ROWS}.get(name, f"sources.{name}")
 
 
 @dataclass
@@ -129,7 +143,7 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
             return Source(name, words, folder=found[0].parent)
         what = "No finished run has" if not found else f"{len(found)} runs have"
         raise UserError(
-            f"{what} the identity {words}.", where=f"sources.{name}", remedy="give the run's words or folder"
+            f"{what} the identity {words}.", where=f"{key_of(name)}: {words}", remedy="give the run's words or folder"
         )
     if words.startswith(HUB) or (_HUB_NAME.fullmatch(words) and not place.parent.exists()):
         return Source(name, words, hub=words.removeprefix(HUB))
@@ -138,7 +152,7 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
         f"The source {name!r} is a file, not a folder."
         if place.is_file()
         else f"The source {name!r} is neither a run's words, nor an identity, nor a folder: {words!r}.",
-        where=f"sources.{name}",
+        where=f"{key_of(name)}: {words}",
         nearest=nearest_names(words, beside),
         remedy='write for example sources.teacher="method=full dataset=glue/rte", a folder that exists, or hub:NAME',
     )
@@ -151,13 +165,13 @@ def _checked(name: str, folder: Path) -> Path:
             return folder
         raise UserError(
             f"The source {name!r} is a run that has not finished.",
-            where=f"sources.{name}: {folder}",
+            where=f"{key_of(name)}: {folder}",
             remedy="let it finish, or give its words instead of its folder",
         )
     if not any(any(folder.rglob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin")):
         raise UserError(
             f"The source {name!r} is a folder without weights.",
-            where=f"sources.{name}: {folder}",
+            where=f"{key_of(name)}: {folder}",
             remedy="name a run's folder, or one that holds .safetensors files",
         )
     return folder
@@ -167,7 +181,7 @@ def _refuse_cycle(source: Source, chain: tuple[str, ...]) -> None:
     if source.cfg is not None and identity(source.cfg) in chain:
         raise UserError(
             f"The source {source.name!r} needs the run that asks for it: a circle.",
-            where=f"sources.{source.name}: {source.words}",
+            where=f"{source.key}: {source.words}",
             remedy="name another source",
         )
 
@@ -179,26 +193,52 @@ def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
         chain: identities of the runs that wait, this one last.
 
     Raises:
-        UserError: a circle, or words that name nothing.
+        UserError: a circle, words that name nothing, a source that the method does not read, misses or cannot use;
+            before the first source is carried out, where it can be known.
         RunFailed: a source broke; its log is named.
     """
     from transfer_run.experiment.run import carry_out
 
+    if len(chain) == 1:  # the run that was asked for: what can be known of all below it is known before the first
+        tree = source_tree(cfg)
+        if any(not below.finished for _, below in tree.walk()):
+            rehearse_sources(tree)
     folders = {}
     for source in sources_of(cfg):
         _refuse_cycle(source, chain)
-        if source.folder is not None:
-            folders[source.name] = source.folder
-            continue
-        if source.hub is not None:
-            folders[source.name] = fetched(source)
-            continue
-        assert source.cfg is not None
-        try:
-            folders[source.name] = carry_out(source.cfg, chain=chain)
-        except RunFailed as error:
-            raise RunFailed(error.log, f"the source {source.name!r} ({source.words}) failed: {error.reason}") from error
+        with _naming(source):
+            if source.cfg is not None:
+                folders[source.name] = carry_out(source.cfg, chain=chain)
+            else:
+                folders[source.name] = source.folder or fetched(source)
     return folders
+
+
+def rehearse_sources(tree: Tree) -> None:
+    """Do the models of sources fit the methods that will read them? Asked of shapes alone, where a run has sources.
+
+    Raises:
+        UserError: as the method itself would refuse them.
+    """
+    from transfer_run.experiment.source_models import check_on_meta
+
+    for below in tree.sources:
+        if below.cfg is not None and not below.finished:
+            rehearse_sources(below)
+    if tree.cfg is not None and tree.cfg.sources:
+        check_on_meta(tree.cfg)
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Errors of a source say whose they are."""
+    try:
+        yield
+    except UserError as error:
+        where = error.where if error.where.startswith(source.key) else f"{source.key}: {error.where or source.words}"
+        raise UserError(error.what, where=where, nearest=error.nearest, remedy=error.remedy) from error
+    except RunFailed as error:
+        raise RunFailed(error.log, f"the source {source.name!r} ({source.words}) failed: {error.reason}") from error
 
 
 def fetched(source: Source) -> Path:
@@ -212,7 +252,7 @@ def fetched(source: Source) -> Path:
     except UserError as error:
         raise UserError(
             f"The source {source.name!r} is a model of the hub that cannot be had: {error.what}",
-            where=f"sources.{source.name}: {source.words}",
+            where=f"{source.key}: {source.words}",
             remedy=f"fetch it where there is a network (hf download {name}), or name a folder or a run's words",
         ) from error
 
@@ -222,10 +262,13 @@ def source_tree(cfg: DictConfig, name: str = "", chain: tuple[str, ...] = ()) ->
     folder = run_folder(cfg)
     tree = Tree(name, cfg, folder, read_result(folder) is not None)
     chain = (*chain, identity(cfg))
-    for source in sources_of(cfg):
+    sources = sources_of(cfg)
+    check_sources(cfg, sources)
+    for source in sources:
         _refuse_cycle(source, chain)
         if source.cfg is not None:
-            tree.sources.append(source_tree(source.cfg, source.label, chain))
+            with _naming(source):
+                tree.sources.append(source_tree(source.cfg, source.label, chain))
         elif source.folder is not None:
             tree.sources.append(Tree(source.name, None, source.folder, True))
         else:
