@@ -29,8 +29,8 @@ def test_the_page_has_the_recorded_validation() -> None:
     assert not any(point["error"] for point in content["points"])
     found = content["summary"]
     page = " ".join((ROOT / "docs" / "memory.md").read_text(encoding="utf-8").split())
-    said = f"{found['points']} configurations: median difference {100 * found['median']:.1f} %, worst {100 * found['worst']:+.1f} %"
-    assert said in page
+    median, worst = (f"{100 * found[name]:{form}} %" for name, form in (("median", ".1f"), ("worst", "+.1f")))
+    assert f"{found['points']} configurations: median difference {median}, worst {worst}" in page
 
 
 def test_the_page_on_methods_names_all_that_its_table_has() -> None:

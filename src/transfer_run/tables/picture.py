@@ -143,10 +143,13 @@ def _scatter(axis: Any, points: Sequence[tuple[str, Cell, Cell]]) -> list[tuple[
         if hollow:
             axis.scatter(*hollow, facecolors="white", edgecolors=PAPER, s=64, linewidths=1.6, zorder=2, label="paper")
         if full:
-            label = "ours" if b.ours is not None else "our memory, at the paper's score"
+            label = "ours" if b.ours is not None else "ours, at the paper's score"
             axis.scatter(*full, color=OURS, s=34, zorder=3, label=label)
         named.append((name, [place for place in (full, hollow) if place is not None]))
     axis.margins(x=0.16, y=0.16)
+    places = [x for _, here in named for x, _ in here]
+    if max(places) - min(places) < 0.05 * max(places):  # nearly equal: no axis that makes much of it
+        axis.set_xlim(0, 1.3 * max(places))
     axis.grid(alpha=0.3)
     handles, names = axis.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
@@ -208,6 +211,8 @@ def _shared(box: Any, other: Any) -> float:
 
 def _bars(axis: Any, pairs: Sequence[tuple[str, Cell]]) -> None:
     """Paper over ours, a pair of bars a row (one bar where all are of one side), with the figures at their ends."""
+    from matplotlib.ticker import MaxNLocator
+
     sides = [("paper", PAPER, [cell.paper for _, cell in pairs]), ("ours", OURS, [cell.ours for _, cell in pairs])]
     sides = [side for side in sides if any(value is not None for value in side[2])]
     width = 0.76 / max(1, len(sides))
@@ -218,8 +223,11 @@ def _bars(axis: Any, pairs: Sequence[tuple[str, Cell]]) -> None:
     heights = [value for _, _, values in sides for value in values if value]
     if heights and min(heights) > 0 and max(heights) > 100 * min(heights):
         axis.set_xscale("log")
+    elif heights and max(heights) >= 1e5:
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_yticks(range(len(pairs)), [name for name, _ in pairs], fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.14, y=0.4 / max(4, len(pairs)))
+    axis.margins(x=0.18, y=0.4 / max(4, len(pairs)))
     axis.grid(alpha=0.3, axis="x")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
