@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from transfer_run.backbones.t5 import T5
 from transfer_run.backbones.vit import ViT
+from transfer_run.data.images import ImageData
 from transfer_run.errors import UserError
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.run import carry_out
@@ -54,6 +57,44 @@ def test_every_row_goes_through_the_backbone_once_and_no_number_changes(tmp_path
     assert sum(blocks_run) <= 6  # one row, to see which taps are asked for
 
 
+SIDE = {
+    "unipt": (), "sherl": (), "vqt": (), "qst": ("method.reduction_factor=8",), "res_tuning_bypass": (),
+    "linear_probe": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", SIDE)
+def test_every_method_that_leaves_the_backbone_alone(method: str, tmp_path: Path, blocks_run: list[int]) -> None:
+    """The same numbers bit for bit; two epochs run the frozen blocks for little more than one."""
+    words = (f"method={method}", *SIDE[method], "backbone=vit_tiny", "dataset=digits", *QUICK, "dataset.batch_size=128",
+             "trainer.max_epochs=3")  # fmt: skip
+    without = run(tmp_path / "without", *words)
+    every_epoch = sum(blocks_run)
+    blocks_run.clear()
+    stored = run(tmp_path / "stored", *words, "cache.taps=disk")
+    assert numbers(stored) == numbers(without)
+    late = 0.25 * every_epoch if method == "sherl" else 0  # its last block runs on what is trained
+    assert sum(blocks_run) - late < 0.5 * every_epoch
+
+
+def test_taps_of_another_device_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transfer_run.experiment import taps
+
+    run(tmp_path, *DIGITS, "cache.taps=disk", "trainer.max_steps=1")
+    (about,) = (json.loads(path.read_text()) for path in tmp_path.rglob("about.json"))
+    assert about["device"] == "cpu"
+    monkeypatch.setattr(taps, "device_of", lambda hardware: torch.device("cuda"))
+    run(tmp_path, *DIGITS, "cache.taps=disk", "trainer.max_steps=1", "seed=1")
+    assert sorted(json.loads(path.read_text())["device"] for path in tmp_path.rglob("about.json")) == ["cpu", "cuda"]
+
+
+def test_images_that_are_augmented_at_random_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageData, "random_examples", lambda self, split: split == "train")
+    with pytest.raises(UserError, match="draws its examples anew") as caught:
+        run(tmp_path, *DIGITS, "cache.taps=disk", "trainer.max_steps=1")
+    assert "augmentation" in caught.value.remedy
+
+
 def test_both_stacks_of_an_encoder_decoder_are_stored(tmp_path: Path, blocks_run: list[int]) -> None:
     words = (*LST, "backbone=t5_tiny", "dataset=python_docs", "dataset.answers=names", *QUICK, "dataset.batch_size=416")
     without = run(tmp_path / "without", *words, "trainer.max_steps=5", "trainer.validate_every=9")
@@ -67,7 +108,21 @@ def test_both_stacks_of_an_encoder_decoder_are_stored(tmp_path: Path, blocks_run
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("method=full", "backbone=vit_tiny", "dataset=digits"), "trains inside the backbone"),
+        *(
+            ((*words, "backbone=vit_tiny", "dataset=digits"), "trains inside the backbone")
+            for words in (
+                ("method=full",),
+                ("method=lora",),
+                ("method=hst",),
+                ("method=dtl",),
+                ("method=vqt", "method.addon=vpt"),
+                ("method=vqt", "method.addon=adaptformer"),
+            )
+        ),
+        *(
+            ((f"method={name}", "backbone=t5_tiny", "dataset=python_docs"), "dropout draws new noise")
+            for name in ("unipt", "sherl")
+        ),
         (("method=lst", "backbone=t5_tiny", "dataset=python_docs"), "dropout draws new noise"),
         (
             (*LST, "backbone=t5_tiny", "dataset=python_docs", "dataset.task=span_corruption"),

@@ -193,7 +193,7 @@ class Backbone(nn.Module):
         """
         given = _narrowed(batch) if self.narrow else batch
         state = self._embed(given, stack, memory)
-        if self.replay is not None and not self.model.training:
+        if self.replay is not None and (self.replay.in_training or not self.model.training):
             labels = self.replay.served_labels(batch) if len(self.stacks) > 1 and state.stack == "decoder" else None
             answers = None if labels is None else self.shift_right(labels)
             self.replay.begin(state.stack, batch, state.hidden, answers)

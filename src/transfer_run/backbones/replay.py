@@ -44,10 +44,11 @@ class Replay:
 
     Args:
         store: where taps are; None only notes which ones a method asks for (`taps`).
+        in_training: answer in training mode, too: the backbone draws no noise there.
     """
 
-    def __init__(self, store: Store | None = None) -> None:
-        self.store = store
+    def __init__(self, store: Store | None = None, *, in_training: bool = False) -> None:
+        self.store, self.in_training = store, in_training
         self.taps: Taps = {}
         self._inputs: dict[str, Tensor] = {}
         self._rows = torch.empty(0, dtype=torch.int64)

@@ -20,6 +20,7 @@ from transfer_run.data.sampling import Draw, Loader
 from transfer_run.data.tap_cache import open_store, sizes
 from transfer_run.errors import UserError
 from transfer_run.experiment.record import LOG
+from transfer_run.hardware.trainer import device_of
 from transfer_run.methods.base import Method
 
 ROWS = "rows"
@@ -48,6 +49,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "backbone": method.backbone.provenance["checksum"],
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
+        "device": device_of(config["hardware"]).type,  # a GPU's kernels round otherwise than the CPU's
         "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows")},
         **({"contents": files} if files else {}),
         **({"kept": digest(data.kept)} if data.kept else {}),
@@ -57,7 +59,8 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
     }
     size = sum(sizes(rows, asked, narrow).values())
     LOG.info("taps of %d rows: %d tensors a row, up to %.1f MiB in all", rows, len(asked), size / 2**20)
-    return Replay(open_store(settings["taps"], folder, about, rows, asked, narrow))
+    store = open_store(settings["taps"], folder, about, rows, asked, narrow)
+    return Replay(store, in_training=True)  # whatever draws noise was refused
 
 
 def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None:
