@@ -79,6 +79,14 @@ def carry_out(cfg):
     print(f"carried out {cfg.method.name} seed {cfg.seed} with module {toy}", flush=True)
     folder = Path(cfg.output_dir) / "runs" / str(cfg.seed)
     folder.mkdir(parents=True)
+    if cfg.seed in (5, 6):
+        import json
+        memory = {"peak": 3 * 2**20, "source": "tracker", "predicted_peak": 3 * 2**20}
+        result = {"status": "finished", "identity": "0" * 64, "memory": memory,
+                  "metrics": {"test/accuracy": cfg.seed / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},
+                  "parameters": {"total": 10, "trainable": 2}}
+        (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        (folder / "config.yaml").write_text("dataset: {metrics: [accuracy, f1]}", encoding="utf-8")
     return folder
 
 module = types.ModuleType("transfer_run.experiment.run")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from transfer_run.cli.sweep_table import write_table
 
 from .conftest import TOY, Answer
 
@@ -26,7 +29,8 @@ def test_every_combination_is_run(command: Callable[..., Answer], stand_in: str,
     assert answer.out.count("carried out toy") == 4
     assert "4 of 4 runs finished" in answer.out
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["31", "32", "41", "42"]
-    assert {path.name for path in (tmp_path / "outputs" / "sweeps" / "mine").iterdir()} == {"jobs", "multirun.yaml"}
+    names = {path.name for path in (tmp_path / "outputs" / "sweeps" / "mine").iterdir()}
+    assert names == {"jobs", "multirun.yaml", "sweep.csv"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "outputs"]
 
 
@@ -61,10 +65,49 @@ def test_what_a_sweep_leaves_with(
     assert [outcome["code"] for outcome in outcomes(tmp_path)] == codes
 
 
+def test_a_sweep_ends_with_a_table(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+    words = ["seed=5,6,2,1", "method.depth=2", "method.scale=0.5,1.5", "hydra.sweep.dir=s"]
+    answer = command("run", *TOY, "-m", *words, PYTHONPATH=stand_in)
+    assert answer.code == 1
+    lines = answer.out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("#  "))
+    assert lines[first].split() == ["#", "seed", "method.scale", "test/accuracy", "peak", "memory", "status"]
+    assert lines[first + 1].split() == ["1", "5", "0.5", "0.5000", "3.0", "MiB", "finished"]
+    assert lines[first + 3].split() == ["3", "6", "0.5", "0.6000", "3.0", "MiB", "finished"]
+    assert lines[first + 5].split() == ["5", "2", "0.5", "refused"]
+    assert lines[first + 7].split() == ["7", "1", "0.5", "failed"]
+    with (tmp_path / "s" / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows] == ["5", "5", "6", "6", "2", "2", "1", "1"]
+    assert {key: rows[2][key] for key in ("method.scale", "test/f1", "headline", "peak_bytes", "trainable")} == {
+        "method.scale": "0.5", "test/f1": "0.25", "headline": "test/accuracy", "peak_bytes": "3145728",
+        "trainable": "2",
+    }  # fmt: skip
+    assert (rows[4]["test/f1"], rows[4]["status"], rows[4]["reason"]) == ("", "refused", "no network")
+    assert "method.depth" not in rows[0], "the same in all runs"
+
+
 def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand_in: str) -> None:
     answer = command("run", *TOY, "-m", "seed=130,3", PYTHONPATH=stand_in)
     assert answer.code == 130
     assert "carried out" not in answer.out
+
+
+def test_metrics_of_several_data_sets_are_named(tmp_path: Path) -> None:
+    """Each run's own headline; a run that is finished without a result (dry_run) has none."""
+    outcomes = {}
+    for number, metric in enumerate(("accuracy", "pearson", "")):
+        run = tmp_path / str(number)
+        run.mkdir()
+        if metric:
+            (run / "result.json").write_text(json.dumps({"status": "finished", "metrics": {f"test/{metric}": 0.5}}))
+            (run / "config.yaml").write_text(f"dataset: {{metrics: [{metric}]}}")
+        words = [f"dataset=d{number}", "sources.a=method=full seed=1"]
+        outcomes[number] = {"overrides": words, "code": 0, "folder": str(run), "reason": ""}
+    lines = [line.split() for line in write_table(tmp_path, outcomes)]
+    assert lines[0] == ["#", "dataset", "metric", "peak", "memory", "status"]
+    assert lines[2] == ["2", "d1", "test/pearson", "0.5000", "finished"]
+    assert lines[3] == ["3", "d2", "finished"]
 
 
 def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A sweep: every run is checked before the first one starts, one that fails does not end the others.
 
-Each run leaves its outcome in the sweep's folder, `jobs/NUMBER.json`, wherever the launcher has sent it.
+Each run leaves its outcome in the sweep's folder, `jobs/NUMBER.json`, wherever the launcher has sent it; `sweep.csv`
+has them side by side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
+from transfer_run.cli.sweep_table import NAME as TABLE
+from transfer_run.cli.sweep_table import write_table
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.compose import CONFIG_NAME, Composer
 from transfer_run.experiment.words import parse
@@ -84,7 +87,11 @@ def _check_cluster(master: DictConfig) -> None:
 
 def readable(words: Sequence[str]) -> str:
     """Words as a user writes them, without Hydra's own."""
-    return " ".join(word.lstrip("+") for word in words if not word.startswith("hydra"))
+    return " ".join(_plain(words))
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    return [word.lstrip("+") for word in words if not word.startswith("hydra")]
 
 
 def _new_folder(master: DictConfig) -> Path:
@@ -105,7 +112,9 @@ def job(_: DictConfig) -> None:
     hydra = HydraConfig.get()
     words, folder = list(hydra.overrides.task), Path(hydra.sweep.dir)
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    outcome: dict[str, Any] = {"words": readable(words), "code": DONE, "reason": "", "folder": ""}
+    outcome: dict[str, Any] = {
+        "words": readable(words), "overrides": _plain(words), "code": DONE, "reason": "", "folder": "",
+    }  # fmt: skip
     try:
         cfg = Composer([Path(path) for path in folders]).compose(words)
         stopped = _reason_to_stop(folder, cfg)
@@ -143,9 +152,13 @@ def _summary(folder: Path, jobs: Sequence[Sequence[str]], problem: str) -> int:
     outcomes = _outcomes(folder)
     for number, words in enumerate(jobs):
         reason = f"ended without a word: {problem or 'its process was killed'}"
-        outcomes.setdefault(number, {"words": readable(words), "code": FAILED, "reason": reason})
+        lost = {"words": readable(words), "overrides": _plain(words), "code": FAILED, "reason": reason, "folder": ""}
+        outcomes.setdefault(number, lost)
+    for line in write_table(folder, outcomes):
+        print(line)
     failed = [outcome for outcome in outcomes.values() if outcome["code"] != DONE]
-    print(f"sweep: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished ({folder})", flush=True)
+    done = f"sweep: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished"
+    print(f"{done} ({folder}, all metrics in {TABLE})", flush=True)
     if problem and not failed:
         print(problem, file=sys.stderr)
         return FAILED
