@@ -8,7 +8,7 @@ from rich.table import Table
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.fit import without_data
-from transfer_run.experiment.plan import plan_run
+from transfer_run.experiment.plan import Plan, plan_run
 from transfer_run.experiment.sources import Tree, source_tree
 from transfer_run.experiment.summary import size
 
@@ -26,21 +26,25 @@ def show_dry_run(cfg: DictConfig) -> None:
     for depth, run in tree.walk():
         table.add_row(*_row(depth, run, plans))
     console.print(table)
-    if without_data(cfg):
-        console.print("nothing to plan: checkpoints are merged piece by piece, in a few times method.chunk_bytes")
-        console.print(f"folder:  {tree.folder}")
-        return
-    plan = plan_run(cfg)
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, (shape, _) in plan.shapes.items())
-    counts = plan.parameters
-    console.print(f"batch:   {shapes}")
-    console.print(
-        f"trained: {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable_pct']:.2f} %)",
-        highlight=False,
-    )
-    console.print(plan.report)
+    try:
+        _show_plan(plan_run(cfg), console)
+    except UserError as error:
+        if not without_data(cfg):
+            raise
+        console.print(f"no plan: {error.what}", highlight=False)
     console.print(f"folder:  {tree.folder}")
     console.print("dry_run=true: nothing was carried out")
+
+
+def _show_plan(plan: Plan, console: Console) -> None:
+    counts = plan.parameters
+    if plan.shapes:
+        console.print(f"batch:   {', '.join(f'{name} {tuple(shape)}' for name, (shape, _) in plan.shapes.items())}")
+        console.print(
+            f"trained: {counts['trainable']:,} of {counts['total']:,} parameters ({counts['trainable_pct']:.2f} %)",
+            highlight=False,
+        )
+    console.print(plan.report, highlight=False)
 
 
 def _row(depth: int, run: Tree, plans: dict[str, str]) -> tuple[str, ...]:
@@ -60,9 +64,8 @@ def _row(depth: int, run: Tree, plans: dict[str, str]) -> tuple[str, ...]:
 
 def _peak(cfg: DictConfig) -> str:
     """The run's planned peak, or why it has none; one run that cannot be planned does not hide the others."""
-    if without_data(cfg):
-        return ""
     try:
-        return size(plan_run(cfg).memory["peak"])
+        memory = plan_run(cfg).memory
+        return size(memory["peak"]) + "".join(f", without {phase}" for phase in memory.get("not_planned", ()))
     except (UserError, NotImplementedError, RuntimeError) as error:
         return f"not known: {error.what if isinstance(error, UserError) else error}"

@@ -15,14 +15,17 @@ from rich.console import Group
 from torch import nn
 
 from transfer_run.backbones.load import build_backbone
-from transfer_run.backbones.storage import pack
+from transfer_run.backbones.storage import QUANTISED, pack
 from transfer_run.data.load import batch_spec, build_task
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
+from transfer_run.experiment.combine import memory_of_files, planned_on_first_source
+from transfer_run.experiment.fit import without_data
 from transfer_run.experiment.optimization import build_optimizer
 from transfer_run.experiment.source_models import source_on_meta
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
+from transfer_run.memory.gauges import PREPARE
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
 from transfer_run.memory.report import Facts, amount, memory_report
 from transfer_run.methods.base import Method
@@ -44,6 +47,7 @@ class Plan:
         parameters: `total`, `trainable`, `trainable_pct`.
         shapes: the planned batch of one device, name -> (shape, dtype).
         batch_size: examples over all devices.
+        left_out: what of `Method.prepare` is in no number, a line each.
         budget: the answer to `plan.budget`, of one device; None when it was not asked.
     """
 
@@ -54,6 +58,7 @@ class Plan:
     shapes: Shapes
     batch_size: int
     budget: Budget | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
@@ -67,6 +72,11 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
         UserError: the parts do not fit together, or `plan.budget` is no amount of memory.
     """
     begin = time.perf_counter()
+    if without_data(cfg):
+        found = planned_on_first_source(cfg)
+        if found is None:
+            return _plan_of_files(cfg, begin)
+        cfg = found
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     wanted = config["plan"]["budget"] and parse_budget(config["plan"]["budget"])
     with torch.random.fork_rng(devices=[]):
@@ -75,13 +85,23 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
         budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
-    notes = [f"* {line}" for line in (*planned.beside, *planned.assumptions)]
+    notes = [f"* {line}" for line in (*planned.beside, *planned.assumptions, *planned.left_out)]
     if budget is not None:
         notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
     report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
     seconds = round(time.perf_counter() - begin, 3)
     total = config["dataset"]["batch_size"]
-    return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget)
+    return Plan(
+        memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, tuple(planned.left_out)
+    )
+
+
+def _plan_of_files(cfg: DictConfig, begin: float) -> Plan:
+    """Checkpoints are merged as files: pieces of them are in memory, on the CPU, whatever the models' size."""
+    memory, lines = memory_of_files(cfg)
+    report = Group(*lines)
+    counts = {"total": 0, "trainable": 0, "trainable_pct": 0.0}
+    return Plan(memory, report, round(time.perf_counter() - begin, 3), counts, {}, int(cfg.dataset.batch_size))
 
 
 def inference_memory(cfg: DictConfig, batch_size: int = 1, target: Target | None = None) -> dict[str, Any]:
@@ -109,6 +129,11 @@ def parameter_counts(cfg: DictConfig) -> dict[str, float]:
     return counts | shares
 
 
+def prepared_on_cpu(backbone: Mapping[str, Any]) -> bool:
+    """A backbone that the GPU need not hold whole is not there while the method is prepared, either."""
+    return bool(backbone.get("offload") or backbone.get("load") in QUANTISED)
+
+
 class _Planned:
     """A run's method, rehearsed on fake tensors.
 
@@ -123,15 +148,17 @@ class _Planned:
         self.setting = _setting(config, target)
         self.devices, self.strategy = _spread(config)
         self.assumptions: list[str] = []
+        self.unplanned = ""
         method = _method_on_meta(config, paper=self.setting.paper)
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)
+        rehearsed = trains and self._rehearses(method)
         official = config["method"].get("memory_mode") == "official"  # released code keeps the frozen blocks' graph
         self.through_backbone = method.needs_backbone_gradient or official
         self.rehearsal = Rehearsal(
             method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
-            trains=trains and method.trains,
+            trains=trains and method.trains, prepares=rehearsed,
         )  # fmt: skip
         self.beside = beside_the_model(method)
         self.units = Units.of(method, blocks)
@@ -146,7 +173,28 @@ class _Planned:
         if self.devices > 1:
             memory, self.assumptions = one_of_many(memory, self.devices, self.strategy, self.units)
         memory["predicted_peak"] = memory["peak"]
+        if self.unplanned:
+            memory["not_planned"] = [PREPARE]
         return memory
+
+    def _rehearses(self, method: Method) -> bool:
+        """Can the plan tell what the method needs before its first step? If not, `unplanned` says why."""
+        if type(method).prepare is Method.prepare:
+            return False
+        backbone, half = self.config["backbone"], self.setting.dtype is not None and not self.setting.mixed
+        if self.setting.target == "cuda" and prepared_on_cpu(backbone):
+            return False
+        if half:
+            self.unplanned = f"method={self.config['method']['name']} prepares in single precision"
+        elif type(method).rehearse is Method.rehearse:
+            self.unplanned = f"method={self.config['method']['name']} works on data or weights before the first step"
+        return not self.unplanned
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of `Method.prepare` is in no number."""
+        lines = [f"{PREPARE} is in no number: {self.unplanned}"] if self.unplanned else []
+        return lines + [f"{PREPARE}, in no number: {line}" for line in self.rehearsal.left_out]
 
     def peak(self, batch_size: int) -> int:
         return int(self.memory(batch_size)["peak"])

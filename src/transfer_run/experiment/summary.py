@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,13 @@ GIB = 2**30
 def size(bytes_: float) -> str:
     """Bytes for people: GiB from a tenth of one on, else MiB."""
     return f"{bytes_ / GIB:.2f} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.1f} MiB"
+
+
+def _off(memory: dict[str, Any]) -> str:
+    """How far the prediction is off, or what it leaves out where that made the peak."""
+    if memory["peak_phase"] in memory.get("not_planned", ()):
+        return f"without {memory['peak_phase']}, which the plan leaves out"
+    return f"{round(100 * (memory['predicted_peak'] / max(1, memory['peak']) - 1), 1) + 0.0:+.1f} %"
 
 
 def show_result(folder: Path) -> None:
@@ -34,8 +42,7 @@ def show_result(folder: Path) -> None:
         kinds = sorted(memory["by_kind"].items(), key=lambda item: -item[1])
         table.add_row("  of it", ", ".join(f"{kind} {size(value)}" for kind, value in kinds if value))
         if memory.get("predicted_peak") and memory["source"] != "plan":
-            off = 100 * (memory["predicted_peak"] / max(1, memory["peak"]) - 1)
-            table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({round(off, 1) + 0.0:+.1f} %)")
+            table.add_row("predicted peak", f"{size(memory['predicted_peak'])} ({_off(memory)})")
     time = result["time"]
     if time["steps"]:
         table.add_row("training", f"{time['fit_seconds']:.1f} s, {time['samples_per_second']:.0f} samples/s")

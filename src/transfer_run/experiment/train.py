@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
-from transfer_run.backbones.storage import QUANTISED, pack
+from transfer_run.backbones.storage import pack
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.errors import UserError
@@ -32,7 +33,7 @@ from transfer_run.experiment.identity import identity
 from transfer_run.experiment.loggers import build_loggers
 from transfer_run.experiment.metrics_csv import MetricsCsv, StepRows
 from transfer_run.experiment.module import TransferModule
-from transfer_run.experiment.plan import Plan, Target, plan_run
+from transfer_run.experiment.plan import Plan, Target, plan_run, prepared_on_cpu
 from transfer_run.experiment.progress import progress_callback
 from transfer_run.experiment.record import LOG, environment, write_json
 from transfer_run.experiment.saved import not_finite, refuse_diverged, save_model
@@ -41,6 +42,7 @@ from transfer_run.experiment.sources import model_folder, resolved_backbone, res
 from transfer_run.experiment.taps import open_replay
 from transfer_run.hardware.trainer import build_trainer, device_of
 from transfer_run.memory.callback import MemoryCallback
+from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
 
@@ -78,7 +80,10 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
     if resume is None:
-        method.to(prepared_on).prepare(context)
+        method.to(prepared_on)
+        followed = memory is not None and type(method).prepare is not Method.prepare
+        with memory.preparing(method, prepared_on) if followed and memory else nullcontext():
+            method.prepare(context)
         hand_over(method, config, sources, context.log)
     else:
         LOG.info("going on from %s", resume)
@@ -218,16 +223,14 @@ def _source_data(sources: dict[str, Path], name: str) -> DataModule:
 
 def _prepared_on(config: dict[str, Any]) -> torch.device:
     """A backbone that the GPU need not hold whole is not there while the method is prepared, either."""
-    backbone = config["backbone"]
-    small = backbone.get("offload") or backbone.get("load") in QUANTISED
-    return torch.device("cpu") if small else device_of(config["hardware"])
+    return torch.device("cpu") if prepared_on_cpu(config["backbone"]) else device_of(config["hardware"])
 
 
 def _batches(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[[str, int], Iterator[Batch]]:
     """(split, batch_size) -> one pass over the split, on `device`."""
 
     def batches(split: str, batch_size: int) -> Iterator[Batch]:
-        for batch in data.loader(split, batch_size=batch_size, seed=config["seed"]):
+        for batch in followed_in_part(data.loader(split, batch_size=batch_size, seed=config["seed"])):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     return batches
@@ -287,8 +290,9 @@ def _result(
 ) -> dict[str, Any]:
     """`result.json` of the contract, of the run whose identity is `name`."""
     measured = memory.result() if memory is not None else {}
-    if plan is not None:  # a run that neither trains nor tests measures nothing: its plan stands there, and says so
-        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"]}
+    if plan is not None:  # a run that measures nothing: its plan stands there, and says so
+        left_out = {key: plan.memory[key] for key in ("not_planned",) if key in plan.memory}
+        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"], **left_out}
     elif measured:
         measured["predicted_peak"] = None
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,17 @@ class MemoryReport:
             "phases": {name: phase.as_dict() for name, phase in self.phases.items()},
             "largest": [allocation.as_dict() for allocation in self.largest],
         }
+
+
+def preceded(found: MemoryReport, earlier: MemoryReport, phase: str) -> MemoryReport:
+    """The report with one phase of an earlier one before it, in which there were no gradients or optimizer states."""
+    before = earlier.phases[phase]
+    kinds = {**before.by_kind, "gradients": 0, "optimizer": 0}
+    before = PhasePeak(sum(kinds.values()), before.module, kinds)
+    phases = {**found.phases, phase: before}
+    if found.phases and before.bytes <= found.peak:
+        return replace(found, phases=phases)
+    return MemoryReport(before.bytes, phase, before.module, kinds, phases, earlier.largest, found.kept)
 
 
 def by_kind(alive: Iterable[Allocation]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Measures a run's peak memory while Lightning trains it: a few batches are followed closely, the rest run untouched.
 
+Method.prepare ─> prepare                           all of it
 train batch ──> forward ──> backward ──> step      the first `tracked_steps` optimizer steps (two, so that the
 validation / test batch ──> evaluation             optimizer's states are there), the first batch of each
                                                    evaluation, and every later batch larger than all before
@@ -7,15 +8,18 @@ validation / test batch ──> evaluation             optimizer's states are th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from transfer_run.memory.gauges import CudaGauge, Gauge, TrackerGauge
+from transfer_run.memory.gauges import PREPARE, CudaGauge, Gauge, TrackerGauge
 from transfer_run.memory.report import explain_difference
 
 
@@ -47,16 +51,27 @@ class MemoryCallback(Callback):
             plan: `experiment.plan.Plan` of the same run.
         """
         planned = {name: tuple(shape) for name, (shape, _) in plan.shapes.items()}
-        return explain_difference(plan.memory, self.result(), planned, self.shapes)
+        return explain_difference(plan.memory, self.result(), planned, self.shapes, plan.left_out)
+
+    # ---- before training
+    @contextmanager
+    def preparing(self, model: nn.Module, device: torch.device) -> Iterator[None]:
+        """Follows what is done before the first step (`Method.prepare`) on the model's device."""
+        self._gauge = CudaGauge(model) if device.type == "cuda" else TrackerGauge(model)
+        self._begin(PREPARE, {}, [])
+        try:
+            yield
+        finally:
+            self._end()
 
     # ---- training
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._gauge is None:
-            model = getattr(pl_module, "method", pl_module)
-            replay = getattr(getattr(model, "backbone", None), "replay", None)
-            stored = replay.store.tensors() if replay is not None else ()
-            on_gpu = trainer.strategy.root_device.type == "cuda"
-            self._gauge = CudaGauge(model) if on_gpu else TrackerGauge(model, stored)
+        model, on_gpu = getattr(pl_module, "method", pl_module), trainer.strategy.root_device.type == "cuda"
+        if self._gauge is None or isinstance(self._gauge, CudaGauge) != on_gpu:  # or prepared on another device
+            self._gauge = CudaGauge(model) if on_gpu else TrackerGauge(model)
+        replay = getattr(getattr(model, "backbone", None), "replay", None)
+        if isinstance(self._gauge, TrackerGauge) and replay is not None:
+            self._gauge.data = list(replay.store.tensors())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -14,6 +14,9 @@ from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
 from transfer_run.memory.places import ModulePlaces
 from transfer_run.memory.tracker import MemoryTracker, cuda_block
 
+PREPARE = "prepare"
+"""The phase of `Method.prepare`; what is made in it counts as `other`: copies, other models, statistics, pieces."""
+
 
 class Gauge(Protocol):
     """What the callback asks of a way to measure. An episode (`open` to `close`) is one batch that is followed."""
@@ -37,7 +40,7 @@ class TrackerGauge:
     source = "tracker"
 
     def __init__(self, model: nn.Module, data: Iterable[Tensor] = ()) -> None:
-        self.model, self._data = model, list(data)
+        self.model, self.data = model, list(data)
         self.tracker = MemoryTracker(places=ModulePlaces(model))
         self._batch: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
@@ -48,7 +51,7 @@ class TrackerGauge:
         self.tracker.__enter__()
         self.active = True
         self.tracker.hold_model(self.model)
-        self.tracker.forget(self._data)
+        self.tracker.forget(self.data)
         self._hold_states()
         self.tracker.hold(self._batch, "inputs")
         self.tracker.mark(phase)
@@ -123,7 +126,8 @@ class CudaGauge:
         peak = int(self.cuda.max_memory_allocated())
         if self._phase not in self.phases or peak > self.phases[self._phase].bytes:
             known = dict(self._known)
-            known["activations"] = max(0, peak - sum(known.values()))
+            rest = "other" if self._phase == PREPARE else "activations"
+            known[rest] = max(0, peak - sum(known.values()))
             self.phases[self._phase] = PhasePeak(peak, "", known)
 
     def _sizes(self) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Rehearses a run on fake tensors: the very steps the trainer takes, with every byte counted and none allocated.
 
-build on meta ──> make_fake ──> Rehearsal ──> forward, zero_grad, backward, clip, step   (twice: states count)
+build on meta ──> make_fake ──> Rehearsal ──> rehearse                                    (what prepare needs most)
+                                          ├─> forward, zero_grad, backward, clip, step   (twice: states count)
                                           └─> predict                                     (evaluation)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
-from transfer_run.memory.account import MemoryReport
+from transfer_run.memory.account import MemoryReport, preceded
 from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
+from transfer_run.memory.gauges import PREPARE
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
 from transfer_run.memory.places import ModulePlaces
 from transfer_run.memory.tracker import MemoryTracker, cuda_block, exact
@@ -33,7 +35,10 @@ class Trainable(Protocol):
     """What the rehearsal asks of a method (`methods/base.py` gives it)."""
 
     trains: bool
+    tests: bool
 
+    def prepare(self, context: Any) -> None: ...
+    def rehearse(self, batch: Any) -> Sequence[str]: ...
     def training_loss(self, batch: Any, use_cache: bool = False) -> Tensor: ...
     def loss(self, batch: Any) -> Tensor: ...
     def predict(self, batch: Any) -> Tensor: ...
@@ -84,6 +89,10 @@ class Rehearsal:
         make_optimizer: builds the optimizer over the (fake) parameters; not called when the method takes no step.
         shapes: batch size -> what a batch of that size is made of.
         trains: False rehearses the evaluation alone.
+        prepares: False leaves out what is done before the first step.
+
+    Attributes:
+        left_out: what of `prepare` is in no number, a line each; known once something has been measured.
     """
 
     def __init__(
@@ -93,8 +102,11 @@ class Rehearsal:
         shapes: Callable[[int], Shapes],
         setting: Setting,
         trains: bool = True,
+        prepares: bool = False,
     ) -> None:
         self.method: Any = method
+        self.prepares = prepares
+        self.left_out: list[str] = []
         self.shapes = shapes
         self.setting = setting
         self.mode = fake_mode()
@@ -119,6 +131,7 @@ class Rehearsal:
             self.tracker.hold_model(self.method)
             self._follow_stream()
             batch = self._batch(batch_size)
+            prepared = self._prepare(batch) if self.prepares else None
             if self.optimizer is not None:
                 self.method.train()
                 if not (self._stepped or self.setting.grads_to_none):
@@ -127,8 +140,18 @@ class Rehearsal:
                 self._train_step(batch)
             else:
                 self.tracker.reset()
-            self._evaluate(batch)
-            return self.tracker.report()
+            if self.method.tests or prepared is None:
+                self._evaluate(batch)
+            found = self.tracker.report()
+            return found if prepared is None else preceded(found, prepared, PREPARE)
+
+    def _prepare(self, batch: dict[str, Tensor]) -> MemoryReport:
+        """What the method does before the first step, in single precision and without an optimizer."""
+        self.tracker.mark(PREPARE)
+        self.tracker.reset()
+        self._reserve("forward")
+        self.left_out = list(self.method.rehearse(batch))
+        return self.tracker.report()
 
     def _follow_stream(self) -> None:
         """Blocks that stay in CPU memory are no part of a GPU's; the copies of those that run are."""

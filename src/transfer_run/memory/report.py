@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from rich.console import Group
 from rich.table import Table
 
 from transfer_run.memory.account import KINDS
+from transfer_run.memory.gauges import PREPARE
 
 GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
-PHASES = ("forward", "backward", "step", "evaluation")
+PHASES = (PREPARE, "forward", "backward", "step", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
     if heavy and facts.batch_size > 1:
         half = amount(activations / 2, facts.paper)
         lines.append(f"half the batch would save about {half}: activations grow with it")
+    if phase == PREPARE:
+        return lines
     if phase == "evaluation":
         lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
         return lines
@@ -179,6 +182,7 @@ def explain_difference(
     measured: Mapping[str, Any],
     planned: Mapping[str, tuple[int, ...]],
     seen: Mapping[str, Mapping[str, tuple[int, ...]]],
+    left_out: Sequence[str] = (),
 ) -> str:
     """Prediction beside measurement, and why they differ where it is by more than 2 %.
 
@@ -186,9 +190,17 @@ def explain_difference(
         predicted, measured: `memory` nodes as in `result.json`.
         planned: the planned batch's shapes by name.
         seen: the largest batch followed, by split.
+        left_out: what the plan has in no number.
     """
     if not measured:
         return f"predicted peak {amount(predicted['peak'])}; nothing was measured"
+    alone = measured.get("phases", {}).keys() - predicted.get("phases", {}).keys()
+    if measured["peak_phase"] == PREPARE and PREPARE in alone:
+        first = f"peak memory: measured {amount(measured['peak'])} in {PREPARE}, which the plan leaves out"
+        rest = _without(measured, PREPARE)
+        return f"{first}; " + explain_difference(predicted, rest, planned, seen, left_out) if rest else first
+    if predicted["peak_phase"] == PREPARE and PREPARE not in measured.get("phases", {PREPARE: None}):
+        predicted = _without(predicted, PREPARE)  # gone on from a checkpoint: another process has prepared
     off = predicted["peak"] / max(1, measured["peak"]) - 1
     text = (
         f"peak memory: predicted {amount(predicted['peak'])} in {predicted['peak_phase']}, measured "
@@ -207,7 +219,17 @@ def explain_difference(
         f"most of the difference is in {kind}: predicted {amount(predicted['by_kind'][kind])}, "
         f"measured {amount(measured['by_kind'][kind])}"
     )
+    causes += left_out if measured["peak_phase"] == PREPARE else ()
     return f"{text}: {'; '.join(causes)}"
+
+
+def _without(memory: Mapping[str, Any], phase: str) -> dict[str, Any]:
+    """The same node without one phase; empty where that was the only one."""
+    left = {name: found for name, found in memory["phases"].items() if name not in (phase, "setup", "between")}
+    if not left:
+        return {}
+    top = max(left, key=lambda name: left[name]["peak"])
+    return {**memory, "peak": left[top]["peak"], "peak_phase": top, "by_kind": left[top]["by_kind"], "phases": left}
 
 
 def _shape_causes(

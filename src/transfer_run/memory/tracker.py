@@ -14,24 +14,51 @@ one when it lands in `.grad`), so the live set is not copied at every new peak b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from transfer_run.memory.account import Allocation, MemoryReport, by_kind, report
 from transfer_run.memory.places import ModulePlaces, leaf_shapes
 
+B = TypeVar("B", bound=Mapping[str, Tensor])
+
 DEFAULT_KIND = {"forward": "activations", "backward": "activations", "evaluation": "activations"}
 """What a new storage is taken for in a phase until something is known of it; `other` elsewhere."""
+
+FEW = 50_000
+"""Allocations kept in the books before those are looked for that no peak needs."""
 
 _DEVICE = torch.ops.prim.device.default
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _AUTOCAST = torch._C.DispatchKey.AutocastCPU
 _ADD_INTO = torch.ops.aten.add_.Tensor
+
+
+def followed_in_part(batches: Iterable[B]) -> Iterator[B]:
+    """The same batches; a tracker that is at work follows what is done with the first two and with every one that is
+    larger than all before, as in training. Reading them is not followed: data are no part of what a run needs."""
+    trackers, largest, iterator = list(_RESIZES.trackers), 0, iter(batches)
+    try:
+        for number in count():
+            for tracker in trackers:
+                tracker.pause()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            elements = sum(tensor.numel() for tensor in batch.values())
+            for tracker in trackers if number < 2 or elements > largest else ():
+                tracker.go_on()
+            largest = max(largest, elements)
+            yield batch
+    finally:
+        for tracker in trackers:
+            tracker.go_on()
 
 
 def exact(size: int) -> int:
@@ -60,13 +87,14 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.rounding = rounding
         self.places = places
+        self._paused = False
         self.current = 0
         self.allocations: list[Allocation] = []
         self.peaks: dict[str, tuple[int, int, str]] = {}  # phase -> bytes, event, module
         self._before_backward: tuple[int, int] | None = None  # bytes, event: the most that was there when one began
         self._live: dict[int, Allocation] = {}  # by the address of the storage
         self._names: dict[int, str] = {}  # of parameters, by id
-        self._clock = 0
+        self._clock, self._limit = 0, FEW
         self._phase = "setup"
 
     # ---- what is told to the tracker
@@ -150,6 +178,17 @@ class MemoryTracker(TorchDispatchMode):
             found.kept = by_kind(a for a in self.allocations if a.alive_at(event))["activations"]
         return found
 
+    def pause(self) -> None:
+        """Follow nothing for a while, at no cost; what is made meanwhile is seen when it is used again."""
+        if not self._paused and _get_current_dispatch_mode() is self:
+            super().__exit__(None, None, None)
+            self._paused = True
+
+    def go_on(self) -> None:
+        if self._paused:
+            super().__enter__()
+            self._paused = False
+
     # ---- what the tracker sees
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:
@@ -184,7 +223,9 @@ class MemoryTracker(TorchDispatchMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        if not self._paused:
+            super().__exit__(*exception)
+        self._paused = False
         if self.places is not None:
             self.places.__exit__()
         _RESIZES.unwatch(self)
@@ -240,7 +281,15 @@ class MemoryTracker(TorchDispatchMode):
         self.allocations.append(allocation)
         self.current += allocation.bytes
         self._note_peak(module)
+        if len(self.allocations) > self._limit:
+            self._strike_out()
         return allocation
+
+    def _strike_out(self) -> None:
+        """Long work makes millions of tensors: what has died and was at no peak so far can be at none to come."""
+        events = {event for _, event, _ in self.peaks.values()} | {(self._before_backward or (0, 0))[1]}
+        self.allocations = [a for a in self.allocations if a.died is None or any(a.alive_at(event) for event in events)]
+        self._limit = FEW + 2 * len(self.allocations)
 
     def _release(self, key: int) -> None:
         allocation = self._live.pop(key, None)

@@ -12,7 +12,7 @@ Six shapes exist (`shape`); all run through the same runner. `tune`, `stage` and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -160,6 +160,16 @@ class Method(nn.Module):
 
     def prepare(self, context: Context) -> None:
         """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring)."""
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """For the memory plan: what `prepare` needs most at once, on the tensors of one batch without values.
+
+        A method that overrides `prepare` and not this has a plan without that phase, which says so.
+
+        Returns:
+            What of `prepare` it leaves out, a line each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its prepare needs")
 
     def resume(self, context: Context) -> None:
         """Called instead of `prepare` where a run goes on from a checkpoint: take hold of the data, work nothing."""

@@ -11,11 +11,12 @@ Zhang et al., "Selectivity Drives Productivity: Efficient Dataset Pruning for En
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -126,6 +127,15 @@ class DP4TL(Method):
         self.results["metrics"] = {"kept/rows_pct": share, **record.pop("metrics", {})}
         self.results["table"] = selection_table(self.results)
         context.log(self.results["table"][0])
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """The surrogate beside the run's backbone, which is of its kind, and one batch of its pass."""
+        surrogate = [parameter.clone() for parameter in self.parameters()]
+        with torch.no_grad():
+            self.features(batch)
+        del surrogate
+        lines = ["what is found of all samples (features, groups, scores), in CPU memory"]
+        return [*lines, "gradients for the norms of method.mapping=grand"] if self.mapping == "grand" else lines
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results

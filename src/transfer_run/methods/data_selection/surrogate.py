@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
+from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Method
 
 
@@ -36,5 +37,5 @@ def seen_by(
 def in_order(model: Method, data: DataModule, split: str, batch_size: int) -> Iterator[Batch]:
     """The rows of a split one after the other, on the model's device."""
     device = next(model.parameters()).device
-    for batch in data.loader(split, batch_size=batch_size, shuffle=False):
+    for batch in followed_in_part(data.loader(split, batch_size=batch_size, shuffle=False)):
         yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -39,6 +39,11 @@ class Place:
     stop: int
 
 
+def piece_length(chunk_bytes: float, dtype: torch.dtype) -> int:
+    """Elements of a piece of about so many bytes: whole blocks."""
+    return max(1, int(chunk_bytes) // (BLOCK * dtype.itemsize)) * BLOCK
+
+
 class Job:
     """The aligned checkpoints of one merge.
 
@@ -47,7 +52,7 @@ class Job:
         base: theta_0, or None.
         exclude, mismatched: see `align`.
         dtype: of the arithmetic, float32 or float64.
-        chunk_bytes: about the size of one piece; (n + 3) of them are in memory at once.
+        chunk_bytes: about the size of one piece; (n + 6) of them are in memory at once, at most.
 
     Raises:
         UserError: the checkpoints do not fit each other.
@@ -66,7 +71,7 @@ class Job:
         self.models, self.base, self.dtype = list(models), base, dtype
         self.originals = self.models
         self.layout: Layout = align(models, base, exclude, mismatched=mismatched)
-        self.step = max(1, int(chunk_bytes) // (BLOCK * dtype.itemsize)) * BLOCK
+        self.step = piece_length(chunk_bytes, dtype)
 
     @property
     def count(self) -> int:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from transfer_run.backbones.base import Batch
+from transfer_run.memory.tracker import followed_in_part
 
 
 def single_examples(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
     """The first `count` examples (None: all), each a batch of one with padding cut off."""
+    yield from followed_in_part(_rows(batches, count))
+
+
+def _rows(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
     taken = 0
     for batch in batches:
         for row in range(len(next(iter(batch.values())))):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
@@ -82,6 +82,22 @@ class FisherMerging(Merging):
         fishers = None if self.isotropic else self._fishers(context, tasks)
         rules = [FisherRule(c, fishers, self.floor, self.favor_target, self.normalize) for c in candidates]
         return [Option({"coefficients": c}, job, rule) for c, rule in zip(candidates, rules, strict=True)]
+
+    def rehearse_source(self, batch: Batch) -> Sequence[str]:
+        """A source's model and the squared gradients of one example; the answers of a text model are as long as labels
+        may be."""
+        if self.isotropic or self.fisher["paths"]:
+            return ()
+        source = [parameter.clone() for parameter in self.parameters()]
+        answers = [[0] * batch["labels"].shape[-1]] * max(1, self.task.num_labels)
+        example = {name: tensor[:1] for name, tensor in batch.items()}
+        estimate_fisher(self, [example], examples=1, labels=str(self.fisher["labels"]), seed=0, answers=answers)
+        del source
+        return ()
+
+    def bytes_for_files(self, models: int) -> int | None:
+        """One model after the other."""
+        return super().bytes_for_files(0)
 
     def _fishers(self, context: Context, tasks: Sequence[SourceTask]) -> list[Checkpoint]:
         if self.fisher["paths"]:

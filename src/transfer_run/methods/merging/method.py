@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.merging.adapters import adapter_config
 from transfer_run.methods.merging.bodies import BODIES, body_of, body_tensors
 from transfer_run.methods.merging.checkpoint import Checkpoint, StateDict, open_checkpoint
-from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Rule, merge_to_folder, run
+from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
 from transfer_run.methods.merging.opening import ONES, local_path, open_models
 from transfer_run.methods.merging.report import task_metrics, task_rows, task_table
 from transfer_run.methods.merging.sources import SourceTask, check_one_start
@@ -54,7 +54,7 @@ class Merging(Method):
         models: folders, files or hub names, beside the source runs.
         exclude: regular expressions of tensors that are taken from the base (from the first model without one).
         dtype: of the arithmetic, `float32` or `float64`; the result has the base's own types.
-        chunk_bytes: about the size of a piece; (n + 3) pieces are in memory at once.
+        chunk_bytes: about the size of a piece; (n + 6) pieces are in memory at once.
         max_shard_bytes: a new file is begun where the next tensor would exceed it.
     """
 
@@ -104,6 +104,27 @@ class Merging(Method):
         else:
             self._merge_runs(self.backbone, context)
         self.results["merge"]["seconds"] = round(time.perf_counter() - begin, 3)
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """The base kept beside the backbone, what the sources are looked at for, and an evaluation."""
+        known = [tensor.clone() for tensor in body_tensors(self.backbone).values()]
+        left_out = self.rehearse_source(batch)
+        with torch.no_grad():
+            self.predict(batch)
+        del known
+        return [
+            *left_out,
+            "a source that did not train its whole body (LoRA and kin) is loaded once, beside all this",
+            f"pieces of the checkpoints, a few times method.chunk_bytes={self.chunk_bytes:.0f}, on the CPU",
+        ]
+
+    def rehearse_source(self, batch: Batch) -> Sequence[str]:
+        """What is made of one source's model and data before anything is merged; what that leaves out, in lines."""
+        return ()
+
+    def bytes_for_files(self, models: int) -> int | None:
+        """The most that a merge of files holds at once: n + 6 pieces. None: it is not done in pieces alone."""
+        return (models + 6) * piece_length(self.chunk_bytes, self.dtype) * self.dtype.itemsize
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
@@ -67,6 +67,19 @@ class RegMean(Merging):
             )
         flipped = frozenset(json.loads(found[0].metadata.get(TRANSPOSED, "[]")))
         return [Option({}, job, RegMeanRule(found, self.off_diagonal, self.ridge, flipped))]
+
+    def rehearse_source(self, batch: Batch) -> Sequence[str]:
+        """A source's model and the Gram matrices of one example."""
+        if self.grams:
+            return ()
+        source = [parameter.clone() for parameter in self.parameters()]
+        model, example = self.backbone.model, {name: tensor[:1] for name, tensor in batch.items()}
+        gather_grams(model, self, [example])
+        del source
+        return ["the least squares of one layer at a time: a Gram matrix a source in float64, on the CPU"]
+
+    def bytes_for_files(self, models: int) -> int | None:
+        return None
 
     def _gram(self, task: SourceTask, context: Context) -> Checkpoint:
         """The Gram matrices of a source on its own training data, kept beside its checkpoint."""

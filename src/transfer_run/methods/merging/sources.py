@@ -18,6 +18,7 @@ from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
+from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Method
 
 BODY, HEAD = "backbone.model.", "backbone.head."
@@ -78,7 +79,7 @@ class SourceTask:
 
     def batches(self, split: str, device: torch.device) -> Iterator[Batch]:
         size = self.config["dataset"]["batch_size"]
-        for batch in self.data.loader(split, batch_size=size, seed=self.config["seed"]):
+        for batch in followed_in_part(self.data.loader(split, batch_size=size, seed=self.config["seed"])):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     def scores(self) -> dict[str, float]:

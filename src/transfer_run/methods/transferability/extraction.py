@@ -68,7 +68,7 @@ def extract(
     for batch in _labelled(batches, max_samples):
         labels.append(batch.pop("answers").cpu())
         backbone.to(next(iter(batch.values())).device)
-        for name, values in _features(backbone, batch, tap, block_features):
+        for name, values in tap_features(backbone, batch, tap, block_features):
             taps.setdefault(name, []).append(values.float().cpu())
             held += taps[name][-1].nbytes
         _refuse_overflow(held, sum(map(len, labels)))
@@ -104,9 +104,10 @@ def _labelled(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
             return
 
 
-def _features(
+def tap_features(
     backbone: Backbone, batch: Batch, tap: Tap, block_features: BlockFeatures
 ) -> Iterator[tuple[str, Tensor]]:
+    """One batch's features by tap, the head's input last."""
     for state in backbone.taps(backbone.embed(batch, backbone.stacks[0])):
         if tap == "all_blocks":
             yield f"block{state.index - 1}", block_output(state, block_features)

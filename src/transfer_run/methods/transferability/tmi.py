@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,14 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Candidate, Context, Method
-from transfer_run.methods.transferability.extraction import HEAD_INPUT, BlockFeatures, Extraction, Tap, extract
+from transfer_run.methods.transferability.extraction import (
+    HEAD_INPUT,
+    BlockFeatures,
+    Extraction,
+    Tap,
+    extract,
+    tap_features,
+)
 from transfer_run.methods.transferability.picture import draw
 from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
 from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
@@ -122,6 +130,17 @@ class TMI(Method):
         self._refuse_strangers(scored, lambda name: name in scored)
         self.results = self._results(scored, accuracies) | {"extraction": extraction}
         self._show(context, accuracies, layers if self.tap == "all_blocks" else {})
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """One batch of the pass of the run's own backbone."""
+        self.backbone.eval()
+        with torch.no_grad():
+            kept = [values for _, values in tap_features(self.backbone, batch, self.tap, self.block_features)]
+        del kept
+        lines = ["the features of all samples, in CPU memory, and NumPy's copies while they are scored"]
+        if self.pool:
+            lines.append(f"the backbones of method.pool ({', '.join(self.pool)}), one after another beside this one")
+        return lines
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results

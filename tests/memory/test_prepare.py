@@ -1,0 +1,136 @@
+"""What is done before the first step is a phase of its own: measured, planned where the method says how, else said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.memory import small
+from transfer_run.experiment.compose import compose
+from transfer_run.experiment.plan import plan_run
+from transfer_run.memory.callback import MemoryCallback
+from transfer_run.memory.planner import Rehearsal, Setting
+from transfer_run.memory.report import explain_difference
+from transfer_run.memory.tracker import MemoryTracker, followed_in_part
+from transfer_run.methods.base import Batch, Context
+from transfer_run.methods.tuning.full import Full
+
+MIB = 2**20
+
+
+class Copies(Full):
+    """Needs three copies of the backbone's weights before the first step."""
+
+    def prepare(self, context: Context | None) -> None:
+        self.copy_all(3)
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        self.copy_all(3)
+        return ["something else"]
+
+    def copy_all(self, times: int) -> None:
+        kept = [parameter.clone() for _ in range(times) for parameter in self.parameters()]
+        del kept
+
+
+def weights(method: Full) -> int:
+    return sum(p.numel() * p.element_size() for p in method.parameters())
+
+
+def test_prepare_is_measured() -> None:
+    method = Copies(small.backbone("vit"), small.task("vit"))
+    memory = MemoryCallback()
+    with memory.preparing(method, torch.device("cpu")):
+        method.prepare(None)
+    assert torch._C._len_torch_dispatch_stack() == 0
+    found = memory.result()
+    assert (found["peak_phase"], found["by_kind"]["other"]) == ("prepare", 3 * weights(method))
+
+
+def test_prepare_is_planned_without_optimizer_states_at_any_batch_size() -> None:
+    method = Copies(small.backbone("vit"), small.task("vit"))
+    expected = 4 * weights(method)
+    rehearsal = Rehearsal(
+        method, lambda: torch.optim.AdamW(method.parameters()), lambda n: small.shapes("vit", n), Setting("cpu"),
+        prepares=True,
+    )  # fmt: skip
+    for size in (2, 4):
+        report = rehearsal.measure(size)
+        prepared = report.phases["prepare"]
+        assert prepared.by_kind["optimizer"] == prepared.by_kind["gradients"] == 0
+        assert prepared.bytes - prepared.by_kind["inputs"] == pytest.approx(expected, rel=0.02)
+        assert report.phases["step"].by_kind["optimizer"] > 0
+        assert report.peak == max(phase.bytes for phase in report.phases.values())
+    assert rehearsal.left_out == ["something else"]
+
+
+def test_a_plan_that_cannot_know_says_so() -> None:
+    words = ["method=vqt", "backbone=vit_tiny", "dataset=digits"]
+    plan = plan_run(compose(words))
+    assert plan.memory["not_planned"] == ["prepare"]
+    assert "method=vqt works on data or weights before the first step" in plan.left_out[0]
+    assert "not_planned" not in plan_run(compose(["method=full", *words[1:]])).memory
+
+
+def node(**phases: int) -> dict[str, Any]:
+    kinds = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
+    nodes = {
+        name: {"peak": size, "by_kind": dict.fromkeys(kinds, 0) | {"other": size}} for name, size in phases.items()
+    }
+    top = max(phases, key=lambda name: phases[name])
+    return {
+        "source": "tracker",
+        "peak": phases[top],
+        "peak_phase": top,
+        "by_kind": nodes[top]["by_kind"],
+        "phases": nodes,
+    }
+
+
+def test_words_for_a_peak_that_the_plan_leaves_out() -> None:
+    said = explain_difference(node(evaluation=2 * MIB), node(prepare=5 * MIB, evaluation=2 * MIB), {}, {})
+    assert "measured 5.0 MiB in prepare, which the plan leaves out; " in said
+    assert said.endswith("measured 2.0 MiB in evaluation (tracker), +0.0 %")
+    alone = explain_difference(node(evaluation=2 * MIB), node(prepare=5 * MIB), {}, {})
+    assert alone == "peak memory: measured 5.0 MiB in prepare, which the plan leaves out"
+    resumed = explain_difference(node(prepare=5 * MIB, step=2 * MIB), node(step=2 * MIB), {}, {})
+    assert "+0.0 %" in resumed
+    short = explain_difference(node(prepare=4 * MIB), node(prepare=5 * MIB), {}, {}, ["prepare, in no number: x"])
+    assert short.endswith("prepare, in no number: x")
+
+
+def test_long_work_is_followed_in_part() -> None:
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for size in (4, 4, 4, 8, 4):
+            yield {"x": torch.ones(size)}
+
+    followed = []
+    with MemoryTracker() as tracker:
+        for batch in followed_in_part(batches()):
+            followed.append(torch._C._len_torch_dispatch_stack() > 0)
+            batch["x"] + 1
+        for _ in followed_in_part(batches()):
+            if len(followed) > 5 + 3:
+                break  # left in the middle, not followed
+            followed.append(torch._C._len_torch_dispatch_stack() > 0)
+    assert followed == [True, True, False, True, False, True, True, False, True]
+    assert torch._C._len_torch_dispatch_stack() == 0
+    assert tracker.report().peak == 2 * 8 * 4
+
+
+def test_the_books_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transfer_run.memory.tracker.FEW", 50)
+    with MemoryTracker() as tracker:
+        tracker._limit = 50
+        tracker.mark("forward")
+        kept = [torch.ones(1000), torch.ones(1000)]
+        del kept[1:]
+        for _ in range(500):
+            torch.ones(10)
+        report = tracker.report()
+    assert len(tracker.allocations) < 120
+    assert report.peak == report.by_kind["activations"] == 8000
