@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def picture(spec: TableSpec, cells: Sequence[Cell], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    if of_smoke_scale(cells):  # nothing to hold beside the paper's
+        cells = [replace(cell, paper=None) for cell in cells]
     draw = {"panels": _panels, "against": _against}.get(next(iter(spec.picture or {}), ""), _chart)
     chart = draw(plt, spec, cells)
     path.parent.mkdir(parents=True, exist_ok=True)
