@@ -79,7 +79,8 @@ def test_folders_in_a_folder_out(berts: Path, tmp_path: Path) -> None:
     assert run.parent.name == "none"
     assert result["extra"]["merge"]["models"] == 2
     assert result["parameters"]["total"] == sum(p.numel() for p in BertModel.from_pretrained(out).parameters())
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    written = ["config.json", "export.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     opened = [open_checkpoint(berts / name) for name in ("one", "two", "base")]
     assert equal(load_file(out / "model.safetensors"), merge_in_memory(Job(opened[:2], opened[2]), TiesRule()))
 
@@ -116,6 +117,24 @@ def test_output_in_shards_and_a_source_folder(berts: Path, tmp_path: Path) -> No
     opened = [open_checkpoint(berts / name) for name in ("one", "two", "base")]
     wanted = merge_in_memory(Job(opened[:2], opened[2]), TaskArithmeticRule(0.5))
     assert all(torch.equal(merged[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("method", ["ties", "average"])
+def test_a_base_of_longer_vocabulary_gives_a_model_that_loads(method: str, berts: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    longer = BertModel.from_pretrained(berts / "base")
+    longer.resize_token_embeddings(64)
+    longer.save_pretrained(tmp_path / "base")
+    out = tmp_path / "out"
+    models = f"method.models=[{berts / 'one'},{berts / 'two'}]"
+    carried_out(
+        tmp_path, f"method={method}", "dataset=none", f"method.base={tmp_path / 'base'}", models, f"export={out}"
+    )
+    merged, info = BertModel.from_pretrained(out, output_loading_info=True)
+    assert merged.config.vocab_size == len(merged.embeddings.word_embeddings.weight) == 60
+    assert not any(info.values())
+    written = load_file(out / "model.safetensors")
+    assert all(torch.equal(tensor, written[name]) for name, tensor in merged.state_dict().items() if name in written)
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])

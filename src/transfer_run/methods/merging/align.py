@@ -24,6 +24,8 @@ class Layout:
         merged: entries of the merged tensors as they will be written, in string order of their names.
         averaged: running statistics of batch norms: no weights, so no rule but the plain mean is for them.
         copied: tensors taken over unchanged, and from where (excluded ones, integer buffers).
+        shortened: merged vocabularies without the padding rows that only the base has: the models' own description
+            (config.json) fits the result, the base's does not.
         tied: further names of merged tensors that hold the same values.
     """
 
@@ -31,6 +33,7 @@ class Layout:
     averaged: dict[str, Entry] = field(default_factory=dict)
     copied: dict[str, Checkpoint] = field(default_factory=dict)
     tied: dict[str, list[str]] = field(default_factory=dict)
+    shortened: list[str] = field(default_factory=list)
 
     @property
     def numel(self) -> int:
@@ -97,6 +100,7 @@ def _place(names: set[str], layout: Layout, models: Sequence[Checkpoint], base: 
         if misfit is None:
             kind = layout.averaged if STATISTICS.search(name) else layout.merged
             kind[name] = Entry(entry.dtype, shape)
+            layout.shortened += [name] if base is not None and base.entries[name].shape != shape else []
         else:
             misfits[name] = misfit
     return misfits

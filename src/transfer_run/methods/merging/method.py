@@ -160,7 +160,7 @@ class Merging(Method):
                 where=f"method.{next(iter(options[0].label))}",
                 remedy="give one value, or merge finished runs: sources={a: 'method=full ...', b: ...}",
             )
-        first = folders[0] if self.base in (None, ONES) else local_path(str(self.base))
+        first = folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
         stem = "model" if adapter_config(first) is None else "adapter_model"
         out = context.folder / "checkpoints" / "model"
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
