@@ -102,12 +102,12 @@ def test_metrics_of_several_data_sets_are_named(tmp_path: Path) -> None:
         if metric:
             (run / "result.json").write_text(json.dumps({"status": "finished", "metrics": {f"test/{metric}": 0.5}}))
             (run / "config.yaml").write_text(f"dataset: {{metrics: [{metric}]}}")
-        words = [f"dataset=d{number}", "sources.a=method=full seed=1"]
+        words = [rf"dataset=d\:{number}", "sources.a=method=full seed=1"]
         outcomes[number] = {"overrides": words, "code": 0, "folder": str(run), "reason": ""}
     lines = [line.split() for line in write_table(tmp_path, outcomes)]
     assert lines[0] == ["#", "dataset", "metric", "peak", "memory", "status"]
-    assert lines[2] == ["2", "d1", "test/pearson", "0.5000", "finished"]
-    assert lines[3] == ["3", "d2", "finished"]
+    assert lines[2] == ["2", "d:1", "test/pearson", "0.5000", "finished"]
+    assert lines[3] == ["3", "d:2", "finished"]
 
 
 def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment import registry
 from transfer_run.experiment.record import read_result, write_atomically
 from transfer_run.experiment.summary import size
+from transfer_run.experiment.words import parse
 
 NAME = "sweep.csv"
 STATUS = {DONE: "finished", FAILED: "failed", USER_ERROR: "refused", PREEMPTED: "preempted"}
@@ -37,10 +38,20 @@ def write_table(folder: Path, outcomes: Mapping[int, Mapping[str, Any]]) -> list
 
 def differing(runs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     """Of every run the keys that do not have one and the same value in all runs, with their values here."""
-    given = [dict(word.split("=", 1) for word in words if "=" in word) for words in runs]
+    given = [dict(_read(word) for word in words if "=" in word) for words in runs]
     keys = dict.fromkeys(key for words in given for key in words)
     apart = [key for key in keys if len({words.get(key) for words in given}) > 1]
     return [{key: words.get(key, "") for key in apart} for words in given]
+
+
+def _read(word: str) -> tuple[str, str]:
+    """Key and value of a word, text without Hydra's quotes and backslashes."""
+    key, _, raw = word.partition("=")
+    try:
+        value = parse(word).value()
+    except UserError:
+        value = raw
+    return key, value if isinstance(value, str) else raw
 
 
 def _result(run: Mapping[str, Any]) -> dict[str, Any]:
