@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transfer_run.data.load import batch_spec, build_task, data_class
 from transfer_run.data.posing import corrupted_lengths, source_length, span_sizes, uses_bytes, value_text
 from transfer_run.errors import UserError
+from transfer_run.experiment.fit import reads
 
 from .conftest import ROOT, nodes
 
@@ -21,13 +22,17 @@ SHIPPED = sorted(  # `none` stands for the absence of data
     for f in FOLDER.rglob("*.yaml")
     if f.name[0] != "_" and f.stem not in ("none", "sequence") and f.parent.name != "mtil"  # made of other data sets
 )
-BACKBONES = {"text": ("t5_tiny", "bert_tiny", "gpt2_tiny"), "images": ("vit_tiny", "cnn_tiny", "clip_tiny")}
+BACKBONES = {
+    "text": ("t5_tiny", "bert_tiny", "gpt2_tiny"),
+    "images": ("vit_tiny", "cnn_tiny", "clip_tiny"),
+    "images with captions": ("clip_tiny",),
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_dataset_has_a_task_and_shapes_without_data(name: str) -> None:
-    images = nodes(f"dataset={name}")[0]["max_source_length"] is None
-    for backbone in BACKBONES["images" if images else "text"]:
+    kind = reads(nodes(f"dataset={name}")[0])
+    for backbone in BACKBONES[kind]:
         dataset, node = nodes(f"dataset={name}", f"backbone={backbone}")
         if dataset["num_labels"] is None and name != "digits":
             dataset["num_labels"] = 3  # left to the data, which a plan does not read
@@ -37,7 +42,7 @@ def test_every_dataset_has_a_task_and_shapes_without_data(name: str) -> None:
         assert task.headline == dataset["metrics"][0]
         if task.form == "text_to_text":
             assert spec["labels"] == ((5, task.max_target_length), torch.int64)
-        if not images:
+        if "text" in kind or "captions" in kind:
             assert spec["input_ids"][0] == (5, source_length(dataset, node))
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from transfer_run.methods.pairs import infonce, same_image, similarities, triplet
+from transfer_run.methods.pairs import gathered, infonce, same_image, similarities, triplet
 
 COSINES = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.0, 0.6, 0.7]], dtype=torch.float64)
 EACH = torch.arange(3)
@@ -52,3 +53,38 @@ def test_similarities_are_precise() -> None:
         found = similarities(left, right, torch.tensor(100.0))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, 100 * left.float() @ right.float().T)
+
+
+def _rank(rank: int, folder: str) -> None:
+    """One of two processes: the gradient of its half of the batch, divided by two as DDP does."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    images, texts, labels = (part.chunk(2)[rank] for part in _batch())
+    sides = [side.clone().requires_grad_() for side in (images, texts)]
+    loss = infonce(similarities(*map(gathered, sides), torch.tensor(5.0)), gathered(labels))
+    loss.backward()
+    torch.save([loss.detach(), *(side.grad / 2 for side in sides)], f"{folder}/{rank}.pt")  # type: ignore[operator]
+    dist.destroy_process_group()
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(6, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    return images, texts, torch.tensor([0, 1, 2, 0, 3, 4])
+
+
+@pytest.mark.slow
+def test_two_processes_tell_pairs_from_those_of_both(tmp_path: Path) -> None:
+    """The loss and its gradients are those of the whole batch in one process."""
+    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    images, texts, labels = _batch()
+    sides = [side.requires_grad_() for side in (images, texts)]
+    loss = infonce(similarities(*sides, torch.tensor(5.0)), labels)
+    loss.backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for part in parts:
+        torch.testing.assert_close(part[0], loss.detach())
+    for index, side in enumerate(sides, 1):
+        torch.testing.assert_close(torch.cat([part[index] for part in parts]), side.grad)

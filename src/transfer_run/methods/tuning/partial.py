@@ -20,7 +20,8 @@ class Partial(Method):
 
     Args:
         blocks: how many blocks, counted from the end.
-        stacks: which stacks; None: the one whose output the head reads (an encoder-decoder's decoder).
+        stacks: which stacks; None: the one whose output the head reads (an encoder-decoder's decoder), in retrieval
+            both towers.
 
     Raises:
         UserError: no such stack, or fewer blocks than asked for.
@@ -29,8 +30,8 @@ class Partial(Method):
     def __init__(self, backbone: Backbone, task: Task, *, blocks: int = 1, stacks: Sequence[str] | None = None) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
-        read = "decoder" if task.form == "text_to_text" else backbone.stacks[0]
-        for stack in stacks or [read]:
+        read = {"text_to_text": ("decoder",), "retrieval": backbone.stacks}.get(task.form, backbone.stacks[:1])
+        for stack in stacks or read:
             if stack not in backbone.stacks:
                 raise UserError(
                     f"{backbone.config.get('name')} has no stack {stack!r}.",
