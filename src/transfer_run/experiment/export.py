@@ -27,7 +27,7 @@ from transfer_run.experiment import registry
 from transfer_run.experiment.export_folder import check_place, replaced
 from transfer_run.experiment.handover import HEAD, MODEL, as_full
 from transfer_run.experiment.record import write_json
-from transfer_run.experiment.saved import backbone_config, load_model, read_description
+from transfer_run.experiment.saved import HEADS, backbone_config, load_model, read_description, tasks_of
 from transfer_run.experiment.sources import model_folder
 from transfer_run.methods.base import Method
 
@@ -77,6 +77,15 @@ logits = model(batch)
 """
 
 
+OTHER_TASKS = """
+`heads/` has the heads of all tasks that were merged ({names}):
+
+```python
+model = transfer_run.load(folder, task="NAME")
+```
+"""
+
+
 def export_run(run: Path, out: Path) -> Path:
     """Write the model of the finished run in `run` to the folder `out`.
 
@@ -93,9 +102,12 @@ def export_run(run: Path, out: Path) -> Path:
     method = load_model(source)
     with replaced(run, out) as folder:
         library, about, words = _written(method, about, source, folder)
+        if (source / HEADS).is_dir():
+            shutil.copytree(source / HEADS, folder / HEADS)
         write_json(folder / "model.json", {**about, "library": library})
         title = f"# {about['method']['name']} on {about['backbone']['name']}\n\nWritten by transfer-run. "
         page = (HOW[library] + WHOLE).format(count=about["tensors"], **words)
+        page += OTHER_TASKS.format(names=", ".join(tasks_of(source))) if tasks_of(source) else ""
         (folder / "README.md").write_text(title + page, encoding="utf-8")
     return out
 

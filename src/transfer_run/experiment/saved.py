@@ -19,7 +19,7 @@ from transfer_run.backbones.checkpoints import read_tensors
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.storage import pack
 from transfer_run.data.task import Task
-from transfer_run.errors import UserError
+from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.record import read_json, write_json
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
@@ -78,6 +78,38 @@ def backbone_config(about: Mapping[str, Any], weights: str | None = None) -> dic
     if weights is None and provenance["source"] == "hub":
         config |= {"weights": "hub", "revision": provenance["commit"] or provenance["revision"]}
     return config
+
+
+HEADS = "heads"
+"""Folder in a merged model's with the tasks that were merged and their heads."""
+
+
+def tasks_of(folder: Path) -> dict[str, Any]:
+    """The tasks whose heads lie beside a merged model, by the names of its sources; none of any other model."""
+    path = folder / HEADS / "tasks.json"
+    return read_json(path, AGAIN) if path.is_file() else {}
+
+
+def on_task(method: Method, folder: Path, name: str) -> Method:
+    """The merged model of `folder` with the head of one of its tasks, in eval mode.
+
+    Raises:
+        UserError: it has no such task.
+    """
+    known = tasks_of(folder)
+    if name not in known:
+        raise UserError(
+            f"The model has no task {name!r}.",
+            where=str(folder),
+            nearest=nearest_names(name, known) or sorted(known),
+            remedy="" if known else "only a model merged from finished runs has several heads",
+        )
+    other = Method(method.backbone, Task.from_json(known[name]["task"]))
+    file = folder / HEADS / f"{name}.safetensors"
+    if file.is_file():
+        head = {n.removeprefix("head."): tensor for n, tensor in read_tensors(file).items()}
+        other.backbone.head.load_state_dict(head)
+    return other.requires_grad_(False).eval()
 
 
 LIBRARIES = ("transformers", "timm")

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
+import transfer_run
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
@@ -23,7 +24,7 @@ from transfer_run.experiment.saved import load_model
 from transfer_run.methods.build import method_class, method_settings
 from transfer_run.methods.merging.checkpoint import StateDict, open_checkpoint
 from transfer_run.methods.merging.engine import Job, merge_in_memory
-from transfer_run.methods.merging.sources import BODY
+from transfer_run.methods.merging.sources import BODY, SourceTask
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
 
@@ -205,6 +206,10 @@ def test_runs_are_merged_and_tested_on_every_task(runs: Path) -> None:
     assert [entry["lambda"] for entry in search] == [0.5, 1.0, 1.5]
     best = max(search, key=lambda entry: entry["validation"])
     assert result["extra"]["merge"]["lambda"] == best["lambda"]
+    assert result["extra"]["merge"]["models"] == 2
+    chosen = f"with lambda={best['lambda']}, the best of 3 on validation"
+    assert chosen in result["extra"]["table"][0]
+    assert chosen in (run / "run.log").read_text(encoding="utf-8")
     assert run.name.endswith(result["identity"][:8])
 
     bodies = [open_checkpoint(path) for path in source_folders(runs)]
@@ -216,6 +221,28 @@ def test_runs_are_merged_and_tested_on_every_task(runs: Path) -> None:
     head = load_file(source_folders(runs)[0] / "checkpoints" / "model" / "model.safetensors")["backbone.head.weight"]
     assert torch.equal(method.backbone.head.weight, head)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["model"]
+
+
+def test_an_export_has_the_heads_of_all_tasks(runs: Path) -> None:
+    out = runs / "exported"
+    _, result = merged_runs(runs, "method=average", f"export={out}")
+    assert sorted(path.name for path in (out / "heads").iterdir()) == [
+        "high.safetensors", "low.safetensors", "tasks.json"
+    ]  # fmt: skip
+    for row, folder in zip(result["extra"]["tasks"], source_folders(runs), strict=False):
+        task = SourceTask(row["task"], folder)
+        loaded = transfer_run.load(out, task=row["task"])
+        assert loaded.task == task.task
+        data, right = task.batches("test", torch.device("cpu")), []
+        with torch.no_grad():
+            for batch in data:
+                right += (loaded.predict(batch) == batch["labels"]).tolist()
+        assert sum(right) / len(right) == pytest.approx(row["merged"], abs=1e-6)
+    assert transfer_run.load(out).task.num_labels == 2  # the first source's, the run's own
+    with pytest.raises(UserError, match="no task 'hihg'"):
+        transfer_run.load(out, task="hihg")
+    with pytest.raises(UserError, match="no task"):
+        transfer_run.load(source_folders(runs)[0], task="low")
 
 
 def source_folders(runs: Path) -> list[Path]:

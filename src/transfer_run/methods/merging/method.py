@@ -27,7 +27,7 @@ from transfer_run.methods.merging.checkpoint import Checkpoint, StateDict, open_
 from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
 from transfer_run.methods.merging.opening import ONES, local_path, open_models
 from transfer_run.methods.merging.report import task_metrics, task_rows, task_table
-from transfer_run.methods.merging.sources import SourceTask, check_one_start
+from transfer_run.methods.merging.sources import SourceTask, check_one_start, save_heads
 from transfer_run.methods.merging.writer import Live, copy_companions
 
 INTERMEDIATE = (BODIES, TASK_VECTOR)
@@ -185,7 +185,9 @@ class Merging(Method):
         self._note(chosen, context)
         rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
         self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
+        self.results["table"] += task_table(rows).splitlines()
         context.log(task_table(rows))
+        save_heads(tasks, context.folder / "checkpoints" / "model")
         if own is not None:
             own.on(backbone)
         self.requires_grad_(False)
@@ -228,10 +230,16 @@ class Merging(Method):
         layout = chosen.job.layout
         self.results["merge"] = {
             **chosen.label,
-            "models": len(chosen.job.models),
+            "models": len(chosen.job.originals),
             "tensors": len(layout.merged),
             "parameters": layout.numel,
             "averaged": len(layout.averaged),
             "taken_over": len(layout.copied),
         }
-        context.log(f"merged {len(layout.merged)} tensors of {layout.numel:,} parameters")
+        tried = len(self.results.get("search", ()))
+        how = ", ".join(f"{name}={value}" for name, value in chosen.label.items())
+        line = f"merged {len(chosen.job.originals)} models, {len(layout.merged)} tensors of {layout.numel:,} parameters"
+        line += f", with {how}" if how else ""
+        line += f", the best of {tried} on validation" if tried else ""
+        self.results["table"] = [line]
+        context.log(line)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
@@ -22,6 +23,8 @@ from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Method
 
 BODY, HEAD = "backbone.model.", "backbone.head."
+HEADS = "heads"
+"""Folder beside a merged model with the heads of all its tasks."""
 
 
 class SourceTask:
@@ -94,6 +97,12 @@ class SourceTask:
         backbone.head.load_state_dict({name.removeprefix(HEAD): tensor for name, tensor in head.items()})
         return method.to(next(backbone.model.parameters()).device).eval()
 
+    def save_head(self, file: Path) -> None:
+        """The run's head as an export has it; no file where the task needs none (text-to-text)."""
+        head = self._tensors(lambda name: name.startswith(HEAD))
+        if head:
+            save_file({f"head.{name.removeprefix(HEAD)}": tensor for name, tensor in head.items()}, file)
+
     @torch.no_grad()
     def evaluate(self, backbone: Backbone, split: str) -> dict[str, float]:
         """Scores of this task on `split`, the headline first."""
@@ -107,6 +116,15 @@ class SourceTask:
         with safe_open(self.model_folder / "model.safetensors", framework="pt") as file:
             names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - the file is no mapping
             return {name: file.get_tensor(name) if read else torch.empty(0) for name in names}
+
+
+def save_heads(tasks: list[SourceTask], folder: Path) -> None:
+    """Every task and its head beside the merged model: `heads/NAME.safetensors`, and `heads/tasks.json` of all."""
+    (folder / HEADS).mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        task.save_head(folder / HEADS / f"{task.name}.safetensors")
+    about = {task.name: {key: task.about[key] for key in ("task", "transform")} for task in tasks}
+    (folder / HEADS / "tasks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def check_one_start(tasks: list[SourceTask], backbone: Backbone) -> None:
