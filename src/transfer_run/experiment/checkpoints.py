@@ -23,8 +23,8 @@ class Interrupted(Exception):
 class Checkpoints(Callback):
     """Saves `last.ckpt` atomically at epoch ends, every few minutes, and when a signal asks the run to stop.
 
-    Saving happens after a batch, on all ranks at the same one. SIGTERM and SIGUSR1 (Slurm) end in `Preempted`,
-    SIGINT in `Interrupted`.
+    Saving happens after an optimizer step, on all ranks after the same one. SIGTERM and SIGUSR1 (Slurm) end in
+    `Preempted`, SIGINT in `Interrupted`.
 
     Args:
         folder: the run's `checkpoints/`.
@@ -77,6 +77,9 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if ready % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # gradients are still being summed, and a checkpoint does not hold them
         validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
         if not validated:  # else the validation's end is the moment: a run that goes on must not lack it
             self._save_if_due(trainer, trainer.is_last_batch)

@@ -80,7 +80,7 @@ class StepRows(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every == 0 and step != self._logged(trainer):
+        if step and step % self.every == 0 and step != self._logged(trainer):
             values = {"train/loss": float(outputs["loss"]), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
