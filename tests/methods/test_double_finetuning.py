@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import transfer_run
@@ -19,6 +21,7 @@ from transfer_run.backbones.tokenizer import build_tokenizer
 from transfer_run.data.load import build_data
 from transfer_run.data.mqp import grouped_parts, parsed
 from transfer_run.data.qa_pairs import category_pairs, documented, make_pairs, make_task
+from transfer_run.data.table import table_of
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.experiment import registry
@@ -26,6 +29,7 @@ from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources import source_tree
+from transfer_run.experiment.stages import stage_words
 from transfer_run.methods.task_transfer.double_finetuning import DoubleFineTuning, FaqMatcher, pair_scorer
 from transfer_run.tables.spec import read
 
@@ -111,6 +115,24 @@ class TestPairs:
         assert not {"question 5", "question 6"} & seen
         assert "2 questions" in data.notes[0]
 
+    def test_the_targets_questions_may_be_named_by_the_hub(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        def read_hub(name: str, config: Any, revision: Any, splits: Any) -> dict[str, Any]:
+            asked.append((name, revision))
+            rows = Dataset.from_dict({"question_1": ["Question 5"], "question_2": ["question 6"]})
+            return {"train": table_of(rows, "the hub")}
+
+        monkeypatch.setattr("transfer_run.data.qa_pairs.read_hub", read_hub)
+        rows = [{"question": q, "answer": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+        (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        columns = ["question_1", "question_2"]
+        data = dataset("qa_pairs", path=str(tmp_path / "qa.jsonl"), exclude="hub:a/b@c", exclude_columns=columns)
+        assert asked == [("a/b", "c")]
+        assert "2 questions that hub:a/b@c holds" in data.notes[0]
+
     def test_more_pairs_than_there_are(self) -> None:
         with pytest.raises(UserError, match="fewer than the 1000000"):
             dataset("qa_pairs", max_examples=1_000_000)
@@ -192,7 +214,11 @@ class TestHandOver:
         first, second, folder = chained(tmp_path)
         assert all(torch.equal(first[n], second[n]) for n in first if n.startswith("backbone.model."))
         assert not torch.equal(first["backbone.head.weight"], second["backbone.head.weight"])
-        assert "a new head" in (folder / "run.log").read_text(encoding="utf-8")
+        log = (folder / "run.log").read_text(encoding="utf-8")
+        assert "a new head" in log
+        (said,) = json.loads((folder / "result.json").read_text(encoding="utf-8"))["extra"]["before"]
+        assert "a substitution" in said
+        assert f"the stage before learned from {said}" in log
         state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
         assert {int(s["step"]) for s in state.values()} == {2}, "steps of this stage alone"
 
@@ -302,6 +328,9 @@ def test_the_experiments_and_tables_compose() -> None:
         cfg = compose([f"experiment={name}"])
         assert str(cfg.backbone.weights).startswith("stage:")
         assert len(cfg.stages) == 2
+    first = stage_words(OmegaConf.to_container(compose(["experiment=double_finetuning"]).stages))[0]
+    assert any(word.startswith("dataset.exclude=hub:curaihealth/medical_questions_pairs@") for word in first)
+    assert "dataset.category_column=category" in first
     spec = read("double_finetuning/headline")
     column = spec.columns[0]
     for row in spec.rows:

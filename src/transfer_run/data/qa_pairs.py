@@ -29,6 +29,7 @@ from transfer_run.data.text import TextData
 from transfer_run.errors import UserError
 
 FIRST, SECOND = "first", "second"
+HUB = "hub:"
 CALL = re.compile(r"[\w.]+(\([\w, ]*\))?")
 
 
@@ -87,6 +88,7 @@ class QuestionAnswerPairs(TextData):
     def _answered(self) -> Answered:
         path = self.dataset.get("path")
         if not path:
+            self.notes.append("no dataset.path: the questions and answers are Python's documentation, a substitution")
             return documented()
         table = _read(path)
         question, answer = self.dataset["question_column"], self.dataset["answer_column"]
@@ -105,9 +107,7 @@ class QuestionAnswerPairs(TextData):
         if not place:
             return answered
         columns, forbidden = list(self.dataset["exclude_columns"]), set()
-        folder = existing(place)
-        tables = list(read_folder(place, SPLITS).values()) if folder.is_dir() else [read_files([folder])]
-        for table in tables:
+        for table in _tables(place):
             table.require(columns, "dataset.exclude_columns")
             forbidden |= {plain(str(text)) for column in columns for text in table.rows[column][:]}
         kept = [i for i, question in enumerate(answered.questions) if plain(question) not in forbidden]
@@ -125,6 +125,15 @@ class QuestionAnswerPairs(TextData):
         labels, _ = class_labels(table, settings["label_column"], None, 2)
         texts = zip(table.rows[columns[0]][:], table.rows[columns[1]][:], labels.tolist(), strict=True)
         return [Pair(str(first), str(second), label) for first, second, label in texts if label >= 0]
+
+
+def _tables(place: str) -> list[Table]:
+    """All splits of a file, a folder, or hub:NAME@REVISION."""
+    if place.startswith(HUB):
+        name, _, revision = place.removeprefix(HUB).partition("@")
+        return list(read_hub(name, None, revision or None, SPLITS).values())
+    folder = existing(place)
+    return list(read_folder(place, SPLITS).values()) if folder.is_dir() else [read_files([folder])]
 
 
 def _read(path: str) -> Table:

@@ -152,6 +152,7 @@ def _record(
         raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / "run.log")
     context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
+    extra |= {"notes": list(module.data.notes)} if module.data.notes else {}
     scores = module.reported | extra.pop("metrics", {})
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)

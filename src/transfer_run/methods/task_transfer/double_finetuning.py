@@ -11,6 +11,7 @@ use that the paper makes of the result: matching a user's question with a list o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.data.tokens import padded, pair_ids
-from transfer_run.methods.base import Method
+from transfer_run.methods.base import Context, Method
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -44,6 +45,18 @@ class DoubleFineTuning(Method):
     def keeps_head(self, before: Task) -> bool:
         same = (before.form, before.num_labels) == (self.task.form, self.task.num_labels)
         return same and not self.reset_head
+
+    def conclude(self, context: Context) -> dict[str, Any]:
+        """What is to be known of the data of the stages before (a substitution, questions left out)."""
+        file = context.sources["backbone"] / "result.json" if "backbone" in context.sources else None
+        if file is None or not file.is_file():
+            return {}
+        before = json.loads(file.read_text(encoding="utf-8"))
+        extra = before.get("extra", {})
+        lines = [*extra.get("before", ()), *(f"{before['dataset']}: {note}" for note in extra.get("notes", ()))]
+        for line in lines:
+            context.log(f"the stage before learned from {line}")
+        return {"before": lines} if lines else {}
 
     def shipped(self) -> dict[str, Tensor]:
         """All of the model, so that the next stage can start from it."""
