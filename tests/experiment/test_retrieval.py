@@ -109,6 +109,20 @@ def test_the_scale_is_not_trained_and_all_that_is_trained_has_a_gradient(name: s
     assert len(towers) > 1, "both towers are trained"
 
 
+@pytest.mark.parametrize("name", ["unipt", "sherl"])
+@pytest.mark.parametrize("variant", ["tokens", "joint"])
+def test_token_variants_go_through_the_frozen_projections(name: str, variant: str) -> None:
+    method, batch = built(f"method={name}", f"method.variant={variant}")
+    method.train().loss(batch).backward()
+    assert {n for n, p in method.named_parameters() if p.grad is not None} == {
+        n for n, p in method.named_parameters() if p.requires_grad
+    }
+    assert method.eval().predict(batch).shape == (6, 2, 32)
+    if name == "unipt":
+        with pytest.raises(UserError, match="projection of a tower"):
+            built("method=unipt", f"method.variant={variant}", "method.out_dim=32")
+
+
 @pytest.mark.parametrize("loss", ["infonce", "triplet"])
 def test_the_loss_is_that_of_the_embeddings(loss: str) -> None:
     """Against the definition, from what `predict` gives."""

@@ -73,7 +73,8 @@ class QST(LadderTuning):
         fidelity: `released` passes the output's a through a sigmoid, so training does not start at the backbone;
             `paper` starts there exactly.
         backbone_dropout: the frozen model's dropout is active in training.
-        memory_mode: `official` leaves what is kept for backward to autograd. Equal numbers.
+        memory_mode: `official` leaves to autograd what is kept for backward, the side blocks' attention matrices too.
+            Equal numbers.
 
     Raises:
         UserError: a reduction factor that leaves no valid width.

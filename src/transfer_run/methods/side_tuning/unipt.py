@@ -89,9 +89,10 @@ class UniPT(TapTuning):
         given = {"reduction": reduction, "projection": projection, "up_relu": up_relu, "identity": identity,
                  "eps": eps, "out_dim": out_dim}  # fmt: skip
         form = settled(FORMS[self.variant], self.variant, given)
-        if out_dim is not None and task.form == "language_modeling":
+        if out_dim is not None and task.form in ("language_modeling", "retrieval"):
+            reader = "language head" if task.form == "language_modeling" else "projection of a tower"
             raise UserError(
-                "The frozen language head reads the backbone's own width.",
+                f"The frozen {reader} reads the backbone's own width.",
                 where="method.out_dim",
                 remedy="method.out_dim=null",
             )
