@@ -93,6 +93,32 @@ def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand
     assert "carried out" not in answer.out
 
 
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_words_replace_the_axes_of_an_experiment(
+    plus: str, command: Callable[..., Answer], stand_in: str, tmp_path: Path
+) -> None:
+    """However its file writes their keys, they are no second axis."""
+    folder = tmp_path / "mine"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "search.yaml").write_text(
+        "# @package _global_\n# A search.\ndefaults:\n  - override /method: full\nhydra:\n  sweeper:\n    params:\n"
+        f"      {plus}optimizer.lr: 0.1,0.2\n      {plus}seed: 3,4\n      profiler: none,memory\n"
+    )
+    words = [
+        "--config-dir",
+        str(folder),
+        "-m",
+        "experiment=search",
+        "hydra.sweep.dir=s",
+        "output_dir=o/${seed}_${optimizer.lr}",
+    ]
+    answer = command("run", *words, "seed=7,8,10", "profiler=none", PYTHONPATH=stand_in)
+    assert answer.code == 0, answer.err
+    with (tmp_path / "s" / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        rows = [(row["optimizer.lr"], row["seed"]) for row in csv.DictReader(file)]
+    assert sorted(rows) == [(lr, seed) for lr in ("0.1", "0.2") for seed in ("10", "7", "8")]
+
+
 def test_metrics_of_several_data_sets_are_named(tmp_path: Path) -> None:
     """Each run's own headline; a run that is finished without a result (dry_run) has none."""
     outcomes = {}

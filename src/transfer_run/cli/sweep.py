@@ -41,6 +41,7 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
     """
     master = composer.load(words, RunMode.MULTIRUN)
     _check_cluster(master)
+    words = with_axes(composer, words, master)
     jobs = _checked_jobs(composer, words, master)
     folder = _new_folder(master)
     launcher = master.hydra.runtime.choices["hydra/launcher"]
@@ -58,13 +59,30 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
     return _summary(folder, jobs, problem)
 
 
+def with_axes(composer: Composer, words: Sequence[str], master: DictConfig) -> list[str]:
+    """The words, and before them the axes of an experiment (`hydra.sweeper.params`) that they do not set anew.
+
+    Hydra compares keys as they are written: `method.rank` in a file and `++method.rank`, the form of our words, would
+    be two axes, and the sweep their product.
+    """
+    if master.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return list(words)
+    axes = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items() if value is not None]
+    given = {_key(word) for word in words}
+    kept = [axis for axis in composer.normalise(axes) if _key(axis) not in given]
+    return [*kept, *words, "hydra.sweeper.params=null"]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
 def _checked_jobs(composer: Composer, words: Sequence[str], master: DictConfig) -> list[list[str]]:
     """The words of every run, each composed once; a sweeper that chooses as it goes is asked for none."""
     if master.hydra.runtime.choices["hydra/sweeper"] != "basic":
         composer.compose([word for word in words if not parse(word).is_sweep_override()])
         return []
-    extra = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
-    jobs = composer.jobs([*extra, *words])
+    jobs = composer.jobs(words)
     if len(jobs) > MANY:
         print(f"checking the words of {len(jobs)} runs", flush=True)
     for number, job_words in enumerate(jobs, start=1):

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from transfer_run.cli.sweep import with_axes
 from transfer_run.errors import Preempted, UserError
 from transfer_run.experiment import registry
 from transfer_run.experiment.checkpoints import Checkpoints
@@ -23,8 +23,7 @@ from transfer_run.experiment.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.saved import load_model
 from transfer_run.experiment.sources import source_tree
-from transfer_run.experiment.words import parse
-from transfer_run.methods.distillation.experience import candidates, experiences, pipeline
+from transfer_run.methods.distillation.experience import candidates, experiences, pipeline, untried
 from transfer_run.methods.distillation.predictor import Predictor, held_out
 from transfer_run.methods.distillation.record import distillation_ratio
 from transfer_run.tables.spec import read
@@ -225,12 +224,42 @@ def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
     )
     recommended = extra["recommended"]
     assert len(recommended) == 3
-    for each in recommended:
+    for number, each in enumerate(recommended):
         cfg = compose([*each.split(), *words[1:5], f"sources.teacher={teacher}"])
         assert cfg.method.name == "distiller"
-        assert cfg.method.inter.loss == "mi"
+        assert (cfg.method.inter.loss == "mi") == (number < 2)
+        assert (cfg.method.inter.mapping, cfg.method.inter.alpha) == ("skip", 0.9)  # no run has tried another
+    assert any(each["untried"] for each in extra["ranking"])
+    assert any("left out" in line and "inter.mapping=last" in line for line in extra["table"])
+    log = (next(tmp_path.rglob("auto_distiller-*")) / "run.log").read_text(encoding="utf-8")
+    assert extra["table"][1] not in log  # the summary prints it
     with pytest.raises(UserError, match="needs 4"):
         carry_out(compose([*words, f"method.runs={tmp_path / 'out'}"]))
+
+
+def test_what_no_run_has_tried_is_told(tmp_path: Path) -> None:
+    write_history(tmp_path)
+    runs = experiences(tmp_path)
+    assert untried(pipeline(node(inter={"loss": "cos"})), runs) == []
+    assert untried(pipeline(node(inter={"loss": "pkd", "mapping": "last"})), runs) == [
+        "inter.mapping=last", "inter.loss=pkd"
+    ]  # fmt: skip
+    assert untried(pipeline(node(inter={"alpha": 0.5})), runs) == ["inter.alpha=0.5"]
+
+
+@pytest.mark.slow
+def test_nothing_is_recommended_from_runs_that_say_nothing(tmp_path: Path) -> None:
+    for number, loss in enumerate(("mse", "cos", "mi", "pkd")):
+        write_run(tmp_path / "history", number, "a", 0.5, inter={"loss": loss})
+    teacher = f"{TEACHER} trainer.max_steps=2"
+    words = ["method=auto_distiller", *STUDENT, *QUIET, f"output_dir={tmp_path / 'out'}", "method.trees=50",
+             f"method.runs={tmp_path / 'history'}", f"sources.teacher={teacher}",
+             f"sources.baseline={teacher} backbone.architecture.num_hidden_layers=2"]  # fmt: skip
+    with pytest.raises(UserError, match=r"ratio 0\.5: there is nothing to learn"):
+        carry_out(compose(words))
+    write_run(tmp_path / "history", 9, "a", 0.7, inter={"loss": "mi"}, augment="mixup")
+    with pytest.raises(UserError, match="no run has tried"):
+        carry_out(compose([*words, "method.space={inter:{loss:[ce]}}"]))
 
 
 def test_the_search_is_a_sweep() -> None:
@@ -245,9 +274,8 @@ def test_the_search_is_a_sweep() -> None:
     assert set(first.sources) == {"teacher", "baseline"}
     own = composer.normalise(["experiment=distill_search", "method.inter.loss=mse,ce,nst", "method.augment=none"])
     master = composer.load(own, RunMode.MULTIRUN)
-    given = [*(f"{key}={value}" for key, value in master.hydra.sweeper.params.items()), *own]
-    batches = BasicSweeper.split_arguments([parse(word) for word in given], None)
-    assert len(batches[0]) == 2 * 3  # words of the command line replace the experiment's
+    jobs = composer.jobs(with_axes(composer, own, master))
+    assert len(jobs) == 2 * 3  # words of the command line replace the experiment's
 
 
 # ---- tables
