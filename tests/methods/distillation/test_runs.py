@@ -255,7 +255,7 @@ def test_nothing_is_recommended_from_runs_that_say_nothing(tmp_path: Path) -> No
     words = ["method=auto_distiller", *STUDENT, *QUIET, f"output_dir={tmp_path / 'out'}", "method.trees=50",
              f"method.runs={tmp_path / 'history'}", f"sources.teacher={teacher}",
              f"sources.baseline={teacher} backbone.architecture.num_hidden_layers=2"]  # fmt: skip
-    with pytest.raises(UserError, match=r"ratio 0\.5: there is nothing to learn"):
+    with pytest.raises(UserError, match=r"ratio 0\.5: that says nothing"):
         carry_out(compose(words))
     write_run(tmp_path / "history", 9, "a", 0.7, inter={"loss": "mi"}, augment="mixup")
     with pytest.raises(UserError, match="no run has tried"):

@@ -19,7 +19,7 @@ from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.distillation.distiller import INTER, KD, MI
-from transfer_run.methods.distillation.experience import candidates, experiences
+from transfer_run.methods.distillation.experience import Experience, candidates, experiences, untried
 from transfer_run.methods.distillation.predictor import Predictor, held_out
 from transfer_run.methods.distillation.record import data_facts, facts_of, source_scores
 
@@ -29,6 +29,7 @@ SPACE: dict[str, Any] = {
     "kd": {"soft": ["ce", "mse"]},
 }
 DEFAULTS = {"kd": KD, "inter": INTER, "mi": MI, "augment": "none"}
+MORE = "transfer-run -m experiment=distill_search, or method=distiller runs with sources.baseline"
 FEWEST = 4
 """Runs from which on a regressor is worth its name."""
 
@@ -74,33 +75,51 @@ class AutoDistiller(Method):
         """Fit the regressor, rank the space, say the words of the best.
 
         Raises:
-            UserError: a source is missing, or too few runs have been carried out.
+            UserError: a source is missing; too few runs have been carried out, or all came to the same; or none of
+                the space's pipelines is made of what they tried.
         """
         facts = self._facts(context)
-        root = Path(self.runs) if self.runs else next(p for p in context.folder.resolve().parents if p.name == "runs")
-        known = experiences(root)
-        if len(known) < FEWEST:
-            raise UserError(
-                f"{len(known)} distillations with a ratio have been carried out, and a recommendation needs {FEWEST}.",
-                where=f"method.runs: {root}",
-                remedy="transfer-run -m experiment=distill_search, or method=distiller runs with sources.baseline",
-            )
+        known = self._known(context)
         predictor = Predictor(self.trees, context.seed).fit(known)
         options = candidates(self.space, DEFAULTS)
         expected = predictor.predict([{**row, **facts} for _, row in options])
         order = sorted(range(len(options)), key=lambda i: -expected[i])
         ranked: list[dict[str, Any]] = [
-            {"settings": options[i][0], "expected_ratio": round(float(expected[i]), 4)} for i in order
+            {
+                "settings": options[i][0],
+                "expected_ratio": round(float(expected[i]), 4),
+                "untried": untried(options[i][1], known),
+            }
+            for i in order
         ]
+        tried = _tried(ranked)
         self.results = {
             "runs": len(known),
             "data_sets": sorted({run.dataset for run in known}),
             "held_out": held_out(known, self.trees, context.seed),
             "importance": {name: round(value, 4) for name, value in predictor.importance().items()},
             "ranking": ranked,
-            "recommended": [_words(each["settings"]) for each in ranked[: self.top]],
+            "recommended": [_words(each["settings"]) for each in tried[: self.top]],
         }
-        self._show(context)
+        self._show(context, tried)
+
+    def _known(self, context: Context) -> list[Experience]:
+        """The finished runs that there is something to learn from."""
+        root = Path(self.runs) if self.runs else next(p for p in context.folder.resolve().parents if p.name == "runs")
+        known = experiences(root)
+        if len(known) < FEWEST:
+            raise UserError(
+                f"{len(known)} distillations with a ratio have been carried out, and a recommendation needs {FEWEST}.",
+                where=f"method.runs: {root}",
+                remedy=MORE,
+            )
+        if len({run.ratio for run in known}) == 1:
+            raise UserError(
+                f"All {len(known)} distillations have the ratio {known[0].ratio:.4g}: that says nothing.",
+                where=f"method.runs: {root}",
+                remedy=f"{MORE}, long enough for the pipelines to differ",
+            )
+        return known
 
     def _facts(self, context: Context) -> dict[str, float | str]:
         for name in ("teacher", "baseline"):
@@ -115,7 +134,7 @@ class AutoDistiller(Method):
         facts = {**sizes, **data_facts(context), **scores}
         return {k: v if isinstance(v, str) else float(v) for k, v in facts.items()}
 
-    def _show(self, context: Context) -> None:
+    def _show(self, context: Context, tried: list[dict[str, Any]]) -> None:
         found, trust = self.results, self.results["held_out"]
         rho = "not defined" if trust["spearman"] is None else f"{trust['spearman']:.2f}"
         self.results["table"] = [
@@ -125,15 +144,36 @@ class AutoDistiller(Method):
             + ", ".join(f"{name} {value:.2f}" for name, value in list(found["importance"].items())[:6]),
             *(
                 f"{each['expected_ratio']:+.2f}  {words}"
-                for each, words in zip(found["ranking"], found["recommended"], strict=False)
+                for each, words in zip(tried, found["recommended"], strict=False)
+            ),
+            *(
+                [f"left out, for no run has tried it: {', '.join(never)}"]
+                if (never := _never(found["ranking"]))
+                else []
             ),
             "to carry one out: this run's command with these words in the place of method=auto_distiller",
         ]
-        for line in self.results["table"]:
-            context.log(line)
+        context.log(f"{len(tried)} of {len(found['ranking'])} pipelines are made of what {found['runs']} runs tried")
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results
+
+
+def _tried(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pipelines made of what the runs have tried, best first."""
+    tried = [each for each in ranked if not each["untried"]]
+    if not tried:
+        raise UserError(
+            f"Each of the {len(ranked)} pipelines has something that no run has tried.",
+            where=f"method.space: {', '.join(_never(ranked)[:6])}",
+            remedy=f"put the values of the finished runs into method.space; or {MORE}",
+        )
+    return tried
+
+
+def _never(ranked: list[dict[str, Any]]) -> list[str]:
+    """What keeps pipelines from being recommended, each once."""
+    return sorted({value for each in ranked for value in each["untried"]})
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -64,6 +64,18 @@ def pipeline(method: Mapping[str, Any]) -> Row:
     return _plain(chosen)
 
 
+def untried(row: Row, runs: Sequence[Experience]) -> list[str]:
+    """What no run has had of a pipeline's choices, as words: a regressor knows nothing of it.
+
+    Numbers too count only where they were tried: a forest says the same of a number as of the nearest one it saw.
+    """
+    return [
+        f"{key}={value if isinstance(value, str) else f'{value:g}'}"
+        for key, value in row.items()
+        if key in CHOICES and all(run.row.get(key) != value for run in runs)
+    ]
+
+
 def _at(node: Mapping[str, Any], key: str) -> Any:
     value: Any = node
     for part in key.split("."):

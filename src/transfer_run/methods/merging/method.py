@@ -185,7 +185,6 @@ class Merging(Method):
         self._note(chosen, context)
         rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
         self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
-        self.results["table"] += task_table(rows).splitlines()
         context.log(task_table(rows))
         save_heads(tasks, context.folder / "checkpoints" / "model")
         if own is not None:
