@@ -231,7 +231,7 @@ def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
         assert (cfg.method.inter.mapping, cfg.method.inter.alpha) == ("skip", 0.9)  # no run has tried another
     assert any(each["untried"] for each in extra["ranking"])
     assert any("left out" in line and "inter.mapping=last" in line for line in extra["table"])
-    log = (next(tmp_path.rglob("auto_distiller-*")) / "run.log").read_text(encoding="utf-8")
+    (log,) = (path.read_text(encoding="utf-8") for path in tmp_path.rglob("auto_distiller-*/run.log"))
     assert extra["table"][1] not in log  # the summary prints it
     with pytest.raises(UserError, match="needs 4"):
         carry_out(compose([*words, f"method.runs={tmp_path / 'out'}"]))

@@ -13,7 +13,7 @@ from scipy.stats import weightedtau
 
 from transfer_run.errors import UserError
 from transfer_run.methods.transferability.picture import draw
-from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
+from transfer_run.methods.transferability.ranking import agreement, missing_taus, ranking, ranking_table
 from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
 from transfer_run.methods.transferability.scoring import SCORES, Material, score_all
 
@@ -91,6 +91,34 @@ def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path, finished: Call
     assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", "full") == {"a": 0.9, "b": 0.6}
     assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", None) == {"a": 0.99, "b": 0.6}
     assert accuracies_of_runs(tmp_path, folders, checksums, "f1", None) == {}
+
+
+def test_of_several_runs_validation_chooses_and_the_test_counts(tmp_path: Path, finished: Callable[..., Path]) -> None:
+    both = [{"validation/accuracy": 0.9, "test/accuracy": 0.8}, {"validation/accuracy": 0.7, "test/accuracy": 0.95}]
+    folders = [finished(tmp_path / str(i), "one", 0.0, metrics=metrics) for i, metrics in enumerate(both)]
+    said: list[str] = []
+    asked = ({"a": "one"}, "accuracy", "full", said.append)
+    assert accuracies_of_runs(tmp_path, folders, *asked) == {"a": 0.8}
+    assert said.pop() == "accuracy of a: of 2 runs the best by its validation accuracy"
+    folders.append(finished(tmp_path / "untold", "one", 0.85))  # tested alone
+    assert accuracies_of_runs(tmp_path, folders, *asked) == {"a": 0.95}
+    assert "3 runs the best by its test accuracy, for not all" in said.pop()
+    assert accuracies_of_runs(tmp_path, folders[:1], *asked) == {"a": 0.8}
+    assert not said
+
+
+def test_a_missing_tau_has_a_reason() -> None:
+    scores = {"tmi": SCORED, "nce": {"a": -0.5}, "lfc": {"a": 1.0, "b": 1.0}}
+    equal, few, other = {"a": 0.7, "b": 0.7}, {"a": 0.7}, {"a": 0.7, "b": 0.9}
+
+    def why(accuracies: dict[str, float]) -> list[str]:
+        return missing_taus(scores, accuracies, {name: agreement(s, accuracies) for name, s in scores.items()})
+
+    alone = "no weighted tau of nce: 1 of 1 have an accuracy"
+    assert why(equal) == ["no weighted tau of tmi, lfc: all accuracies compared are equal", alone]
+    assert why(few)[0] == "no weighted tau of tmi: 1 of 4 have an accuracy"
+    assert why(other) == [alone, "no weighted tau of lfc: all scores compared are equal"]
+    assert why({}) == []
 
 
 def test_accuracies_on_another_part_of_the_data_do_not_count(tmp_path: Path, finished: Callable[..., Path]) -> None:

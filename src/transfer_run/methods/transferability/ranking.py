@@ -60,6 +60,21 @@ def ranking_table(
     return _aligned(rows)
 
 
+def missing_taus(
+    scores: Mapping[str, Mapping[str, float]], accuracies: Mapping[str, float], agreements: Mapping[str, Any]
+) -> list[str]:
+    """Why a score has no weighted tau, a line a reason; nothing where no accuracy is known at all."""
+    by_reason: dict[str, list[str]] = {}
+    for score, values in scores.items():
+        found, names = agreements.get(score), [name for name in values if name in accuracies]
+        if not accuracies or (found and found["weighted_tau"] is not None):
+            continue
+        what = "accuracies" if len({accuracies[name] for name in names}) == 1 else "scores"
+        reason = f"all {what} compared are equal" if found else f"{len(names)} of {len(values)} have an accuracy"
+        by_reason.setdefault(reason, []).append(score)
+    return [f"no weighted tau of {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
 def _cell(values: Mapping[str, float], order: Sequence[str], name: str) -> str:
     return f"{values[name]:.4f} [{order.index(name) + 1}]" if name in values else "-"
 

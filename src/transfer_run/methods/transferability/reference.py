@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,17 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def accuracies_of_runs(
-    own: Path, folders: Iterable[Path], checksums: Mapping[str, str], headline: str, method: str | None
+    own: Path,
+    folders: Iterable[Path],
+    checksums: Mapping[str, str],
+    headline: str,
+    method: str | None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
-    """Accuracies by candidate from finished runs; the best where several started from the same weights.
+    """Test accuracies by candidate from finished runs (validation's where none was tested).
+
+    Where several started from the same weights, the one that is best on validation data counts; by its test accuracy
+    only where not all of them know one on validation data, and that is said.
 
     Args:
         own: the folder of the run that asks; only runs on the very same data set count.
@@ -57,8 +66,9 @@ def accuracies_of_runs(
         checksums: of the candidates' weights. A run counts for the candidate whose weights it started from.
         headline: the metric's name.
         method: only runs of this method; None: of any.
+        say: told how a run was chosen among several.
     """
-    best: dict[str, float] = {}
+    found: dict[str, list[_Reached]] = {}
     data = _data_set(own)
     for folder in folders:
         if _data_set(folder) != data:
@@ -67,12 +77,36 @@ def accuracies_of_runs(
         if result.get("status") != "finished" or (method is not None and result.get("method") != method):
             continue
         metrics = result.get("metrics", {})
-        accuracy = metrics.get(f"test/{headline}", metrics.get(f"validation/{headline}"))
+        reached = _Reached(metrics.get(f"validation/{headline}"), metrics.get(f"test/{headline}"))
         started_from = model.get("provenance", {}).get("checksum")
         for name, checksum in checksums.items():
-            if accuracy is not None and checksum == started_from:
-                best[name] = max(best.get(name, accuracy), accuracy)
-    return best
+            if reached.accuracy is not None and checksum == started_from:
+                found.setdefault(name, []).append(reached)
+    return {name: _best(name, runs, say) for name, runs in found.items()}
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A run's accuracies, as far as they are recorded."""
+
+    validation: float | None
+    test: float | None
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.validation if self.test is None else self.test
+
+
+def _best(name: str, runs: Sequence[_Reached], say: Callable[[str], None]) -> float:
+    by_validation = all(run.validation is not None for run in runs)
+    best = max(runs, key=lambda run: float((run.validation if by_validation else run.accuracy) or 0.0))
+    if len(runs) > 1:
+        split = "validation" if by_validation else "test"
+        why = "" if by_validation else ", for not all know a validation accuracy: the reference is optimistic"
+        say(f"accuracy of {name}: of {len(runs)} runs the best by its {split} accuracy{why}")
+    if best.test is None:
+        say(f"accuracy of {name}: on validation data, no run was tested")
+    return float(best.accuracy or 0.0)
 
 
 def _data_set(run: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from transfer_run.methods.transferability.extraction import (
     tap_features,
 )
 from transfer_run.methods.transferability.picture import draw
-from transfer_run.methods.transferability.ranking import agreement, ranking, ranking_table
+from transfer_run.methods.transferability.ranking import agreement, missing_taus, ranking, ranking_table
 from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
 from transfer_run.methods.transferability.scoring import OF_SOURCE, SCORES, Material, Scored, score_all
 
@@ -99,6 +99,7 @@ class TMI(Method):
         self.given = given_accuracies(reference)
         self.reference_method = reference_method
         self.results: dict[str, Any] = {}
+        self.chosen_how: list[str] = []  # where a reference accuracy is one of several runs'
 
     def shipped(self) -> dict[str, Tensor]:
         return {}
@@ -185,10 +186,10 @@ class TMI(Method):
         own, headline = context.folder, self.task.headline
         beside = [path.parent for path in sorted(own.parent.glob("*/result.json"))]
         named = [path for name, path in context.sources.items() if name != "backbone" and not name.startswith("pool.")]
-        found = {}
+        found, say = {}, self.chosen_how.append
         if self.reference_method is not None:
-            found = accuracies_of_runs(own, beside, checksums, headline, self.reference_method)
-        return found | accuracies_of_runs(own, named, checksums, headline, None)
+            found = accuracies_of_runs(own, beside, checksums, headline, self.reference_method, say)
+        return found | accuracies_of_runs(own, named, checksums, headline, None, say)
 
     def _refuse_strangers(self, ranked: Iterable[str], known: Callable[[str], bool]) -> None:
         for name in self.given:
@@ -225,6 +226,7 @@ class TMI(Method):
         if "tmi" in scores:
             title += f"; tmi is {self.results['definition']['tmi']}"
         self.results["table"] = [title, *ranking_table(scores, accuracies, agreements)]
+        self.results["table"] += [*missing_taus(scores, accuracies, agreements), *self.chosen_how]
         for score, order in self.results["ranking"].items():
             context.log(f"by {score}: {', '.join(order)}")
         draw(context.folder / PICTURE, scores, accuracies, agreements, layers)
