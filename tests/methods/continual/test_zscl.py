@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
 from transfer_run.methods.continual import losses
 from transfer_run.methods.continual.zscl import ZSCL
 
@@ -180,3 +183,13 @@ def test_only_classes_seen_so_far_compete_in_one_large_task() -> None:
         method.counts.finished.fill_(finished)
         with torch.no_grad():
             assert int(method(batch).isfinite().sum(1)[0]) == open_classes
+
+
+def test_a_task_shorter_than_the_warm_up_is_told() -> None:
+    method, _ = models.build()
+    said: list[str] = []
+    method._context = Context(0, Path(), lambda split, size: iter(()), log=said.append)
+    method.schedule({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 101)
+    assert not said
+    method.schedule({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 100)
+    assert "a task has 100 steps and the learning rate rises for 100" in said.pop()

@@ -6,6 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 
+def warmup_steps(warmup: float, steps: int) -> int:
+    """W, the steps of the rise: below 1 a share of a task's `steps`, from 1 on their number."""
+    return round(warmup * steps) if warmup < 1 else int(warmup)
+
+
 def task_factor(schedule: str, warmup: float, steps: int) -> Callable[[int], float]:
     """The factor at step k = 0 ... `steps` - 1 of a task: (k + 1) / W in the first W steps, then the fall to 0.
 
@@ -15,7 +20,7 @@ def task_factor(schedule: str, warmup: float, steps: int) -> Callable[[int], flo
     Args:
         warmup: below 1 a share of the steps, from 1 on their number.
     """
-    rise = round(warmup * steps) if warmup < 1 else int(warmup)
+    rise = warmup_steps(warmup, steps)
 
     def factor(step: int) -> float:
         if step < rise:

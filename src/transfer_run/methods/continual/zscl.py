@@ -32,7 +32,7 @@ from transfer_run.methods.continual import losses
 from transfer_run.methods.continual.accuracy import AccuracyMatrix
 from transfer_run.methods.continual.averaging import copy_of, include, mix, set_weights
 from transfer_run.methods.continual.counts import TaskCounts
-from transfer_run.methods.continual.schedule import sequence_factor, task_factor
+from transfer_run.methods.continual.schedule import sequence_factor, task_factor, warmup_steps
 from transfer_run.methods.pairs import gathered, precise, similarities
 
 PICTURE = "accuracy_matrix.png"
@@ -246,6 +246,12 @@ class ZSCL(Method):
     def schedule(self, optimizer: Mapping[str, Any], epoch_steps: int) -> Callable[[int], float]:
         """An epoch is a task: warm-up and fall begin anew, around the task's own rate."""
         self.task_steps = epoch_steps
+        rise = warmup_steps(optimizer["warmup"], epoch_steps)
+        if self._context is not None and epoch_steps <= rise:
+            self._context.log(
+                f"a task has {epoch_steps} steps and the learning rate rises for {rise}: the model will hardly move from "
+                "where it was (dataset.steps, optimizer.warmup)"
+            )
         rates = [
             self.lr_per_task.get(name, optimizer["lr"]) / max(optimizer["lr"], 1e-30) for name in self.task.sequence
         ]
