@@ -249,8 +249,8 @@ class ZSCL(Method):
         rise = warmup_steps(optimizer["warmup"], epoch_steps)
         if self._context is not None and epoch_steps <= rise:
             self._context.log(
-                f"a task has {epoch_steps} steps and the learning rate rises for {rise}: the model will hardly move from "
-                "where it was (dataset.steps, optimizer.warmup)"
+                f"a task has {epoch_steps} steps and the learning rate rises for {rise}: the model will hardly move "
+                "(dataset.steps, optimizer.warmup)"
             )
         rates = [
             self.lr_per_task.get(name, optimizer["lr"]) / max(optimizer["lr"], 1e-30) for name in self.task.sequence
