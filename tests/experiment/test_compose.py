@@ -143,7 +143,7 @@ WRONG: list[tuple[str, str, str | None]] = [
     ("method.extra=3", "method.extra must be keys with values", None),
     ("dataset.batch_size=0", "dataset.batch_size must be a whole number of at least 1, not 0", None),
     ("hardware.precision=bf16", "hardware.precision must be one of 32-true, bf16-mixed", "bf16-true"),
-    ("optimizer.betas=[0.9,x]", "optimizer.betas must be a list of numbers", None),
+    ("optimizer.betas=[0.9,x]", "optimizer.betas must be a list of 2 numbers", None),
     ("force=yes", "force must be true or false, not 'yes'", None),
     ("seed=1,2", "seed=1,2 names several values", None),
     ("method=null", "method=null chooses no method", None),

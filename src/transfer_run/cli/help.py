@@ -43,6 +43,7 @@ Flags:
   --hydra-help, --version, --help
 
 Results: OUTPUT_DIR/runs/DATASET/METHOD-BACKBONE-ID/ with result.json, metrics.csv, run.log, config.yaml, checkpoints/.
+A sweep ends with a table of its runs, which is OUTPUT_DIR/sweeps/TIME/sweep.csv, too.
 A finished run is not repeated, an unfinished one goes on from its checkpoint: just give the same command again.
 Exit codes: 0 done, 2 wrong words or something missing, 1 failed (see run.log), 130 interrupted, 75 preempted."""
 

@@ -53,6 +53,5 @@ class StopOnNan(Callback):
 
 def diverged(what: str, log: Path) -> RunFailed:
     """The failure of a run that diverged, written to its log."""
-    reason = f"{what} The run has diverged: {REMEDY}"
-    LOG.error(reason)
-    return RunFailed(log, reason)
+    LOG.error(what)
+    return RunFailed(log, f"{what} The run has diverged: {REMEDY}")
