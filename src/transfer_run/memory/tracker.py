@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
@@ -72,6 +73,16 @@ def cuda_block(size: int) -> int:
     return -(-size // granule) * granule
 
 
+class _Autocast(TorchFunctionMode):
+    """Is autocast on where the functions are called? A dispatch mode works below autocast and always finds it off."""
+
+    enabled = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.enabled = torch.is_autocast_enabled("cpu")
+        return func(*args, **(kwargs or {}))
+
+
 class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of all storages alive, by kind, phase and module.
 
@@ -87,6 +98,7 @@ class MemoryTracker(TorchDispatchMode):
         super().__init__()
         self.rounding = rounding
         self.places = places
+        self._autocast = _Autocast()
         self._paused = False
         self.current = 0
         self.allocations: list[Allocation] = []
@@ -205,20 +217,20 @@ class MemoryTracker(TorchDispatchMode):
 
     def _by_parts(self, func: Any, args: Any, kwargs: Any) -> Any:
         """In inference mode operators made of others arrive whole; what their parts allocate is to be seen, too."""
-        excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOCAST)
-        handled = func.has_kernel_for_dispatch_key(_AUTOCAST)  # else its parts are autocast's: modes work below that
-        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, excluded and handled)
+        handled = func.has_kernel_for_dispatch_key(_AUTOCAST)  # else autocast is for its parts
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, handled or not self._autocast.enabled)
         super().__enter__()
         try:
             return func.decompose(*args, **kwargs)
         finally:
             super().__exit__(None, None, None)
-            torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, excluded)
+            torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOCAST, True)
 
     def __enter__(self) -> MemoryTracker:
         _RESIZES.watch(self)
         if self.places is not None:
             self.places.__enter__()
+        self._autocast.__enter__()
         super().__enter__()
         return self
 
