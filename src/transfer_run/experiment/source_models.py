@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,26 +101,32 @@ def source_on_meta(name: str, config: Mapping[str, Any], task: Task) -> Method:
 
 
 def check_on_meta(cfg: DictConfig) -> None:
-    """Let the run's method look at its sources, of whose models only shapes and tasks are known.
+    """Build the run's method and let it look at its sources, of which only shapes and tasks are known.
 
     Raises:
-        UserError: it refuses one of them. What cannot be known without data or weights is left to the run itself.
+        UserError: it refuses its own settings, or one of its sources. What cannot be known without data or weights is
+            left to the run itself.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if without_data(cfg):
         return
     make_importable(cfg)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            task = build_task(config["dataset"], config["backbone"])
-            backbone = build_backbone(config["backbone"], weights=False, device="meta")
-            method = build_method(config["method"], backbone, task)
-            method.take_sources(lambda name: source_on_meta(name, config, task))
-    except UserError as error:
-        if error.where.startswith("sources."):
-            raise
-    except (RuntimeError, NotImplementedError):  # layers that ask their own new tensors for values
-        pass
+        task = build_task(config["dataset"], config["backbone"])
+    except UserError:
+        return  # classes that only the data can name
+
+    def build() -> None:
+        backbone = build_backbone(config["backbone"], weights=False, device="meta")
+        method = build_method(config["method"], backbone, task)
+        method.take_sources(lambda name: source_on_meta(name, config, task))
+
+    with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError, NotImplementedError):
+        try:
+            with torch.device("meta"):
+                build()
+        except (RuntimeError, UserError):  # peft's layers may ask their new tensors for values: let those be real
+            build()
 
 
 def _missing(name: str, known: Sequence[str]) -> UserError:

@@ -25,6 +25,7 @@ from transfer_run.errors import RunFailed, UserError, nearest_names
 from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import RUN, STARTS, identity, run_folder
+from transfer_run.experiment.preflight import check_before
 from transfer_run.experiment.record import read_result
 from transfer_run.experiment.source_kinds import check_sources
 
@@ -201,7 +202,11 @@ def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
 
     if len(chain) == 1:  # the run that was asked for: what can be known of all below it is known before the first
         tree = source_tree(cfg)
-        if any(not below.finished for _, below in tree.walk()):
+        missing = any(not below.finished for source in tree.sources for _, below in source.walk())
+        for _, run in tree.walk():
+            if run.cfg is not None and not run.finished:
+                check_before(run.cfg, sources_missing=missing)
+        if missing:
             rehearse_sources(tree)
     folders = {}
     for source in sources_of(cfg):
@@ -225,7 +230,7 @@ def rehearse_sources(tree: Tree) -> None:
     for below in tree.sources:
         if below.cfg is not None and not below.finished:
             rehearse_sources(below)
-    if tree.cfg is not None and tree.cfg.sources:
+    if tree.cfg is not None and tree.sources:
         check_on_meta(tree.cfg)
 
 

@@ -20,7 +20,7 @@ from transfer_run.data.sampling import Draw, Loader
 from transfer_run.data.tap_cache import open_store, sizes
 from transfer_run.errors import UserError
 from transfer_run.experiment.record import LOG
-from transfer_run.hardware.trainer import device_of
+from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
 
 ROWS = "rows"

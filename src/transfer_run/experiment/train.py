@@ -40,7 +40,8 @@ from transfer_run.experiment.saved import not_finite, refuse_diverged, save_mode
 from transfer_run.experiment.source_models import source_model
 from transfer_run.experiment.sources import model_folder, resolved_backbone, resolved_dataset
 from transfer_run.experiment.taps import open_replay
-from transfer_run.hardware.trainer import build_trainer, device_of
+from transfer_run.hardware.devices import device_of
+from transfer_run.hardware.trainer import build_trainer
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method

@@ -36,12 +36,6 @@ def launch(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
         UserError, Preempted, KeyboardInterrupt, RunFailed: as rank 0 reported it.
     """
     count = wanted_processes(cfg)
-    if cfg.dataset.batch_size % (count * int(cfg.hardware.nodes)):
-        raise UserError(
-            f"dataset.batch_size={cfg.dataset.batch_size} is the total over devices and does not divide among {count}.",
-            where="dataset.batch_size, hardware.devices",
-            remedy=f"choose a multiple of {count * int(cfg.hardware.nodes)}",
-        )
     (folder / OUTCOME).unlink(missing_ok=True)
     environment = {
         **os.environ,

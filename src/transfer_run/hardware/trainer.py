@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from torch import nn
 
-from transfer_run.backbones.storage import QUANTISED
-from transfer_run.errors import UserError
+from transfer_run.hardware.devices import check_devices, world_size
 
 
 def build_trainer(
@@ -32,22 +29,10 @@ def build_trainer(
         blocks: the classes of the backbone's blocks, the units that FSDP shards.
 
     Raises:
-        UserError: more GPUs are asked for than there are.
+        UserError: see `check_devices`.
     """
     hardware, settings = config["hardware"], config["trainer"]
-    if hardware["accelerator"] in ("gpu", "cuda") and torch.cuda.device_count() < hardware["devices"]:
-        raise UserError(
-            f"This machine has {torch.cuda.device_count()} GPUs, and {hardware['devices']} are asked for.",
-            where=f"hardware={hardware['name']}",
-            remedy="hardware=auto takes what is there, hardware=cpu the CPU; dry_run=true only plans",
-        )
-    backbone = config.get("backbone") or {}
-    if world_size(hardware) > 1 and (backbone.get("offload") or backbone.get("load") in QUANTISED):
-        raise UserError(
-            "A backbone in 8 or 4 bits, or streamed from CPU memory, is kept for one device.",
-            where=f"hardware={hardware['name']}",
-            remedy="hardware=1gpu, or a sweep of runs with one device each",
-        )
+    check_devices(hardware, config.get("backbone") or {})
     return pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
@@ -79,17 +64,3 @@ def _strategy(hardware: Mapping[str, Any], blocks: Collection[type[nn.Module]]) 
     if world_size(hardware) > 1:
         return DDPStrategy(find_unused_parameters=True)
     return "auto"
-
-
-def world_size(hardware: Mapping[str, Any]) -> int:
-    """Processes that the run takes: devices on this machine times machines."""
-    return int(hardware["devices"]) * int(hardware["nodes"])
-
-
-def device_of(hardware: Mapping[str, Any]) -> torch.device:
-    """The device that this process computes on."""
-    if hardware["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if hardware["accelerator"] == "mps" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
