@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
-from torch import nn
+from torch import Tensor, nn
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.storage import QUANTISED, pack
@@ -25,7 +26,9 @@ from transfer_run.experiment.optimization import build_optimizer
 from transfer_run.experiment.source_models import source_on_meta
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
+from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.paper import attend_eagerly
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
 from transfer_run.memory.report import Facts, amount, memory_report
 from transfer_run.methods.base import Method
@@ -127,6 +130,16 @@ def parameter_counts(cfg: DictConfig) -> dict[str, float]:
     counts = count_parameters(method) | {"counted": method.counted_parameters(), "backbone": backbone}
     shares = {f"{name}_of_backbone": 100 * counts[name] / backbone for name in ("trainable", "counted")}
     return counts | shares
+
+
+@contextmanager
+def method_without_values(config: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[Method, dict[str, Tensor]]]:
+    """The method and a batch on fake tensors, attention written out, while the context lasts (for counting)."""
+    method, mode = _method_on_meta(config, paper=False), fake_mode()
+    make_fake(method, mode)
+    attend_eagerly(method)
+    with mode, AnswersNo():
+        yield method, {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def prepared_on_cpu(backbone: Mapping[str, Any]) -> bool:

@@ -6,6 +6,8 @@ inference.*     the plan of one prediction alone, batch 1, weights included
 per_example.*   how much an example of the batch adds: `kept`, activations that forward keeps for backward
 parameters.*    total, trainable, counted (the task's fresh head left out), backbone (before the method), and
                 shares in per cent: trainable_pct, trainable_of_backbone, counted_of_backbone
+operations.*    forward, training, fisher: floating-point operations of one example
+rows.*          rows of the data (all, train, test, learned, of.CLASS, distinct.COLUMN) and classes; reads them
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import identity
-from transfer_run.tables import plans
+from transfer_run.tables import counts, plans
 
-PLANNED = ("inference", "per_example", "parameters")
+PLANNED = ("inference", "per_example", "parameters", "operations", "rows")
 """First words of values that are planned even where a run was carried out."""
 
 
@@ -55,7 +57,8 @@ def ask(words: tuple[str, ...], value: str, source: str) -> tuple[float, str, st
 
 def makers() -> dict[str, Callable[[DictConfig], Mapping[str, Any]]]:
     """What makes each kind of planned figure."""
-    return {"memory": _planned, "inference": _inference, "per_example": _per_example, "parameters": _counted}
+    return {"memory": _planned, "inference": _inference, "per_example": _per_example, "parameters": _counted,
+            "operations": counts.operations, "rows": counts.rows}  # fmt: skip
 
 
 def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], None]) -> None:
@@ -110,8 +113,8 @@ def _once(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, 
 
 
 def _found_or_made(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Runs have folders of their own, and `per_example` is made of plans; the others are kept on disk."""
-    if kind in ("run", "per_example"):
+    """Runs have folders of their own, `per_example` is made of plans, and data may change; the others are kept."""
+    if kind in ("run", "per_example", "rows"):
         return make(cfg)
     content = plans.recall((kind, cfg))
     if content is None:

@@ -82,9 +82,10 @@ def _planned(spec: TableSpec, source: str, scale: str, extra: Sequence[str]) -> 
         return
     for row in spec.rows:
         for column in spec.columns:
-            planned = source == "plan" or column.value.partition(".")[0] in PLANNED
+            value = row.value or column.value
+            planned = source == "plan" or value.partition(".")[0] in PLANNED
             if row.words is not None and column.origin == "plan" and planned:
-                yield (*spec.cell_words(row, column, scale), *extra), column.value
+                yield (*spec.cell_words(row, column, scale), *extra), value
 
 
 def _cell(
@@ -141,7 +142,7 @@ def _ours(
     words = [*spec.cell_words(row, column, scale), *extra]
     seeds = [f"seed={seed}" for seed in spec.seeds] if column.origin == "run" else []
     try:
-        answers = [ask((*words, *seed), column.value, source) for seed in _repeated(seeds, scale)]
+        answers = [ask((*words, *seed), row.value or column.value, source) for seed in _repeated(seeds, scale)]
     except Exception as error:  # whatever breaks a cell is told in its place; the other cells go on
         return None, None, source, _reason(error)
     combine = statistics.median if spec.statistic == "median" else statistics.fmean

@@ -61,7 +61,7 @@ class Row:
 
     Attributes:
         recalled: columns whose figure stands here from memory; derived: those computed from printed figures.
-        unit, divide: instead of the column's, where a table collects figures of several papers.
+        unit, divide, value: instead of the column's, where a table collects figures of several papers.
         counter: what the paper's memory figure counts, e.g. `allocated`.
         compared: False leaves the row out of the summary of differences: its setting or counter is not ours.
         smoke: words of the row at smoke scale.
@@ -76,6 +76,7 @@ class Row:
     note: str = ""
     unit: str = ""
     divide: float | None = None
+    value: str = ""
     counter: str = ""
     compared: bool = True
     smoke: tuple[str, ...] = ()
@@ -235,6 +236,7 @@ def _row(content: Mapping[str, Any], columns: set[str], groups: Mapping[str, Seq
         content.get("note", ""),
         content.get("unit", ""),
         float(content["divide"]) if "divide" in content else None,
+        content.get("value", ""),
         content.get("counter", ""),
         bool(content.get("compared", True)),
         _words(content.get("smoke")),
