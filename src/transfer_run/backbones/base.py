@@ -108,6 +108,11 @@ class Backbone(nn.Module):
 
             architecture = self.config["architecture"]
             arguments = {key: value for key, value in architecture.items() if key != "model"}
+            settings: dict[str, Any] = dict(self.model.pretrained_cfg)
+            for key in ("mean", "std"):  # timm's are those of colours: one value for all where the channels are others
+                if len(settings[key]) not in (1, arguments.get("in_chans", 3)):
+                    settings[key] = (sum(settings[key]) / len(settings[key]),)
+            self.model.pretrained_cfg = settings
             save_for_hf(self.model, str(folder), model_args=arguments, safe_serialization=True)
 
     def train(self, mode: bool = True) -> Backbone:
