@@ -95,6 +95,16 @@ def test_the_report_tells_what_and_why(capfd: pytest.CaptureFixture[str]) -> Non
         assert words in out
 
 
+def test_the_papers_setting_is_said_and_gives_way_to_words(capfd: pytest.CaptureFixture[str]) -> None:
+    lora = ["method=lora", "plan.profile=paper"]
+    assert "assumptions" not in answer(capfd, "method=lora")
+    (said,) = answer(capfd, *lora)["assumptions"]
+    assert "method.bias=all, method.add_biases=true" in said
+    (said,) = answer(capfd, *lora, "method.bias=all")["assumptions"]
+    assert "method.bias" not in said
+    assert "assumptions" not in answer(capfd, *lora, "method.about.paper_profile=null")
+
+
 def test_wrong_words_are_answered_without_a_plan(capfd: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: plan(["method=fulll"])) == 2
     captured = capfd.readouterr()

@@ -89,7 +89,8 @@ def _print(cfg: DictConfig) -> None:
 
 
 def as_json(cfg: DictConfig, answer: Any) -> dict[str, Any]:
-    """The contract's JSON of an `experiment.plan.Plan`; `budget` only when it was asked for."""
+    """The contract's JSON of an `experiment.plan.Plan`; `budget` only when it was asked for, `assumptions` only when
+    something was planned otherwise than the words say."""
     content = {
         "schema": 1,
         "method": cfg.method.name,
@@ -104,6 +105,8 @@ def as_json(cfg: DictConfig, answer: Any) -> dict[str, Any]:
         content["budget"] = {
             name: getattr(answer.budget, name) for name in ("bytes", "batch_size", "peak", "next_peak")
         }
+    if answer.assumptions:
+        content["assumptions"] = list(answer.assumptions)
     return content
 
 

@@ -52,6 +52,7 @@ class Plan:
         batch_size: examples over all devices.
         left_out: what of `Method.prepare` is in no number, a line each.
         budget: the answer to `plan.budget`, of one device; None when it was not asked.
+        assumptions: what was planned otherwise than the run's words say, or taken for granted.
     """
 
     memory: dict[str, Any]
@@ -62,6 +63,7 @@ class Plan:
     batch_size: int
     budget: Budget | None = None
     left_out: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
@@ -88,15 +90,15 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
         budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
-    notes = [f"* {line}" for line in (*planned.beside, *planned.assumptions, *planned.left_out)]
+    assumed = tuple(line for line in (*planned.profile, *planned.assumptions) if line)
+    notes = [f"* {line}" for line in (*planned.beside, *assumed, *planned.left_out)]
     if budget is not None:
         notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
     report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
     seconds = round(time.perf_counter() - begin, 3)
     total = config["dataset"]["batch_size"]
-    return Plan(
-        memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, tuple(planned.left_out)
-    )
+    left_out = tuple(planned.left_out)
+    return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed)
 
 
 def _plan_of_files(cfg: DictConfig, begin: float) -> Plan:
@@ -161,6 +163,7 @@ class _Planned:
         self.setting = _setting(config, target)
         self.devices, self.strategy = _spread(config)
         self.assumptions: list[str] = []
+        self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
         method = _method_on_meta(config, paper=self.setting.paper)
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
@@ -266,8 +269,8 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
     """The method on its backbone, without memory; with the overrides of its own paper's memory setting if asked."""
     settings = dict(config["method"])
     if paper:
-        own = settings["about"].get("paper_profile") or {}
-        settings = OmegaConf.to_container(OmegaConf.merge(settings, _nested(own)))  # type: ignore[assignment]
+        own = _nested(paper_settings(config))
+        settings = OmegaConf.to_container(OmegaConf.merge(settings, own))  # type: ignore[assignment]
     task = build_task(config["dataset"], config["backbone"])
 
     def build() -> Method:
@@ -282,6 +285,23 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
             return build()
     except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
         return build()
+
+
+def paper_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the paper profile sets of the method (`about.paper_profile`), by dotted key; what the run's words or its
+    experiment have changed stays as they say."""
+    method = config["method"]
+    own = method["about"].get("paper_profile") or {}
+    entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
+    default = next((e.content["method"] for e in entries if e.name == method["name"]), method)
+    return {key: value for key, value in own.items() if OmegaConf.select(OmegaConf.create(method), key)
+            == OmegaConf.select(OmegaConf.create(default), key)}  # fmt: skip
+
+
+def _paper_line(config: Mapping[str, Any]) -> str:
+    """The settings that the paper profile plans with, which a run of the same words would not have."""
+    words = ", ".join(f"method.{key}={str(value).lower()}" for key, value in paper_settings(config).items())
+    return f"as in the paper's memory setting: {words} (method.about.paper_profile=null plans without)" if words else ""
 
 
 def beside_the_model(method: Method) -> list[str]:
