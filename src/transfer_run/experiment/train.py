@@ -81,10 +81,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
     if resume is None:
-        method.to(prepared_on)
-        followed = memory is not None and type(method).prepare is not Method.prepare
-        with memory.preparing(method, prepared_on) if followed and memory else nullcontext():
-            method.prepare(context)
+        _prepare(method.to(prepared_on), context, prepared_on, memory)
         hand_over(method, config, sources, context.log)
     else:
         LOG.info("going on from %s", resume)
@@ -115,6 +112,13 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
         refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
     backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     return build_method(config["method"], backbone, data.task), data
+
+
+def _prepare(method: Method, context: Context, device: torch.device, memory: MemoryCallback | None) -> None:
+    """What the method does before the first step, followed where it does anything."""
+    followed = memory is not None and type(method).prepare is not Method.prepare
+    with memory.preparing(method, device) if followed and memory else nullcontext():
+        method.prepare(context)
 
 
 def _block_classes(method: Method) -> set[type[nn.Module]]:

@@ -209,7 +209,13 @@ def explain_difference(
     )
     if abs(off) <= 0.02:
         return text
-    causes = _shape_causes(planned, seen)
+    causes = _causes(predicted, measured, _shape_causes(planned, seen))
+    causes += left_out if measured["peak_phase"] == PREPARE else ()
+    return f"{text}: {'; '.join(causes)}"
+
+
+def _causes(predicted: Mapping[str, Any], measured: Mapping[str, Any], causes: list[str]) -> list[str]:
+    """Why the two peaks differ, after what is known already."""
     if predicted["peak_phase"] != measured["peak_phase"]:
         causes.append(f"the peak lies in {measured['peak_phase']}, not in {predicted['peak_phase']}")
     if measured["source"] == "cuda":
@@ -219,8 +225,7 @@ def explain_difference(
         f"most of the difference is in {kind}: predicted {amount(predicted['by_kind'][kind])}, "
         f"measured {amount(measured['by_kind'][kind])}"
     )
-    causes += left_out if measured["peak_phase"] == PREPARE else ()
-    return f"{text}: {'; '.join(causes)}"
+    return causes
 
 
 def _without(memory: Mapping[str, Any], phase: str) -> dict[str, Any]:
