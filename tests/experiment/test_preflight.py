@@ -55,9 +55,13 @@ def test_data_without_a_path_or_with_wrong_columns(refused, tmp_path: Path) -> N
     assert refused(*words).what == "The data have no column 'text'."
 
 
-def test_data_and_weights_of_the_hub_are_missed_together(refused) -> None:  # type: ignore[no-untyped-def]
-    error = refused("method=lst", "backbone=t5-base", "dataset=glue/rte")
-    assert error.what.startswith("The data and the weights are missing.")
+@pytest.mark.parametrize("more", [(), ("hardware=1gpu",)])
+def test_all_that_is_missing_is_said_together(refused, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    error = refused("method=lst", "backbone=t5-base", "dataset=glue/rte", *more)
+    assert ("0 GPUs" in error.what) == bool(more)
+    assert "cannot be had from the hub" in error.what
+    assert "is not on this machine" in error.what
     assert "dataset.path" in error.remedy
     assert "hf download google-t5/t5-base" in error.remedy
 

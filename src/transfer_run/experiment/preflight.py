@@ -19,7 +19,7 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
             reads them at once.
 
     Raises:
-        UserError: what the devices, the data or the weights lack; data and weights in one message.
+        UserError: what the devices, the data and the weights lack, in one message.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     if without_data(cfg):
@@ -34,8 +34,16 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
         )
     from transfer_run.hardware.devices import check_devices
 
-    check_devices(config["hardware"], config["backbone"])
-    _check_files(config, sources_missing)
+    devices = _error_of(lambda: check_devices(config["hardware"], config["backbone"]))
+    missing = [error for error in (devices, *_missing_files(config, sources_missing)) if error]
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        raise UserError(
+            " ".join(f"{error.what.rstrip('.')}." for error in missing),
+            where="; ".join(error.where for error in missing if error.where),
+            remedy="; ".join(error.remedy for error in missing if error.remedy),
+        )
 
 
 def check_shares(config: Mapping[str, Any]) -> None:
@@ -50,26 +58,18 @@ def check_shares(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_files(config: Mapping[str, Any], sources_missing: bool) -> None:
-    """Weights and data of the hub are fetched, local data are read; what is missing of both is said together."""
+def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[UserError | None, UserError | None]:
+    """Data and weights of the hub are fetched, local data are read: what is wrong with the data, with the weights."""
     dataset, backbone = config["dataset"], dict(config["backbone"])
-    weights = None
-    if str(backbone["weights"]) == "hub" and backbone.get("hub"):
+    weights = data = None
+    read = config["method"]["about"].get("pretrained", True)
+    if read and str(backbone["weights"]) == "hub" and backbone.get("hub"):
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
-    data = None
     if (sources_missing and dataset.get("path")) or (dataset.get("hub") and not dataset.get("path")):
         data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
-    if data and weights:
-        first, second = data.what.rstrip("."), weights.what
-        raise UserError(
-            f"The data and the weights are missing. {first}. {second}",
-            where="; ".join(error.where for error in (data, weights) if error.where),
-            remedy=f"data: {data.remedy}; weights: {weights.remedy}",
-        ) from data
-    if data or weights:
-        raise data or weights  # type: ignore[misc]
+    return data, weights
 
 
 def _error_of(work: Callable[[], Any]) -> UserError | None:
