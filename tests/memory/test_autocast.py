@@ -38,3 +38,11 @@ def test_types_are_those_of_an_unfollowed_run(name: str, inference: bool, mixed:
         followed = result()
     assert followed.dtype == expected.dtype
     torch.testing.assert_close(followed, expected)
+
+
+def test_a_tracker_leaves_no_mode_behind() -> None:
+    """A function mode that stayed would slow every later call down, one more for each run."""
+    for _ in range(3):
+        with MemoryTracker():
+            torch.ones(3).sum()
+    assert torch.overrides._get_current_function_mode_stack() == []

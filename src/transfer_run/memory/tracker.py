@@ -238,6 +238,7 @@ class MemoryTracker(TorchDispatchMode):
         if not self._paused:
             super().__exit__(*exception)
         self._paused = False
+        self._autocast.__exit__(None, None, None)
         if self.places is not None:
             self.places.__exit__()
         _RESIZES.unwatch(self)
