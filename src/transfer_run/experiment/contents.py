@@ -57,11 +57,17 @@ def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str
     return dict(sorted(found.items()))
 
 
+def _is_run(place: Any) -> bool:
+    """Is this the folder of a run? A run is told by its own identity."""
+    return (Path(str(place)).expanduser() / "config.yaml").is_file()
+
+
 def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Every key that may name files, and what it says."""
     dataset, method = values["dataset"], values["method"]
-    for key in ("path", "rows"):
-        yield f"dataset.{key}", dataset.get(key)
+    yield "dataset.path", dataset.get("path")
+    if not _is_run(dataset.get("rows")):
+        yield "dataset.rows", dataset.get("rows")
     nodes = dataset.get("nodes") or {}
     members = {**(nodes.get("tasks") or {}), "images": nodes.get("images"), "texts": nodes.get("texts")}
     for name, node in members.items():
@@ -74,9 +80,7 @@ def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)
     for name, words in (values.get("sources") or {}).items():
         folder = Path(str(words)).expanduser()
-        if (
-            "=" not in str(words) and folder.is_dir() and not (folder / "config.yaml").is_file()
-        ):  # a run is told by its own identity
+        if "=" not in str(words) and folder.is_dir() and not _is_run(words):
             yield f"sources.{name}", str(folder.resolve())
 
 
