@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,8 @@ def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
         missing = any(not below.finished for source in tree.sources for _, below in source.walk())
         for _, run in tree.walk():
             if run.cfg is not None and not run.finished:
-                check_before(run.cfg, sources_missing=missing)
+                with _naming(Source(run.name, "")) if run.name else nullcontext():
+                    check_before(run.cfg, sources_missing=missing)
         if missing:
             rehearse_sources(tree)
     folders = {}
