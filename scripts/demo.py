@@ -18,16 +18,15 @@ from transfer_run.experiment.run import carry_out
 from transfer_run.tables.comparison import markdown, picture, rows_of
 
 PAIRS = (("t5_tiny", "python_docs"), ("vit_tiny", "digits"))
-METHODS = {"full": "", "linear_probe": "optimizer.lr=1e-2", "lora": "optimizer.lr=3e-3", "lst": "optimizer.lr=1e-2"}
-"""With the learning rate that suits models of this size; those of the configs are the papers', for large ones."""
+METHODS = ("full", "linear_probe", "lora", "lst")
 
 
 def main(output: str = "outputs", *more: str) -> None:
     """Carry out the eight runs, print the table, write `demo/table.md` and `demo/accuracy_memory.png`."""
     begin, results = time.perf_counter(), []
     for backbone, dataset in PAIRS:
-        for method, rate in METHODS.items():
-            words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}", *rate.split(), *more]
+        for method in METHODS:
+            words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}", *more]
             print(f"\n$ transfer-run {' '.join(words)}", flush=True)
             folder = carry_out(compose([*words, f"output_dir={output}"]))
             results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
