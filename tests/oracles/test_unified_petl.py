@@ -54,6 +54,8 @@ class Bart(Backbone):
         return {name: f"model.{stack}.layers.{index}.{path}" for name, path in names.items()}
 
 
+Bart.__abstractmethods__ = frozenset()  # the layers alone: nothing is embedded or finished here
+
 Arrays = dict[str, Tensor]
 
 

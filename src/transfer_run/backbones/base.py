@@ -10,6 +10,7 @@ under the same names in every family (see `PARTS`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transfer_run.backbones.replay import Replay
 from transfer_run.backbones.storage import BlockStream, as_head, staying
 from transfer_run.data.task import Task
+from transfer_run.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -60,14 +62,15 @@ class State:
         return replace(self, hidden=hidden)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A pretrained model as stacks of blocks between an embedding and a finish.
 
     Args:
         model: the library's own module (transformers or timm); weights keep their names there, and peft injects there.
         config: the backbone's composed config (name, architecture, ...), kept for export.
 
-    A family implements the methods that raise NotImplementedError here and sets `stacks`.
+    A family implements the abstract methods and sets `stacks`. What only some families can (extra tokens, separate
+    queries, a language head, a second tower) refuses with a UserError where a family does not override it.
     """
 
     family: ClassVar[str]
@@ -90,14 +93,14 @@ class Backbone(nn.Module):
         self.stream: BlockStream | None = None  # brings blocks from CPU memory (`backbone.offload`)
 
     @classmethod
+    @abstractmethod
     def from_architecture(cls, config: dict[str, Any]) -> Backbone:
         """Random weights from `config['architecture']`; no network, and no memory under `torch.device("meta")`."""
-        raise NotImplementedError(f"{cls.__name__} cannot be built")
 
     @classmethod
+    @abstractmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Backbone:
         """Weights from a folder as the library writes it; UserError where they do not fit the architecture."""
-        raise NotImplementedError(f"{cls.__name__} cannot be loaded")
 
     def save_library(self, folder: Path) -> None:
         """Write the model as its own library does (config and safetensors): what that library's loader reads."""
@@ -131,28 +134,36 @@ class Backbone(nn.Module):
         """Does `set_attention` say `eager`?"""
         return getattr(self.model.config, "_attn_implementation", None) == "eager"
 
+    def _lacks(self, what: str) -> UserError:
+        """The refusal of what this family of models cannot do."""
+        return UserError(
+            f"{self.config.get('name', 'The backbone')} (family {self.family}) {what}.",
+            where="method, backbone",
+            remedy="choose another backbone, or another method: `transfer-list methods` says what works on which",
+        )
+
     # ---- architecture -------------------------------------------------------------------------------------------
+    @abstractmethod
     def blocks(self, stack: str) -> Sequence[nn.Module]:
         """The blocks of `stack` in order."""
-        raise NotImplementedError(f"{type(self).__name__} does not define its blocks")
 
     def depth(self, stack: str) -> int:
         return len(self.blocks(stack))
 
+    @abstractmethod
     def width(self, stack: str, index: int | None = None) -> int:
         """Channels of the hidden state after block `index` (-1 = tap zero, the embedding); None: of the last one."""
-        raise NotImplementedError(f"{type(self).__name__} does not define its widths")
 
     def heads(self, stack: str) -> int:
         """Attention heads of a block."""
-        raise NotImplementedError(f"{type(self).__name__} has no attention heads")
+        raise self._lacks("has no attention heads")
 
+    @abstractmethod
     def parts(self, stack: str, index: int) -> dict[str, str]:
         """Dotted paths (from the backbone) of the block's parts, by the names of `PARTS`; absent parts are left out.
 
         Read one with `backbone.get_submodule(path)`, replace one with `backbone.set_submodule(path, module)`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not name its parts")
 
     def part(self, stack: str, index: int, name: str) -> nn.Module:
         return self.get_submodule(self.parts(stack, index)[name])
@@ -204,8 +215,9 @@ class Backbone(nn.Module):
             self.replay.begin(state.stack, batch, state.hidden, answers)
         return state
 
+    @abstractmethod
     def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
-        raise NotImplementedError(f"{type(self).__name__} does not embed")
+        """What `embed` returns, as the model itself computes it."""
 
     def step(self, state: State) -> State:
         """Run block `state.index`. Families implement `_step`; this adds stored taps and activation checkpointing."""
@@ -240,8 +252,9 @@ class Backbone(nn.Module):
         """Streamed blocks stay in CPU memory, wherever the rest is moved."""
         return super()._apply(fn if self.stream is None else staying(self.stream, fn), recurse)
 
+    @abstractmethod
     def _step(self, state: State) -> State:
-        raise NotImplementedError(f"{type(self).__name__} does not run its blocks")
+        """The state after block `state.index`, its index as before: the library's own block on `state.hidden`."""
 
     def run(self, state: State, stop: int | None = None) -> State:
         """Run blocks `state.index` to `stop` (exclusive; default: all that are left)."""
@@ -255,9 +268,9 @@ class Backbone(nn.Module):
             state = self.step(state)
             yield state
 
+    @abstractmethod
     def finish(self, state: State) -> Tensor:
         """What follows the last block (final norm, dropout): (B, T, D)."""
-        raise NotImplementedError(f"{type(self).__name__} does not finish")
 
     def finished_state(self, state: State) -> State:
         """`finish`, kept as a state with its mask: what a decoder takes as memory."""
@@ -265,11 +278,11 @@ class Backbone(nn.Module):
 
     def prepend(self, state: State, tokens: Tensor) -> State:
         """Put visible tokens (B, R, D) in front of the sequence; masks and position bias grow along."""
-        raise NotImplementedError(f"{type(self).__name__} cannot take extra tokens")
+        raise self._lacks("cannot take extra tokens")
 
     def drop_prefix(self, state: State, count: int) -> State:
         """Take the first `count` tokens (put there by `prepend`) out again."""
-        raise NotImplementedError(f"{type(self).__name__} cannot take extra tokens")
+        raise self._lacks("cannot take extra tokens")
 
     def attend_queries(self, state: State, queries: Tensor) -> Tensor:
         """Run extra query tokens through block `state.index`: they see the state's tokens, nobody sees them.
@@ -284,14 +297,14 @@ class Backbone(nn.Module):
         Returns:
             (B, R, D): the block's output at the queries, both residuals and the feed-forward part included.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes no separate queries")
+        raise self._lacks("takes no separate queries")
 
     def check_queries(self, stack: str) -> None:
         """Raises UserError with the reason where `attend_queries` is not defined on this model's blocks."""
 
     def with_memory(self, state: State, memory: State) -> State:
         """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
-        raise NotImplementedError(f"{type(self).__name__} has no decoder that reads an encoder")
+        raise self._lacks("has no decoder that reads an encoder")
 
     def grid(self, state: State) -> tuple[int, int] | None:
         """Height and width of the patch grid of an image state; None for text."""
@@ -302,9 +315,9 @@ class Backbone(nn.Module):
         return state.prefix
 
     # ---- head ---------------------------------------------------------------------------------------------------
+    @abstractmethod
     def pool(self, last: Tensor, state: State) -> Tensor:
         """The head's input from the finished hidden state: (B, T, D) -> (B, D)."""
-        raise NotImplementedError(f"{type(self).__name__} does not pool")
 
     def set_task(self, task: Task) -> None:
         """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
@@ -320,23 +333,23 @@ class Backbone(nn.Module):
 
     def projection(self, stack: str) -> nn.Module:
         """The map of a tower's pooled features (B, width) into the space that two towers share: (B, E)."""
-        raise NotImplementedError(f"{type(self).__name__} has no second tower to share a space with")
+        raise self._lacks("has no second tower to share a space with")
 
     @property
     def similarity_scale(self) -> Tensor:
         """What cosines in that space are multiplied by, (); it is not trained here."""
-        raise NotImplementedError(f"{type(self).__name__} has no second tower to share a space with")
+        raise self._lacks("has no second tower to share a space with")
 
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
-        raise NotImplementedError(f"{type(self).__name__} has no language head")
+        raise self._lacks("has no language head")
 
     def untie_language_head(self) -> nn.Module:
         """Give the language head weights of its own where it shares the token table's; returns the head."""
         head = self.model.get_output_embeddings()
         table = self.model.get_input_embeddings()
         if head is None:
-            raise NotImplementedError(f"{type(self).__name__} has no language head")
+            raise self._lacks("has no language head")
         if head.weight is table.weight:
             head.weight = nn.Parameter(head.weight.detach().clone())
             self.model.config.tie_word_embeddings = False
@@ -344,11 +357,11 @@ class Backbone(nn.Module):
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder inputs (B, T) that go with the labels (B, T)."""
-        raise NotImplementedError(f"{type(self).__name__} has no decoder")
+        raise self._lacks("has no decoder")
 
     def new_cache(self) -> Any:
         """An empty key/value cache for step-by-step decoding; put into `embed` as `batch['cache']`."""
-        raise NotImplementedError(f"{type(self).__name__} keeps no key/value cache")
+        raise self._lacks("keeps no key/value cache")
 
 
 def _narrowed(batch: Batch) -> Batch:

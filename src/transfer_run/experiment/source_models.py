@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.backbones.library import folder_backbone, folder_head
+from transfer_run.backbones.folders import folder_backbone, folder_head
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_task
 from transfer_run.data.task import Task

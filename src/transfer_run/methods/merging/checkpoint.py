@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,7 @@ class Entry:
         return self.numel * self.dtype.itemsize
 
 
-class Checkpoint:
+class Checkpoint(ABC):
     """Named tensors that can be read in flat, row-major pieces.
 
     Attributes:
@@ -61,9 +62,9 @@ class Checkpoint:
     metadata: Mapping[str, str] = MappingProxyType({})
     changed: frozenset[str] | None = None
 
+    @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Elements `start` to `stop` of the flattened tensor, a copy that the caller may change."""
-        raise NotImplementedError(f"{type(self).__name__} does not read")
 
     def difference(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         """The same piece minus the base's values `base`, in the dtype of `base`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,19 +109,19 @@ class Job:
         return self.models[model].difference(place.name, place.start, place.stop, base)
 
 
-class Rule:
+class Rule(ABC):
     """How the values of n models at one place become one."""
 
-    def survey(self, job: Job) -> None:
+    def survey(self, job: Job) -> None:  # noqa: B027 - most rules look at nothing before
         """Passes over the models before the merge (thresholds, norms)."""
 
     def step(self, job: Job, name: str) -> int | None:
         """Elements a piece of this tensor; None: the job's own."""
         return None
 
+    @abstractmethod
     def merge(self, job: Job, place: Place) -> Tensor:
         """The merged values at `place`, flat."""
-        raise NotImplementedError(f"{type(self).__name__} does not merge")
 
     def unsettled(self) -> Iterable[Place]:
         """Places that must be merged again, because only the whole pass has told what they need."""

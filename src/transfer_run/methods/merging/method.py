@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Option:
     rule: Rule
 
 
-class Merging(Method):
+class Merging(Method, ABC):
     """Base of the merging methods; takes no optimization step.
 
     Args:
@@ -87,9 +88,9 @@ class Merging(Method):
         self.results: dict[str, Any] = {}
 
     # ---- what a rule says
+    @abstractmethod
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
         """The settings to choose from; one where nothing is searched."""
-        raise NotImplementedError(f"{type(self).__name__} does not merge")
 
     def searched_on(self, tasks: Sequence[SourceTask]) -> Sequence[SourceTask]:
         """The tasks whose mean validation score decides a search."""

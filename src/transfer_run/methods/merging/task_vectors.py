@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ class TaskVectorRule(Rule):
     def __init__(self, scale: float | None = 1.0) -> None:
         self.scale = scale
 
+    @abstractmethod
     def task_vector(self, job: Job, place: Place, base: Tensor) -> Tensor:
         """tau_m at `place`."""
-        raise NotImplementedError(f"{type(self).__name__} does not merge task vectors")
 
     def merge(self, job: Job, place: Place) -> Tensor:
         base = job.base_values(place)
@@ -70,9 +71,9 @@ class TaskVectorMerging(Merging):
             )
         self.scales = [float(scale) for scale in scales]
 
+    @abstractmethod
     def rule(self, scale: float | None, seed: int) -> TaskVectorRule:
         """The rule of this method with lambda = `scale`."""
-        raise NotImplementedError(f"{type(self).__name__} has no rule")
 
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
         if len(self.scales) == 1 or not tasks:

@@ -12,6 +12,7 @@ maps read them, and nothing else of the forward pass: `recomputed` makes the res
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,7 +33,7 @@ Layers = Mapping[str, Sequence[int] | None]
 ALL: Layers = {"encoder": None, "decoder": None}
 
 
-class TapTuning(Method):
+class TapTuning(Method, ABC):
     """A frozen backbone and a side network on its taps; what the side network is, a subclass says.
 
     Args:
@@ -100,9 +101,9 @@ class TapTuning(Method):
         return int(self.backbone.projection(stack).get_parameter("weight").shape[0])
 
     # ---- the model
+    @abstractmethod
     def last_hidden(self, batch: Batch, memory: LadderMemory | None) -> Tensor:
         """What the frozen language head reads (B, T, D)."""
-        raise NotImplementedError(f"{type(self).__name__} does not speak")
 
     def decode(self, batch: Batch, memory: LadderMemory) -> Tensor:
         return self.backbone.language_logits(self.last_hidden(batch, memory))
