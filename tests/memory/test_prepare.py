@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from tests.memory import small
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.plan import plan_run
+from transfer_run.experiment.run import carry_out
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.planner import Rehearsal, Setting
 from transfer_run.memory.report import explain_difference
@@ -134,3 +137,15 @@ def test_the_books_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
         report = tracker.report()
     assert len(tracker.allocations) < 120
     assert report.peak == report.by_kind["activations"] == 8000
+
+
+def test_lsts_fisher_pass_is_planned(tmp_path: Path) -> None:
+    words = ["method=lst", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]
+    cfg = compose([*words, "method.init_samples=4", "trainer.max_steps=2", "trainer.progress=none"])
+    cfg.output_dir = str(tmp_path)
+    measured = json.loads((carry_out(cfg) / "result.json").read_text(encoding="utf-8"))["memory"]
+    planned = plan_run(cfg)
+    assert planned.left_out == ()
+    expected = measured["phases"]["prepare"]["peak"]
+    assert planned.memory["phases"]["prepare"]["peak"] == pytest.approx(expected, rel=0.02)
+    assert measured["predicted_peak"] == pytest.approx(measured["peak"], rel=0.02)

@@ -214,7 +214,7 @@ def label(name: str) -> str:
 
 def test_fisher(pruned: tuple[LST, Context], arrays: Arrays) -> None:
     method, context = pruned
-    ours = method.fisher(context)
+    ours = method.fisher(context.batches("train", 1))
     theirs = under(arrays, "prune/fisher/")
     compared = [name for name in theirs if f"model.{name}" in ours]
     assert len(compared) == len(ours)
@@ -228,7 +228,7 @@ def test_pruned_rows_and_weights(pruned: tuple[LST, Context], arrays: Arrays, in
     """Sets of kept rows of every decision, then every pruned weight; in the released order bit by bit."""
     method, context = pruned
     method.prune_order = order  # type: ignore[assignment]
-    importance = method.fisher(context) if init == "fisher" else None
+    importance = method.fisher(context.batches("train", 1)) if init == "fisher" else None
     chain = method.cut_from_backbone(importance)
     theirs = {label(name): rows for name, rows in under(arrays, f"prune/{init}_keep/").items()}
     assert set(theirs) == set(chain.decisions)

@@ -10,7 +10,7 @@ makes the prediction. Gradients visit the side network only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -162,27 +162,38 @@ class LST(LadderTuning):
         """
         if self.init == "random":
             return
+        importance = None
         if self.init == "fisher":
             context.log(f"importance of the backbone's weights: Fisher pass over up to {self.init_samples} samples")
-        self.cut_from_backbone(self.fisher(context) if self.init == "fisher" else None)
+            importance = self.fisher(context.batches("train", 1))
+            if not any(bool(t.any()) for t in importance.values()):
+                raise UserError(
+                    "The Fisher pass saw no gradient: the training split is empty or its labels are all ignored.",
+                    where="method.init=fisher",
+                    remedy="check the data, or set method.init=magnitude",
+                )
+        self.cut_from_backbone(importance)
         context.log(f"side blocks cut out of the backbone by {self.init}")
 
-    def fisher(self, context: Context) -> dict[str, Tensor]:
-        """Importance of the matrices that the pruning decides on, by parameter name of the backbone."""
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """One sample's pass of the Fisher estimate, its sums included; cutting holds less at any time."""
+        if self.init == "fisher":
+            self.fisher(iter([{name: tensor[:1] for name, tensor in batch.items()}]))
+        return ()
+
+    def fisher(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """Importance of the matrices that the pruning decides on, by parameter name of the backbone.
+
+        Args:
+            batches: of one sample each.
+        """
         head, training = self.backbone.head, self.training
         plain = Method(self.backbone, self.task)  # the plain backbone, under the head that is there
         self.backbone.head = head
         plain.eval()
         parameters = decision_parameters(self.backbone, self.ladders)
-        batches = context.batches("train", 1)
         total = squared_gradients(plain.loss, parameters, batches, self.init_samples)
         self.train(training)
-        if not any(bool(t.any()) for t in total.values()):
-            raise UserError(
-                "The Fisher pass saw no gradient: the training split is empty or its labels are all ignored.",
-                where="method.init=fisher",
-                remedy="check the data, or set method.init=magnitude",
-            )
         return total
 
     @torch.no_grad()
