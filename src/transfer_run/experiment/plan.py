@@ -195,7 +195,7 @@ class _Planned:
 
     def _rehearses(self, method: Method) -> bool:
         """Can the plan tell what the method needs before its first step? If not, `unplanned` says why."""
-        if type(method).prepare is Method.prepare:
+        if type(method).prepare is Method.prepare or self.setting.paper:  # the papers' counters begin at the first step
             return False
         backbone, half = self.config["backbone"], self.setting.dtype is not None and not self.setting.mixed
         if self.setting.target == "cuda" and prepared_on_cpu(backbone):

@@ -62,6 +62,15 @@ def followed_in_part(batches: Iterable[B]) -> Iterator[B]:
             tracker.go_on()
 
 
+def on_host(tensors: Iterable[Tensor]) -> None:
+    """Say of tensors in CPU memory that a GPU's does not hold them: a plan of a GPU cannot tell, all its tensors are
+    fake ones of the CPU."""
+    kept = list(tensors)
+    for tracker in _RESIZES.trackers:
+        if tracker.rounding is cuda_block:
+            tracker.forget(kept)
+
+
 def exact(size: int) -> int:
     """Bytes as asked for: what a CPU allocator hands out, near enough."""
     return size

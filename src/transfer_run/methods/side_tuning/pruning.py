@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.memory.tracker import on_host
 
 Order = Literal["ascending", "released"]
 SUBLAYERS = (
@@ -67,25 +69,38 @@ def squared_gradients(
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information: the sum over samples of the squared gradient of the sample's loss (not divided).
 
+    A gradient is squared, added and let go of as soon as backward has made it, and the sums stay in CPU memory: the
+    device holds the weights, one sample's activations and one gradient at a time.
+
     Args:
         loss: the loss of one batch; batches hold one sample each.
         parameters: what to differentiate by; may be frozen, and is so again afterwards.
         samples: at most so many are drawn.
     """
-    names, tensors = list(parameters), list(parameters.values())
-    was = [p.requires_grad for p in tensors]
-    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    total: dict[str, Tensor] = {}
+    was = {name: p.requires_grad for name, p in parameters.items()}
+    handles = []
+    for name, p in parameters.items():
+        total[name] = torch.zeros(p.shape, dtype=torch.float32)
+        on_host([total[name]])
+        p.requires_grad_(True)
+        handles.append(p.register_post_accumulate_grad_hook(partial(_add_squared, total[name])))
     try:
-        for p in tensors:
-            p.requires_grad_(True)
         with torch.enable_grad():
             for _, batch in zip(range(samples), batches, strict=False):
-                for name, grad in zip(names, torch.autograd.grad(loss(batch), tensors), strict=True):
-                    total[name] += grad.detach().float().square()
+                loss(batch).backward(inputs=list(parameters.values()))
     finally:
-        for p, flag in zip(tensors, was, strict=True):
-            p.requires_grad_(flag)
+        for handle in handles:
+            handle.remove()
+        for name, p in parameters.items():
+            p.requires_grad_(was[name])
     return total
+
+
+def _add_squared(total: Tensor, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    total += parameter.grad.float().square().to(total.device)
+    parameter.grad = None
 
 
 @dataclass
@@ -193,9 +208,10 @@ class PruningChain:
         cut |= {f"{inside[id(module)]}.{name}": tensor for name, tensor in self.norm(module).items()}
 
     def _rows(self, label: str, scores: Iterable[Tensor], columns: Tensor | None, keep: int) -> Tensor:
-        rows = kept_rows(scores, columns, keep, order=self.order, logs=self.logs)
+        """Rows are ranked in CPU memory, where float64 is cheap, and used where the weights are."""
+        rows = kept_rows(scores, None if columns is None else columns.cpu(), keep, order=self.order, logs=self.logs)
         self.decisions[label] = rows
-        return rows
+        return rows.to(next(self.backbone.parameters()).device)
 
     def _matrices(self, module: nn.Module, inside: Mapping[int, str], thirds: int = 1) -> list[Matrix]:
         turned = isinstance(module, Conv1D)
@@ -208,7 +224,7 @@ class PruningChain:
         return [Matrix(name, w, b, i, turned) for w, b, i in zip(weights, biases, importances, strict=True)]
 
     def _importance(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.detach() if self.importance is None else self.importance[self.names[id(parameter)]]
+        return parameter.detach().cpu() if self.importance is None else self.importance[self.names[id(parameter)]]
 
 
 TOWERS = {
