@@ -18,7 +18,7 @@ from transfer_run.errors import UserError
 from transfer_run.memory.fake import fake_mode, make_fake
 from transfer_run.memory.tracker import MemoryTracker
 from transfer_run.methods.side_tuning.hst import HST
-from transfer_run.methods.side_tuning.pyramid import CrossAttention, HeadNorm
+from transfer_run.methods.side_tuning.pyramid import CrossAttention, Entry, HeadNorm
 from transfer_run.methods.tuning.full import Full
 
 from . import models
@@ -363,3 +363,28 @@ def test_without_injection_the_side_stream_sees_the_image_alone() -> None:
     method(given)
     assert seen == [None]
     assert F.mse_loss(method(given), hst()(given)) > 1e-6
+
+
+def fill_freed_memory() -> None:
+    """What is allocated next, and not written to, holds no numbers."""
+    for size in (10**3, 10**4, 10**5, 10**6):
+        blocks = [torch.full((size,), torch.nan) for _ in range(20)]
+        del blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_map_of_one_pixel_goes_through_the_middle_of_the_kernel(dtype: torch.dtype) -> None:
+    """As the convolution does; in bfloat16 with gradients that are the same at every call."""
+    entry = Entry(48, 64, stem=False).to(dtype)
+    pixel = torch.randn(8, 48, 1, 1, dtype=dtype)
+    tokens, size = entry(pixel)
+    assert (tokens.shape, size) == ((8, 1, 64), (1, 1))
+    if dtype is torch.float64:
+        torch.testing.assert_close(tokens, entry.norm(entry.conv(pixel).flatten(2).transpose(1, 2)))
+    gradients = []
+    for _ in range(4):
+        fill_freed_memory()
+        entry.zero_grad()
+        entry(pixel)[0].square().sum().backward()
+        gradients.append(entry.conv.weight.grad.clone())
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

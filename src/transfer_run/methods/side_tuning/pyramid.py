@@ -48,7 +48,13 @@ class Entry(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Size]:
         """(B, channels, H, W) -> tokens (B, H' * W', C_s) and (H', W')."""
-        features = self.conv(features)
+        if isinstance(self.conv, nn.Conv2d) and tuple(features.shape[-2:]) == (1, 1):
+            # Only the middle of the kernel meets the map. (PyTorch's bfloat16 convolution on a CPU would read undefined
+            # memory in this case's backward: gradients that differ from call to call, some of them no numbers.)
+            middle = self.conv.weight[..., 1, 1]
+            features = F.linear(features[..., 0, 0], middle, self.conv.bias)[..., None, None]
+        else:
+            features = self.conv(features)
         return self.norm(tokens_of(features)), (features.shape[-2], features.shape[-1])
 
 
