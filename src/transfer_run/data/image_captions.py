@@ -13,7 +13,7 @@ from PIL import Image
 
 from transfer_run.data.image_text import Captioned, ImageText
 from transfer_run.data.splits import SPLITS, completed
-from transfer_run.data.table import Table, existing, read_files, read_folder
+from transfer_run.data.table import Table, existing, path_of, read_files, read_folder
 from transfer_run.errors import UserError
 
 
@@ -54,14 +54,7 @@ class ImageCaptions(ImageText):
     """
 
     def read_pairs(self) -> dict[str, Captioned]:
-        path = self.dataset.get("path")
-        if not path:
-            raise UserError(
-                "The dataset has no path.",
-                where=f"dataset={self.dataset['name']}",
-                remedy="dataset.path=FILE with the columns image and caption, or a folder with such files named train, "
-                "validation, test",
-            )
+        path = path_of(self.dataset)
         found = existing(path)
         folder = self.dataset.get("image_folder") or (found.parent if found.is_file() else found)
         tables = {"train": read_files([found])} if found.is_file() else read_folder(path, SPLITS)

@@ -10,7 +10,7 @@ import numpy as np
 from transfer_run.data.images import SUFFIXES, FileImages, ImageData, ImageRows, TableImages, table_images
 from transfer_run.data.labels import class_labels
 from transfer_run.data.splits import SPLITS, completed
-from transfer_run.data.table import FORMATS, Table, existing, read_files, read_folder
+from transfer_run.data.table import FORMATS, Table, existing, path_of, read_files, read_folder
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 
@@ -36,13 +36,9 @@ class ImageFolder(ImageData):
         return self.describe({**self.dataset, "label_names": names}, self.backbone)
 
     def read_images(self) -> dict[str, ImageRows]:
-        path = self.dataset.get("path")
-        if not path:
-            raise UserError(
-                "The dataset has no path.", where=f"dataset={self.dataset['name']}", remedy="dataset.path=FOLDER"
-            )
+        path = path_of(self.dataset)
         found = self.found_images(existing(path))
-        parts = completed({n: rows.labels for n, rows in found.items()}, self.dataset["split_shares"], str(path))
+        parts = completed({n: rows.labels for n, rows in found.items()}, self.dataset["split_shares"], path)
         return {name: chosen(found[source], rows) for name, (source, rows) in parts.items()}
 
     def found_images(self, folder: Path) -> dict[str, ImageRows]:

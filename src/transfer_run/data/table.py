@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +80,18 @@ def read_folder(path: str, splits: Sequence[str], quoting: str = "standard") -> 
             remedy=f"name the files train, validation and test, with one of the endings {', '.join(FORMATS)}",
         )
     return {name: read_files(shards, quoting) for name, shards in found.items() if shards}
+
+
+def path_of(dataset: Mapping[str, Any]) -> str:
+    """`dataset.path` of a data set that is nothing without one; its config says what it may be (`about.needs_path`).
+
+    Raises:
+        UserError: it is not set.
+    """
+    if not dataset.get("path"):
+        needs = (dataset.get("about") or {}).get("needs_path") or "PATH"
+        raise UserError("The dataset has no path.", where=f"dataset={dataset['name']}", remedy=f"dataset.path={needs}")
+    return str(dataset["path"])
 
 
 def existing(path: str) -> Path:

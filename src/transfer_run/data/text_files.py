@@ -7,10 +7,9 @@ import numpy as np
 from transfer_run.data.encoding import TextRows
 from transfer_run.data.labels import check_texts, class_labels, value_labels
 from transfer_run.data.splits import SPLITS, completed
-from transfer_run.data.table import Table, existing, read_files, read_folder
+from transfer_run.data.table import Table, existing, path_of, read_files, read_folder
 from transfer_run.data.task import Task
 from transfer_run.data.text import TextData
-from transfer_run.errors import UserError
 
 
 class TextFiles(TextData):
@@ -38,13 +37,7 @@ class TextFiles(TextData):
         return self._names or super().label_names
 
     def read_rows(self) -> dict[str, TextRows]:
-        path = self.dataset.get("path")
-        if not path:
-            raise UserError(
-                "The dataset has no path.",
-                where=f"dataset={self.dataset['name']}",
-                remedy="dataset.path=FILE, or a folder with files named train, validation, test",
-            )
+        path = path_of(self.dataset)
         found, quoting = existing(path), self.dataset["quoting"]
         tables = {"train": read_files([found], quoting)} if found.is_file() else read_folder(path, SPLITS, quoting)
         rows = {name: self._rows(table) for name, table in tables.items()}

@@ -25,13 +25,10 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
     if without_data(cfg):
         return
     check_shares(config)
-    dataset = config["dataset"]
-    if dataset["about"].get("needs_path") and not dataset.get("path"):
-        raise UserError(
-            "The dataset has no path.",
-            where=f"dataset={dataset['name']}",
-            remedy="dataset.path=FILE, or a folder with files or folders named train, validation, test",
-        )
+    if config["dataset"]["about"].get("needs_path"):
+        from transfer_run.data.table import path_of
+
+        path_of(config["dataset"])
     from transfer_run.hardware.devices import check_devices
 
     devices = _error_of(lambda: check_devices(config["hardware"], config["backbone"]))
