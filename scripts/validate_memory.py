@@ -155,7 +155,8 @@ def plan(words: Sequence[str], device: str) -> Point:
         memory = plan_run(compose(list(words)), target="cuda" if device == "cuda" else "cpu").memory
     except Exception as error:
         return Point(list(words), error=_said(error))
-    return Point(list(words), memory["peak"], _phases(memory))
+    phases = _phases(memory)
+    return Point(list(words), max(phases.values()), phases)
 
 
 def plans(chosen: Sequence[Sequence[str]], device: str) -> Iterator[Point]:
@@ -181,6 +182,7 @@ def _said(error: Exception) -> str:
 
 
 def _phases(memory: dict[str, Any]) -> dict[str, int]:
+    """Peaks of the phases that `measure` goes through: what a method does before its first step is not among them."""
     wanted = ("forward", "backward", "step", "evaluation")
     return {name: memory["phases"][name]["peak"] for name in wanted if name in memory["phases"]}
 

@@ -121,6 +121,27 @@ class TestData:
             (tmp_path / "a.csv").write_text("text,label\na,1\n", encoding="utf-8")
             assert identity(compose(words)) != before
 
+    def test_the_same_table_elsewhere_is_the_same_run(self, tmp_path: Path) -> None:
+        """As DESIGN section 3 says of paths. A file's ending counts (it is how a table is read); so does the place of
+        files that are told by their sizes."""
+
+        def run_on(place: Path) -> str:
+            return identity(compose([*TEXT, "dataset=text_files", f"dataset.path={place}", "dataset.num_labels=2"]))
+
+        (tmp_path / "a.csv").write_text("text,label\na,0\n", encoding="utf-8")
+        for name in ("b.csv", "c.tsv"):
+            shutil.copy(tmp_path / "a.csv", tmp_path / name)
+        one, copy, otherwise = (run_on(tmp_path / name) for name in ("a.csv", "b.csv", "c.tsv"))
+        assert one == copy
+        assert one != otherwise
+        for name in ("x", "y"):
+            (tmp_path / name).mkdir()
+            shutil.copy(tmp_path / "a.csv", tmp_path / name / "train.csv")
+        assert run_on(tmp_path / "x") == run_on(tmp_path / "y")
+        for name in ("x", "y"):
+            (tmp_path / name / "cat.png").write_bytes(b"123")
+        assert run_on(tmp_path / "x") != run_on(tmp_path / "y")
+
     def test_rows_and_the_members_of_a_sequence(self, tmp_path: Path) -> None:
         rows = tmp_path / "rows.json"
         rows.write_text('{"rows": {"train": [0]}}', encoding="utf-8")

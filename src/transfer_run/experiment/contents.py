@@ -31,6 +31,9 @@ from transfer_run.experiment.record import write_json
 MANY = 20_000
 """Files of a data folder that are looked at."""
 
+PARTLY = "+sizes"
+"""Ends the digest of files that were not all read: some are told by their names and sizes."""
+
 LARGE = 8 * 2**20
 """Bytes from which on a file's digest is kept."""
 
@@ -53,8 +56,16 @@ def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str
         named = [str(each) for each in (place if isinstance(place, list) else [place])]
         parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
         if parts:
-            found[key] = parts[0] if len(parts) == 1 else _short("\n".join(parts))
+            partly = values["dataset"].get("form") == "retrieval" and key == "dataset.path"  # images lie elsewhere
+            partly = partly or any(part.endswith(PARTLY) for part in parts)
+            whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
+            found[key] = whole + PARTLY * partly
     return dict(sorted(found.items()))
+
+
+def told_by_contents(contents: Mapping[str, str]) -> list[str]:
+    """The keys whose files are told by all of their bytes: where they lie cannot change a result."""
+    return [key for key, digest in contents.items() if not digest.endswith(PARTLY)]
 
 
 def _is_run(place: Any) -> bool:
@@ -89,8 +100,8 @@ def _digest(place: str, data: bool) -> str | None:
     path = Path(place)
     if not path.is_absolute():  # composed configs have no other paths: this is `hub`, `random`, `run:WORDS`, `null`
         return None
-    if path.is_file():
-        return _bytes(path)
+    if path.is_file():  # its ending says how it is read
+        return _short(f"{path.suffix} {_bytes(path)}")
     if path.is_dir():
         return _tree(path) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
     if data and glob.has_magic(place):
@@ -116,14 +127,13 @@ def _tree(folder: Path) -> str:
 
 def _lines(files: Iterator[tuple[Path, str]]) -> str:
     """The digest of a list of names, each with what its file holds: bytes of weights and tables, else its size."""
-    known = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES)
-    return _short(
-        "\n".join(
-            f"{name} {_bytes(path) if path.suffix.lower() in known else path.stat().st_size}"
-            for path, name in files
-            if path.is_file()
-        )
-    )
+    known, lines, partly = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES), [], False
+    for path, name in files:
+        if path.is_file():
+            read = path.suffix.lower() in known
+            partly = partly or not read
+            lines.append(f"{name} {_bytes(path) if read else path.stat().st_size}")
+    return _short("\n".join(lines)) + PARTLY * (partly or len(lines) >= MANY)
 
 
 def _short(text: str) -> str:

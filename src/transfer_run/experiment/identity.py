@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from transfer_run.errors import UserError
 from transfer_run.experiment.candidates import candidate_configs
 from transfer_run.experiment.compose import compose
-from transfer_run.experiment.contents import digests
+from transfer_run.experiment.contents import digests, told_by_contents
 from transfer_run.experiment.schema import ABOUT, flatten
 from transfer_run.experiment.stages import STAGE
 
@@ -86,6 +86,8 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
         dataset["rows"] = _source("dataset.rows", str(rows).removeprefix(RUN), folders, chain)
     if (kept.get("backbone") or {}).get("load") is None:  # says nothing: float32, as ever
         (kept.get("backbone") or {}).pop("load", None)
+    for place in told_by_contents(kept.get("contents") or {}):
+        _take_out(kept, place.split("."))
     if not kept.get("contents"):  # no files are named
         kept.pop("contents", None)
     candidates = candidate_configs(values, [Path(folder) for folder in folders])
@@ -96,6 +98,13 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
         if f"{start}:" in STARTS:
             backbone["weights"] = f"{start}:{_source(f'{key}.weights', words, folders, chain)}"
     return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
+def _take_out(node: dict[str, Any], keys: list[str]) -> None:
+    """Without the path of files that their digest tells: the same files elsewhere make the same run."""
+    for key in keys[:-1]:
+        node = node.get(key) or {}
+    node.pop(keys[-1], None)
 
 
 def _kept(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
