@@ -205,7 +205,7 @@ def test_it_runs_in_bf16(method: str) -> None:
     assert all(torch.isfinite(g).all() for g in gradients)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ddp_differences() -> dict[str, float]:
     """Two processes, started once for all methods."""
     with socket.socket() as probe:

@@ -47,8 +47,3 @@ def test_rows_of_embedded_and_of_local_data(tmp_path: Path) -> None:
 def test_a_row_that_nothing_runs_says_why(name: str) -> None:
     spec = read(name)
     assert all(row.note for row in spec.rows if row.words is None)
-    wanted = [column for column in spec.columns if column.origin in ("plan", "run")]
-    for row in spec.rows:
-        for column in wanted if row.words is not None else ():
-            if "run:" not in str(row.cells) and "hub" not in str(spec.cell_words(row, column, "paper")):
-                compose(spec.cell_words(row, column, "paper"))

@@ -18,7 +18,6 @@ from transfer_run.experiment.record import LOG, environment, write_json
 from transfer_run.experiment.saved import backbone_config, read_description
 from transfer_run.experiment.sources import model_folder, sources_of
 from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
-from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.gauges import PREPARE
 from transfer_run.memory.report import amount
 from transfer_run.methods.base import Context
@@ -98,6 +97,8 @@ def combine_files(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> No
     Raises:
         UserError: the method needs them.
     """
+    from transfer_run.memory.callback import MemoryCallback  # with lightning, which no plan waits for
+
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     make_importable(cfg)
     method = _of_files(config)

@@ -112,7 +112,8 @@ def _digest(place: str, data: bool) -> str | None:
 def _model(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     read = WEIGHTS if any(path.suffix in WEIGHTS for path in files) else PICKLED
-    return _lines((path, path.name) for path in files if path.suffix in (*read, *SETTINGS))
+    digest = _lines((path, path.name) for path in files if path.suffix in (*read, *SETTINGS))
+    return digest + PARTLY * (not any(path.suffix in read for path in files))  # a folder of something else
 
 
 def _tree(folder: Path) -> str:
