@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def test_something_is_shipped_in_every_group() -> None:
     assert [group for group in GROUPS if not shipped(group)] == []
 
 
+@cache
 def plain(group: str, name: str) -> dict[str, Any]:
     """What a config's files hold, interpolations within them resolved."""
     content = OmegaConf.create(dict(registry.entry(group, name).content))
@@ -56,6 +58,7 @@ def test_method(name: str) -> None:
     assert fitting_pair(name) is not None
 
 
+@cache
 def fitting_pair(method: str) -> tuple[str, str] | None:
     """A tiny backbone and a data set that the method works on."""
     tiny = [name for name in shipped("backbone") if name.endswith("_tiny")]
