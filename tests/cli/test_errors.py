@@ -28,6 +28,8 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("closed precision", ["hardware.precision=bf16"], "bf16-mixed"),
     ("impossible pair", ["method=for_cnns"], "backbone=small"),
     ("images for a text model", ["dataset=suite/pictures"], "holds images"),
+    ("a list for a group of keys", ["trainer=[1,2]"], "set them one by one"),
+    ("a key that Hydra lacks", ["hydra.sweeper.foo=1"], "where:   hydra.sweeper.foo=1"),
     ("missing file", ["dataset.path=no/such/file.csv"], "no/such/file.csv does not exist"),
     ("missing weights", ["backbone.weights=no/such/folder"], "no/such/folder does not exist"),
     ("no word", ["lst"], "method=lst"),

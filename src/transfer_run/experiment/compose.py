@@ -8,6 +8,7 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -305,7 +306,15 @@ def _user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None
                 where=word,
                 remedy=f"add -m for a run of each, write {key}=[{value}] for a list, quote it for text",
             ) from error
-        raise UserError(f"The config cannot be composed: {text}.", where=line[0].lstrip("+") if line else "") from error
+        where = line[0].lstrip("+") if line else ""
+        if text.startswith("Cannot merge DictConfig with"):
+            key, _, value = where.partition("=")
+            raise UserError(
+                f"{key} is a group of keys, not a list.", where=where, remedy=f"set them one by one: {key}.KEY={value}"
+            ) from error
+        if unknown := re.match(r"Key '(\w+)' not in '\w+'", text):  # below `hydra`, where Hydra checks its own keys
+            where = next((word for word in words if word.partition("=")[0].endswith(f".{unknown[1]}")), where)
+        raise UserError(f"The config cannot be composed: {text}.", where=where) from error
 
 
 def _missing(error: MissingConfigException, words: Sequence[str], folders: Sequence[Path]) -> UserError:
