@@ -55,12 +55,22 @@ def whole_run(method: str, finished: dict[str, Path]) -> Path:
     return finished[method]
 
 
+def settings_of(kind: type) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a class, those included that it hands on to the next one (`**common`)."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in (c for c in kind.__mro__ if "__init__" in vars(c)):
+        given = {n: p for n, p in inspect.signature(vars(each)["__init__"]).parameters.items() if n != "self"}
+        found = {n: p for n, p in given.items() if p.kind is not p.VAR_KEYWORD} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in given.values()):
+            break
+    return {n: p for n, p in found.items() if n not in ("backbone", "task")}
+
+
 @pytest.mark.parametrize("method", registry.names("method", ()))
 def test_the_signature_is_the_schema(method: str) -> None:
     node = registry.entry("method", method, ()).content["method"]
-    signature = inspect.signature(method_class(node["about"]["target"]).__init__).parameters
     keys = method_settings(node)
-    arguments = {n: p for n, p in signature.items() if n not in ("self", "backbone", "task")}
+    arguments = settings_of(method_class(node["about"]["target"]))
     assert set(keys) == set(arguments)
     for name, parameter in arguments.items():
         if parameter.default is not inspect.Parameter.empty:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from transformers import BertConfig, BertModel
 import transfer_run
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.identity import identity
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.saved import load_model
-from transfer_run.methods.build import method_class, method_settings
 from transfer_run.methods.merging.checkpoint import StateDict, open_checkpoint
 from transfer_run.methods.merging.engine import Job, merge_in_memory
 from transfer_run.methods.merging.sources import BODY, SourceTask
@@ -40,16 +37,6 @@ def carried_out(folder: Path, *words: str) -> tuple[Path, dict[str, Any]]:
     """Carry out a run; its folder and result."""
     run = carry_out(compose([*words, f"output_dir={folder}", "hardware=cpu", "trainer.progress=none"]))
     return run, json.loads((run / "result.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_signature_is_the_config(name: str) -> None:
-    config = OmegaConf.to_container(OmegaConf.create(dict(registry.entry("method", name).content["method"])))
-    assert isinstance(config, dict)
-    signature = inspect.signature(method_class(config["about"]["target"]).__init__)
-    arguments = {n: p.default for n, p in signature.parameters.items() if n not in ("self", "backbone", "task")}
-    wanted = method_settings(config)  # type: ignore[arg-type]
-    assert {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()} == wanted
 
 
 # ---- files

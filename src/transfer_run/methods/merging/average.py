@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.engine import Job, Place, Rule, model_weights
-from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.method import Common, Merging, Option
 from transfer_run.methods.merging.sources import SourceTask
 
 
@@ -45,18 +46,10 @@ class Average(Merging):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None = None,
-        models: Sequence[str] = (),
         weights: Sequence[float] | None = None,
-        exclude: Sequence[str] = (),
-        dtype: str = "float32",
-        chunk_bytes: float = 2e6,
-        max_shard_bytes: float = 5e9,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            backbone, task, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+        super().__init__(backbone, task, **common)
         self.weights = weights
 
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:

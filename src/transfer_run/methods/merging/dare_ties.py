@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.merging.drop import Drop
 from transfer_run.methods.merging.engine import Job, Place
+from transfer_run.methods.merging.method import Common
 from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging
 from transfer_run.methods.merging.ties import TiesRule
 
@@ -47,22 +49,14 @@ class DareTies(TaskVectorMerging):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None = None,
-        models: Sequence[str] = (),
         drop_rate: float = 0.9,
         resolve: str = "mass",
         merge: str = "dis-mean",
         lambda_: Scales = 1.0,
         weights: Sequence[float] | None = None,
-        exclude: Sequence[str] = (),
-        dtype: str = "float32",
-        chunk_bytes: float = 2e6,
-        max_shard_bytes: float = 5e9,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+        super().__init__(backbone, task, lambda_, **common)
         self.drop_rate, self.weights = drop_rate, weights
         self.resolve, self.elect_merge = resolve, merge
 

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,17 @@ class Option:
     rule: Rule
 
 
+class Common(TypedDict, total=False):
+    """Settings that every merging method has; `Merging` says what they are."""
+
+    base: str | None
+    models: Sequence[str]
+    exclude: Sequence[str]
+    dtype: str
+    chunk_bytes: float
+    max_shard_bytes: float
+
+
 class Merging(Method, ABC):
     """Base of the merging methods; takes no optimization step.
 
@@ -70,12 +81,12 @@ class Merging(Method, ABC):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None,
-        models: Sequence[str],
-        exclude: Sequence[str],
-        dtype: str,
-        chunk_bytes: float,
-        max_shard_bytes: float,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
     ) -> None:
         if backbone is None or task is None:
             nn.Module.__init__(self)

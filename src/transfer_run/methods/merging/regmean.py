@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.task import Task
@@ -15,7 +16,7 @@ from transfer_run.methods.merging.checkpoint import Checkpoint, open_checkpoint
 from transfer_run.methods.merging.engine import Job
 from transfer_run.methods.merging.examples import single_examples
 from transfer_run.methods.merging.gram import TRANSPOSED, gather_grams, save_grams
-from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.method import Common, Merging, Option
 from transfer_run.methods.merging.opening import local_path
 from transfer_run.methods.merging.regmean_rule import RegMeanRule
 from transfer_run.methods.merging.sources import SourceTask
@@ -39,21 +40,13 @@ class RegMean(Merging):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None = None,
-        models: Sequence[str] = (),
         examples: int = 1000,
         off_diagonal: float = 0.9,
         ridge: float = 1e-8,
         grams: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        dtype: str = "float32",
-        chunk_bytes: float = 2e6,
-        max_shard_bytes: float = 5e9,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            backbone, task, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+        super().__init__(backbone, task, **common)
         self.examples, self.off_diagonal, self.ridge, self.grams = examples, off_diagonal, ridge, list(grams)
 
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:

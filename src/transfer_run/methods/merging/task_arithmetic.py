@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.methods.merging.engine import Job, Place, model_weights
+from transfer_run.methods.merging.method import Common
 from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging, TaskVectorRule
 
 
@@ -47,19 +49,11 @@ class TaskArithmetic(TaskVectorMerging):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None = None,
-        models: Sequence[str] = (),
         lambda_: Scales = 0.4,
         weights: Sequence[float] | None = None,
-        exclude: Sequence[str] = (),
-        dtype: str = "float32",
-        chunk_bytes: float = 2e6,
-        max_shard_bytes: float = 5e9,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+        super().__init__(backbone, task, lambda_, **common)
         self.weights = weights
 
     def rule(self, scale: float | None, seed: int) -> TaskArithmeticRule:

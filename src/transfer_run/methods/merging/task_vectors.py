@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
 from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Place, Rule, merge_tensors
-from transfer_run.methods.merging.method import Merging, Option
+from transfer_run.methods.merging.method import Common, Merging, Option
 from transfer_run.methods.merging.sources import SourceTask
 from transfer_run.methods.merging.writer import CheckpointWriter
 
@@ -60,8 +60,8 @@ class TaskVectorMerging(Merging):
         others: see `Merging`.
     """
 
-    def __init__(self, backbone: Backbone | None, task: Task | None, lambda_: Scales, **settings: Any) -> None:
-        super().__init__(backbone, task, **settings)
+    def __init__(self, backbone: Backbone | None, task: Task | None, lambda_: Scales, **common: Unpack[Common]) -> None:
+        super().__init__(backbone, task, **common)
         scales = list(lambda_) if isinstance(lambda_, Sequence) and not isinstance(lambda_, str) else [lambda_]
         if not scales or any(isinstance(s, bool | str) or not isinstance(s, int | float) for s in scales):
             raise UserError(

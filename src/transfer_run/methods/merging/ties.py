@@ -7,6 +7,7 @@ arXiv 2306.01708, section 3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine import Job, Place, SquareSum, model_weights
+from transfer_run.methods.merging.method import Common
 from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging, TaskVectorRule
 from transfer_run.methods.merging.trim import Trim
 
@@ -176,8 +178,6 @@ class Ties(TaskVectorMerging):
         backbone: Backbone | None,
         task: Task | None,
         *,
-        base: str | None = None,
-        models: Sequence[str] = (),
         keep: float = 0.2,
         scope: str = "global",
         threshold: str = "kth",
@@ -185,15 +185,9 @@ class Ties(TaskVectorMerging):
         merge: str = "dis-mean",
         lambda_: Scales = 1.0,
         weights: Sequence[float] | None = None,
-        exclude: Sequence[str] = (),
-        dtype: str = "float32",
-        chunk_bytes: float = 2e6,
-        max_shard_bytes: float = 5e9,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            backbone, task, lambda_, base=base, models=models, exclude=exclude, dtype=dtype, chunk_bytes=chunk_bytes,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+        super().__init__(backbone, task, lambda_, **common)
         self.keep, self.scope, self.threshold = keep, scope, threshold
         self.resolve, self.elect_merge, self.weights = resolve, merge, weights
 
