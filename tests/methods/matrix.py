@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
+from transfer_run.errors import Preempted
 from transfer_run.experiment import registry
+from transfer_run.experiment.checkpoints import Checkpoints
 from transfer_run.experiment.compose import compose
+from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources import sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
@@ -81,3 +86,19 @@ def smallest(method: str) -> tuple[Method, Any]:
 def batch_of(data: Any, size: int = 8) -> dict[str, torch.Tensor]:
     """The first training batch."""
     return next(iter(data.loader("train", batch_size=size, shuffle=False)))
+
+
+def carried_out_in_two(cfg: DictConfig, step: int = 2) -> Path:
+    """The run's folder: stopped after `step` steps, as a cluster stops it, then carried out again."""
+    ordinary = Checkpoints.on_train_batch_end
+
+    def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == step:
+            self._signal = signal.SIGTERM
+        ordinary(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", stop)
+        with pytest.raises(Preempted):
+            carry_out(cfg)
+    return carry_out(cfg)

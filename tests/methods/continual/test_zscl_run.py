@@ -10,15 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transfer_run.errors import Preempted
 from transfer_run.experiment import registry
-from transfer_run.experiment.checkpoints import Checkpoints
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.plan import plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.saved import load_model
 from transfer_run.tables import spec
 
+from ..matrix import carried_out_in_two
 from . import models
 
 QUICK = ("dataset.steps=3", "method.we.every=2", "optimizer.lr=1e-3", "optimizer.warmup=1", "trainer.progress=none",
@@ -65,22 +64,9 @@ def test_the_whole_clip_is_shipped_and_no_copy(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_an_interrupted_sequence_goes_on_to_the_same_bits(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_an_interrupted_sequence_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
     """In the middle of the first task, and of the second one."""
-    ordinary = Checkpoints.on_train_batch_end
-
-    def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == step:
-            self._signal = 15
-        ordinary(self, trainer, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_batch_end", stop)
-        with pytest.raises(Preempted):
-            run(tmp_path)
-    folder = run(tmp_path)
+    folder = carried_out_in_two(compose(models.words(*QUICK, f"output_dir={tmp_path}")), step)
     files = [place / "checkpoints" / "model" / "model.safetensors" for place in (whole, folder)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert result(folder)["extra"]["continual"] == result(whole)["extra"]["continual"]

@@ -27,7 +27,6 @@ from transfer_run.methods.merging.ties import TiesRule
 
 from .toy import equal
 
-METHODS = ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "regmean", "fisher_merging"]
 START = "backbone=vit_tiny backbone.weights=random:0 dataset=digits trainer.max_steps=6"
 LOW = f"method=full {START} dataset.classes=[5,6]"
 HIGH = f"method=full {START} dataset.classes=[7,8,9] seed=1"
