@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -40,11 +39,6 @@ USER_LOG = 5.1457
 """What a user of the official script measured: RTE, LST on T5-base, 9 of 12 layers."""
 
 
-TOGETHER = pytest.mark.xdist_group("table 1")
-"""One process plans each row once."""
-
-
-@cache
 def planned(row: str) -> float:
     """Peak in the papers' GB of 1000 MiB."""
     words = [
@@ -57,28 +51,16 @@ def planned(row: str) -> float:
     return float(plan_run(compose(words)).memory["peak"]) / GB
 
 
-@TOGETHER
-@pytest.mark.slow
-def test_lst_meets_the_prediction_and_the_users_log() -> None:
-    assert planned("lst") == pytest.approx(ROWS["lst"][0], rel=0.03)
-    assert planned("lst") == pytest.approx(USER_LOG, rel=0.03)
-
-
-@TOGETHER
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_row_of_table_1(row: str) -> None:
+    """Near enough to the prediction (1.5 %) for the rows to stand in the paper's order."""
     official, paper, _ = ROWS[row]
-    assert planned(row) == pytest.approx(official, rel=0.03)
-    assert planned(row) == pytest.approx(paper, rel=0.15)
-
-
-@TOGETHER
-@pytest.mark.slow
-def test_the_order_of_table_1() -> None:
-    order = ["lst", "bitfit", "lora", "adapters", "full", "prompt_tuning"]
-    peaks = [planned(row) for row in order]
-    assert peaks == sorted(peaks)
+    gigabytes = planned(row)
+    assert gigabytes == pytest.approx(official, rel=0.015)
+    assert gigabytes == pytest.approx(paper, rel=0.15)
+    if row == "lst":
+        assert gigabytes == pytest.approx(USER_LOG, rel=0.03)
 
 
 @pytest.mark.slow

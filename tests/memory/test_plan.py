@@ -133,9 +133,8 @@ def test_wrong_words_import_nothing_heavy() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc on this machine")
-@pytest.mark.parametrize("method", ["full", "lst"])
-def test_three_billion_parameters_in_two_gibibytes(method: str) -> None:
-    words = [f"method={method}", "backbone=t5-3b", "dataset=glue/rte", "plan.format=json"]
+def test_three_billion_parameters_in_two_gibibytes() -> None:
+    words = ["method=lst", "backbone=t5-3b", "dataset=glue/rte", "plan.format=json"]
     code = (
         "import sys; from transfer_run.cli.plan import plan; plan(sys.argv[1:]); "
         "assert 'lightning' not in sys.modules, 'half the time of a small plan'; "
