@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from transfer_run.errors import UserError
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 
 
@@ -72,3 +74,8 @@ def test_what_is_known_is_not_guessed() -> None:
         count = torch.tensor(3.0)
         count += 4
         assert count.item() == 7.0
+
+
+def test_an_outcome_that_no_rule_foresees_is_refused_in_words() -> None:
+    with fake_mode(), AnswersNo(), pytest.raises(UserError, match=r"unique_consecutive.* depends on the data"):
+        torch.unique_consecutive(torch.randn(6))

@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from transfer_run.errors import UserError
+
 
 def fake_mode() -> FakeTensorMode:
     """Fake CPU tensors (fake CUDA ones fail in backward on a machine without CUDA); real constants may mix in."""
@@ -88,7 +90,11 @@ class AnswersNo(TorchDispatchMode):
 
 
 def _all_selected(func: Any, args: Any) -> Any:
-    """The largest outcome of an operator whose shape depends on data: all is selected, no two values are alike."""
+    """The largest outcome of an operator whose shape depends on data: all is selected, no two values are alike.
+
+    Raises:
+        UserError: an operator that no method of the package uses, and whose largest outcome is not known here.
+    """
     if func is torch.ops.aten.nonzero.default:
         return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
     if func is torch.ops.aten.masked_select.default:
@@ -98,7 +104,11 @@ def _all_selected(func: Any, args: Any) -> Any:
         return values, args[0].new_empty(args[0].shape, dtype=torch.int64), values.to(torch.int64)
     if func is torch.ops.aten.index.Tensor:
         return func(args[0], [place for index in args[1] for place in _places(index)])
-    raise NotImplementedError(f"a plan cannot tell the shape of {func}, which depends on the data")
+    raise UserError(
+        f"A plan cannot tell how much memory {func} takes: the shape of its outcome depends on the data.",
+        where="method, backbone",
+        remedy="carry the run out: its memory is measured, on a CPU too (hardware=cpu)",
+    )
 
 
 def _places(index: Tensor | None) -> list[Tensor | None]:
