@@ -89,6 +89,16 @@ def test_a_checkpoint_of_any_key(key: str, tmp_path: Path) -> None:
     assert identity(compose(words)) != identity(before)
 
 
+def test_the_weights_of_a_member_of_the_pool(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "vit", 1.0)
+    words = ["method=tmi", "backbone=vit_tiny", "backbone.weights=random", "dataset=digits",
+             f'method.pool=["vit_tiny:{folder}"]']  # fmt: skip
+    before = identity(compose(words))
+    assert identity(compose(words)) == before
+    checkpoint(folder, 2.0)
+    assert identity(compose(words)) != before
+
+
 def test_words_of_a_source_are_looked_at_again(tmp_path: Path) -> None:
     """Their composition is kept in the process, what their files hold is not."""
     folder = checkpoint(tmp_path / "bert", 1.0)

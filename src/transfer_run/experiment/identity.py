@@ -101,10 +101,15 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
 
 
 def _take_out(node: dict[str, Any], keys: list[str]) -> None:
-    """Without the path of files that their digest tells: the same files elsewhere make the same run."""
+    """Without the path of files that their digest tells: the same files elsewhere make the same run.
+
+    A path within a word (a member of `method.pool`, of `dataset.tasks`) stays.
+    """
+    here: Any = node
     for key in keys[:-1]:
-        node = node.get(key) or {}
-    node.pop(keys[-1], None)
+        here = here.get(key) if isinstance(here, dict) else None
+    if isinstance(here, dict):
+        here.pop(keys[-1], None)
 
 
 def _kept(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
