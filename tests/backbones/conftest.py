@@ -17,6 +17,9 @@ T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "
       "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
 BERT = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
         "max_position_embeddings": 24, "pad_token_id": 0}  # fmt: skip
+BART = {"model_type": "bart", "vocab_size": 50, "d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 48, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+        "max_position_embeddings": 24, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}  # fmt: skip
 LLAMA = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 VIT = {"model": "vit_tiny_patch16_224", "img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -50,6 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
            "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
            "position_biased_input": False},
     },
+    "bart": {"family": "encoder", "pooling": "eos", "architecture": BART},
     "gpt2": {
         "family": "decoder",
         "architecture": {"model_type": "gpt2", "vocab_size": 50, "n_embd": 32, "n_layer": 3, "n_head": 4,

@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from transformers import BartConfig, BartModel
 
+from transfer_run.backbones.bart import BartEncoder
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import FAMILIES, build_backbone
 from transfer_run.data.task import Task
@@ -21,7 +23,8 @@ TINY = [name for name in FILES if name.endswith("_tiny")]
 KEYS = {"name", "family", "weights", "hub", "revision", "tokenizer", "architecture", "image", "pooling", "tower"}
 
 # Published with the models or counted from the hub's files: all parameters, tied ones once. `vision` models are
-# counted with their classifier of 1,000 classes, RoBERTa and MiniLM with the pooler that is left out here.
+# counted with their classifier of 1,000 classes, RoBERTa and MiniLM with the pooler that is left out here, and BART
+# with its decoder.
 COUNTS = {
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
@@ -45,6 +48,8 @@ COUNTS = {
     "sentence-transformers/all-MiniLM-L6-v2": 22_713_216,
     "roberta-base": 124_645_632,
     "roberta-large": 355_359_744,
+    "facebook/bart-base": 139_420_416,
+    "facebook/bart-large": 406_291_456,
     "microsoft/deberta-v3-small": 141_304_320,
     "microsoft/deberta-v3-base": 183_831_552,
     "microsoft/deberta-v3-large": 434_012_160,
@@ -79,6 +84,12 @@ def counted(backbone: Backbone) -> int:
     """Parameters, with what the published figures count and the backbone leaves out."""
     config = backbone.config
     count = sum(p.numel() for p in backbone.model.parameters())
+    if isinstance(backbone, BartEncoder):  # the decoder's as the library builds it from the same words
+        words = {key: value for key, value in config["architecture"].items() if key != "model_type"}
+        with torch.device("meta"):
+            whole = BartModel(BartConfig(**words))
+        assert count == sum(p.numel() for p in whole.encoder.parameters())
+        return sum(p.numel() for p in whole.parameters())
     if backbone.family in ("vit", "cnn"):
         return count + (backbone.feature_width + 1) * 1000
     if backbone.family == "encoder" and config["pooling"] != "pooler" and "deberta" not in config["name"]:

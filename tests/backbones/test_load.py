@@ -112,7 +112,32 @@ def test_a_pretrained_timm_classifier_is_kept_beside_the_model(config_of: Config
     assert all(torch.equal(*pair) for pair in zip(loaded.source_head, head.values(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["t5", "bert", "vit_average", "resnet_deep", "clip"])
+@pytest.mark.parametrize("kind", ["BartModel", "BartForConditionalGeneration", "BartForSequenceClassification"])
+def test_the_encoder_out_of_a_whole_bart(config_of: Configs, tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    source = build_backbone(config_of("bart") | {"weights": "random:3"})
+    whole = getattr(transformers, kind)(source.model.config)
+    encoder = whole.get_submodule("encoder" if kind == "BartModel" else "model.encoder")
+    encoder.load_state_dict(source.model.state_dict())
+    whole.save_pretrained(tmp_path / "safe")
+    assert same(build_backbone(config_of("bart") | {"weights": str(tmp_path / "safe")}), source)
+    (tmp_path / "old").mkdir()  # old files hold the shared table three times
+    source.model.config.save_pretrained(tmp_path / "old")
+    torch.save(whole.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    assert same(build_backbone(config_of("bart") | {"weights": str(tmp_path / "old")}), source)
+
+
+def test_an_exported_bart_is_the_encoder_of_the_librarys_whole_model(config_of: Configs, tmp_path: Path) -> None:
+    from transformers import BartModel
+
+    source = build_backbone(config_of("bart") | {"weights": "random:3"})
+    source.save_library(tmp_path)
+    there = BartModel.from_pretrained(tmp_path).encoder.state_dict()
+    assert all(torch.equal(there[name], tensor) for name, tensor in source.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["t5", "bert", "bart", "vit_average", "resnet_deep", "clip"])
 def test_what_the_library_saved(config_of: Configs, tmp_path: Path, name: str) -> None:
     source = build_backbone(config_of(name) | {"weights": "random:3"})
     source.save_library(tmp_path)

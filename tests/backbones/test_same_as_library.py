@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.clip import CLIP
 from transfer_run.backbones.load import build_backbone
+from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 
 TAPS = {"atol": 0.0, "rtol": 0.0}
@@ -45,6 +46,55 @@ def test_encoders(build: Callable[..., Any], name: str) -> None:
     else:
         rows = [row[mask.bool()].mean(0) for row, mask in zip(last, case.batch["attention_mask"], strict=True)]
         torch.testing.assert_close(pooled, torch.stack(rows))
+
+
+def test_barts_encoder(build: Callable[..., Any]) -> None:
+    """The encoder inside the library's whole BART, and its sequence classifier's way to read and to classify."""
+    from transformers import BartForSequenceClassification
+
+    case = build("bart")
+    backbone, batch = case.backbone, case.batch
+    batch["input_ids"][:, 1] = 1  # two ends of text a row, as a pair of sentences has
+    batch["input_ids"][torch.arange(3), batch["attention_mask"].sum(1) - 1] = 1
+    config = backbone.model.config
+    config.num_labels = 3
+    whole = BartForSequenceClassification(config).eval()
+    whole.model.encoder.load_state_dict(backbone.model.state_dict())
+    expected = whole.model.encoder(**batch, output_hidden_states=True)
+    for ours, theirs in zip(taps_of(case, "encoder"), expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, **TAPS)
+    last, state = finished(case, "encoder")
+    torch.testing.assert_close(last, expected.last_hidden_state, **TAPS)
+    ends = batch["input_ids"].eq(1)
+    pooled = last[ends].view(3, -1, 32)[:, -1]
+    torch.testing.assert_close(backbone.pool(last, state), pooled, **TAPS)
+    backbone.set_task(Task("classification", 3))
+    backbone.head.load_state_dict(whole.classification_head.state_dict())
+    torch.testing.assert_close(backbone.head(pooled), whole.classification_head(pooled), **TAPS)
+
+
+def test_a_text_without_an_end_is_read_at_its_last_token(build: Callable[..., Any]) -> None:
+    case = build("bart")
+    last, state = finished(case, "encoder")
+    assert not case.batch["input_ids"].eq(1).any()
+    ends = case.batch["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(case.backbone.pool(last, state), last[torch.arange(3), ends], **TAPS)
+    del case.batch["attention_mask"]
+    last, state = finished(case, "encoder")
+    torch.testing.assert_close(case.backbone.pool(last, state), last[:, -1], **TAPS)
+
+
+def test_barts_first_token_and_mean(config_of: Callable[[str], dict[str, Any]], build: Callable[..., Any]) -> None:
+    case = build("bart")
+    for pooling in ("cls", "mean"):
+        other = build_backbone(config_of("bart") | {"pooling": pooling, "weights": "random:1"}).eval()
+        state = other.run(other.embed(case.batch))
+        pooled, last = other.pool(other.finish(state), state), other.finish(state)
+        rows = [row[mask.bool()] for row, mask in zip(last, case.batch["attention_mask"], strict=True)]
+        expected = torch.stack([row[0] if pooling == "cls" else row.mean(0) for row in rows])
+        torch.testing.assert_close(pooled, expected)
+    with pytest.raises(UserError, match="pooling=pooler is not defined for bart"):
+        build_backbone(config_of("bart") | {"pooling": "pooler"})
 
 
 def test_bert_reads_segments(build: Callable[..., Any]) -> None:
@@ -246,7 +296,7 @@ def test_activation_checkpointing_changes_no_gradient(case: Any) -> None:
         torch.testing.assert_close(checkpointed, plain)
 
 
-@pytest.mark.parametrize("name", ["t5", "bert", "gpt2", "qwen3", "vit_average", "clip"])
+@pytest.mark.parametrize("name", ["t5", "bert", "bart", "gpt2", "qwen3", "vit_average", "clip"])
 def test_eager_attention_is_the_same_function(build: Callable[..., Any], name: str) -> None:
     case = build(name)
     fused = all_features(case)

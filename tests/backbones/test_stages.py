@@ -16,7 +16,7 @@ from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 
 TASK = Task("classification", 5)
-SOME = pytest.mark.parametrize("name", ["t5", "bert", "llama", "vit", "resnet", "efficientnet", "clip"])
+SOME = pytest.mark.parametrize("name", ["t5", "bert", "bart", "llama", "vit", "resnet", "efficientnet", "clip"])
 
 
 def outputs(case: Any) -> Tensor:
@@ -66,15 +66,19 @@ def test_a_cut_copies_below_and_starts_anew_above(
             assert torch.equal(backbone.state_dict()[key], expected[key]), key
 
 
-def test_a_new_head_starts_anew(build: Callable[..., Any]) -> None:
-    backbone: Backbone = build("vit").backbone
+@pytest.mark.parametrize("name", ["vit", "bart"])
+def test_a_new_head_starts_anew(build: Callable[..., Any], name: str) -> None:
+    def weights() -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in backbone.head.state_dict().values()])
+
+    backbone: Backbone = build(name).backbone
     backbone.set_task(TASK)
-    before = backbone.head.weight.clone()
+    before = weights()
     rest = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     reinitialize(backbone, ["head"], seed=3)
-    first = backbone.head.weight.clone()
+    first = weights()
     reinitialize(backbone, ["head"], seed=3)
-    assert torch.equal(backbone.head.weight, first)
+    assert torch.equal(weights(), first)
     assert not torch.equal(first, before)
     assert all(torch.equal(value, rest[key]) for key, value in backbone.model.state_dict().items())
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 from torch import Tensor
 
 import transfer_run
@@ -87,6 +88,26 @@ def test_peft_loads_its_own_tuners(method: str, tmp_path: Path) -> None:
         model = PeftModel.from_pretrained(base, str(out)).eval()
         assert close(model(**batch).last_hidden_state, hidden(trained, batch))
     assert not close(plain, hidden(trained, batch)), "the adapter does something"
+    check_again(out, trained, batch)
+
+
+@pytest.mark.parametrize("method", ["full", slow("lora")])
+def test_barts_encoder_stands_in_the_librarys_whole_model(method: str, tmp_path: Path) -> None:
+    """As the page beside it says: `BartModel.from_pretrained(...).encoder`; and BART's own head comes along."""
+    from peft import PeftModel
+    from transformers import BartModel
+
+    bart = ("backbone=bart_tiny", "dataset=python_docs", "backbone.weights=random:0")
+    out, trained, about = exported(tmp_path, *bart, f"method={method}")
+    assert about["library"] == ("peft" if method == "lora" else "transformers")
+    assert '").encoder' in (out / "README.md").read_text(encoding="utf-8")
+    model = BartModel.from_pretrained(out / "base" if method == "lora" else out).encoder.eval()
+    if method == "lora":
+        model = PeftModel.from_pretrained(model, str(out)).eval()
+    batch = texts()
+    with torch.no_grad():
+        assert close(model(**batch).last_hidden_state, hidden(trained, batch))
+    assert {"head.dense.weight", "head.out_proj.weight"} <= set(load_file(out / "head.safetensors"))
     check_again(out, trained, batch)
 
 

@@ -86,10 +86,17 @@ class TestPlainFolders:
 
 class TestRefusals:
     def test_a_checkpoint_without_a_head_for_the_task(self, tmp_path: Path) -> None:
+        from transformers import BartConfig, BartForSequenceClassification
+
         for labels, has in ((None, "no linear classifier"), (3, "a classifier of 3 classes")):
             folder = library_folder(tmp_path / f"bert{labels}", labels=labels)
             with pytest.raises(UserError, match=has):
                 source_model("teacher", {"teacher": folder}, VALUES, LABELS)
+        words = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+        bart = BartForSequenceClassification(BartConfig(vocab_size=384, d_model=16, num_labels=8, **words))
+        bart.save_pretrained(tmp_path / "bart")  # its classifier reads the decoder, which is not here
+        with pytest.raises(UserError, match="no linear classifier"):
+            source_model("teacher", {"teacher": tmp_path / "bart"}, VALUES, LABELS)
 
     def test_a_checkpoint_that_reads_something_else(self, tmp_path: Path) -> None:
         folder = library_folder(tmp_path / "bert", labels=8)

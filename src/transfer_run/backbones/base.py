@@ -118,6 +118,11 @@ class Backbone(nn.Module, ABC):
             self.model.pretrained_cfg = settings
             save_for_hf(self.model, str(folder), model_args=arguments, safe_serialization=True)
 
+    @property
+    def class_of_export(self) -> tuple[str, str]:
+        """The library's class that reads what `save_library` wrote, and where in it this model is: "" or ".encoder"."""
+        return type(self.model).__name__, ""
+
     def train(self, mode: bool = True) -> Backbone:
         """Train mode, but for frozen batch norms: their running statistics are part of the frozen weights."""
         super().train(mode)
@@ -323,9 +328,14 @@ class Backbone(nn.Module, ABC):
         """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
         if task.form in ("classification", "regression"):
             device = next(self.model.parameters()).device
-            self.head = nn.Linear(self.feature_width, task.num_labels, device=device)
+            with device:
+                self.head = self.new_head(task.num_labels)
             if self.narrow:
                 self.head.register_forward_pre_hook(as_head)
+
+    def new_head(self, outputs: int) -> nn.Module:
+        """A fresh head: (B, feature_width) -> (B, outputs)."""
+        return nn.Linear(self.feature_width, outputs)
 
     def idle_parameters(self, task: Task) -> list[nn.Parameter]:
         """Parameters of the model that no stack runs for this task: nothing trains them, whatever the method."""

@@ -1,4 +1,7 @@
-"""Encoder-only text models of transformers (BERT, MiniLM, RoBERTa, XLM-R, DeBERTa-v2 and v3), run block by block."""
+"""Encoder-only text models of transformers (BERT, MiniLM, RoBERTa, XLM-R, DeBERTa-v2 and v3), run block by block.
+
+BART's encoder is of the same family and has its own class (`bart.py`).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ MODELS = {
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "deberta-v2": "DebertaV2Model",
+    "bart": "BartEncoder",
 }
-POOLING = ("pooler", "cls", "mean")
+POOLING = {"bart": ("eos", "cls", "mean"), "deberta-v2": ("cls", "mean")}
+"""What a kind can be pooled by, where it is not BERT's `pooler`, `cls` and `mean`."""
 
 _PARTS = {"attention": "attention.self", "norm1": "attention.output.LayerNorm", "q": "attention.self.query",
           "k": "attention.self.key", "v": "attention.self.value", "out": "attention.output.dense",
@@ -53,12 +58,18 @@ class Encoder(Backbone):
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> Encoder:
-        model_class, extras = _model_class(config)
+        kind, extras = _kind(config)
+        if kind == "bart":
+            return _bart().from_architecture(config)
+        model_class = getattr(transformers, MODELS[kind])
         return cls(new_transformer(model_class, config.get("architecture"), **extras), config)
 
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Encoder:
-        model_class, extras = _model_class(config, folder)
+        kind, extras = _kind(config, folder)
+        if kind == "bart":
+            return _bart().from_folder(folder, config)
+        model_class = getattr(transformers, MODELS[kind])
         return cls(read_transformer(model_class, folder, config.get("architecture"), **extras), config)
 
     # ---- architecture
@@ -107,7 +118,7 @@ class Encoder(Backbone):
             mask = create_bidirectional_mask(
                 config=self.model.config, inputs_embeds=state.hidden, attention_mask=state.mask
             )
-            return replace(state, context={"mask": mask})
+            return replace(state, context=state.context | {"mask": mask})
         encoder = self.model.encoder
         return replace(state, context={
             "mask": encoder.get_attention_mask(state.mask),
@@ -177,8 +188,8 @@ class Encoder(Backbone):
         return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def _model_class(config: dict[str, Any], folder: Path | None = None) -> tuple[Any, dict[str, Any]]:
-    """The library's class, and whether it shall have a pooler."""
+def _kind(config: dict[str, Any], folder: Path | None = None) -> tuple[str, dict[str, Any]]:
+    """The `model_type`, and whether the library's class shall have a pooler."""
     architecture, pooling = config.get("architecture") or {}, config.get("pooling", "cls")
     kind = architecture.get("model_type")
     if kind is None and folder is not None:
@@ -189,11 +200,17 @@ def _model_class(config: dict[str, Any], folder: Path | None = None) -> tuple[An
             where="backbone.architecture.model_type",
             nearest=nearest_names(str(kind), MODELS) or sorted(MODELS),
         )
-    if pooling not in POOLING or (pooling == "pooler" and kind == "deberta-v2"):
+    possible = POOLING.get(kind, ("pooler", "cls", "mean"))
+    if pooling not in possible:
         raise UserError(
             f"pooling={pooling} is not defined for {kind}.",
             where="backbone.pooling",
-            nearest=nearest_names(str(pooling), POOLING) or list(POOLING),
+            nearest=nearest_names(str(pooling), possible) or list(possible),
         )
-    has_choice = kind != "deberta-v2"
-    return getattr(transformers, MODELS[kind]), {"add_pooling_layer": pooling == "pooler"} if has_choice else {}
+    return kind, {} if kind in POOLING else {"add_pooling_layer": pooling == "pooler"}
+
+
+def _bart() -> type[Encoder]:
+    from transfer_run.backbones.bart import BartEncoder  # a subclass of the class above
+
+    return BartEncoder

@@ -13,9 +13,13 @@ from transfer_run.errors import UserError
 
 FAMILY_OF = {
     "t5": "t5", "bert": "encoder", "roberta": "encoder", "xlm-roberta": "encoder", "deberta-v2": "encoder",
+    "bart": "encoder",
     "gpt2": "decoder", "llama": "decoder", "mistral": "decoder", "qwen2": "decoder", "qwen3": "decoder", "clip": "clip",
 }  # fmt: skip
 """The family of backbones that reads a model of this `model_type`."""
+
+POOLING = {"bert": "pooler", "bart": "eos"}
+"""How a kind's own classifier reads a text, where it is not at the first token."""
 
 HEADS = ("head", "classifier", "score", "fc")
 """Names under which folders keep a linear classifier: ours (head.safetensors), transformers' and timm's."""
@@ -41,7 +45,7 @@ def folder_backbone(folder: Path) -> dict[str, Any]:
             where=str(folder / "config.json"),
             remedy=f"name a folder of timm, or of transformers with one of {', '.join(sorted(FAMILY_OF))}",
         )
-    pooling = {"pooling": "pooler" if kind == "bert" else "cls"} if FAMILY_OF[kind] == "encoder" else {}
+    pooling = {"pooling": POOLING.get(kind, "cls")} if FAMILY_OF[kind] == "encoder" else {}
     return {**common, "family": FAMILY_OF[kind], "architecture": None, **pooling}
 
 

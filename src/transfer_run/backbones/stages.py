@@ -64,8 +64,11 @@ def reinitialize(backbone: Backbone, names: Iterable[str], seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(backbone).from_architecture(backbone.config)
-        if isinstance(backbone.head, torch.nn.Linear):
-            fresh.head = torch.nn.Linear(backbone.head.in_features, backbone.head.out_features)
+        layers = [module for module in backbone.head.modules() if isinstance(module, torch.nn.Linear)]
+        if layers == [backbone.head]:
+            fresh.head = torch.nn.Linear(layers[0].in_features, layers[0].out_features)
+        elif layers:
+            fresh.head = fresh.new_head(layers[-1].out_features)
     copy_stages(backbone, fresh, names)
 
 

@@ -41,7 +41,7 @@ from peft import PeftModel
 from transformers import {model}
 
 folder = "."  # the folder of this file
-base = {model}.from_pretrained({base}){note}
+base = {model}.from_pretrained({base}){part}{note}
 model = PeftModel.from_pretrained(base, folder)
 ```
 """,
@@ -50,7 +50,7 @@ model = PeftModel.from_pretrained(base, folder)
 ```python
 from transformers import {model}
 
-model = {model}.from_pretrained(".")  # the folder of this file
+model = {model}.from_pretrained("."){part}  # the folder of this file
 ```
 """,
     TIMM: """The whole model, as timm writes it:
@@ -116,7 +116,8 @@ def _written(
     method: Method, about: dict[str, Any], source: Path, out: Path
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Write the model in the first form that holds it; which one, the description, and words for the page."""
-    words: dict[str, Any] = {"model": type(method.backbone.model).__name__, "why": ""}
+    model, part = method.backbone.class_of_export
+    words: dict[str, Any] = {"model": model, "part": part, "why": ""}
     if method.export(out):
         _save_head(method, out)
         shutil.copy2(source / "model.safetensors", out / "model.safetensors")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from transfer_run.backbones.folders import folder_backbone, folder_head
 from transfer_run.backbones.load import build_backbone
@@ -58,7 +59,7 @@ def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Tas
     method = Method(build_backbone(node), task)
     head = method.backbone.head
     if any(True for _ in head.parameters()):
-        found = folder_head(folder, method.backbone.feature_width)
+        found = folder_head(folder, method.backbone.feature_width) if isinstance(head, nn.Linear) else None
         if found is None or len(found[0]) != task.num_labels:
             has = "no linear classifier" if found is None else f"a classifier of {len(found[0])} classes"
             raise UserError(

@@ -39,6 +39,14 @@ BACKBONES: dict[str, dict[str, Any]] = {
             "position_biased_input": False, "max_relative_positions": -1,
         },
     },
+    "bart": {
+        "family": "encoder", "pooling": "eos", "architecture": {
+            "model_type": "bart", "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 3,
+            "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_layers": 1, "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
+    },
     "gpt2": {
         "family": "decoder", "architecture": {
             "model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64,

@@ -68,7 +68,8 @@ def t5_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: in
 def encoder_blocks(backbone: Backbone, stack: str, kept: Sequence[int], reduction: int, eager: bool) -> SideBlocks:
     """BERT-like: hidden and intermediate width divided by r; the heads must divide the narrow width."""
     source, width = _config(backbone), _width_for_heads(backbone, stack, reduction)
-    config = _narrow_config(source, reduction, ("hidden_size", "intermediate_size"))
+    inner = "encoder_ffn_dim" if source.model_type == "bart" else "intermediate_size"
+    config = _narrow_config(source, reduction, ("hidden_size", inner))
     kind = type(backbone.blocks(stack)[0])
     family = DebertaBlocks if source.model_type == "deberta-v2" else EncoderBlocks
     if family is DebertaBlocks and hasattr(config, "attention_head_size"):

@@ -127,11 +127,12 @@ class T5Blocks(SideBlocks):
 
 
 class EncoderBlocks(SideBlocks):
-    """BERT, RoBERTa and kin: bidirectional attention, absolute positions already in the embedding."""
+    """BERT, RoBERTa, BART and kin: bidirectional attention, absolute positions already in the embedding."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.input_dropout = self.source.hidden_dropout_prob
+        bart = self.source.model_type == "bart"
+        self.input_dropout = self.source.dropout if bart else self.source.hidden_dropout_prob
 
     def begin(self, side: State, memory: State | None = None) -> State:
         self.follow_attention()
