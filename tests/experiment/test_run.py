@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from transfer_run.data.load import build_data
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.compose import compose
 from transfer_run.experiment.run import carry_out
@@ -68,6 +69,17 @@ def test_classes_that_only_the_data_name_are_planned_too(tmp_path: Path) -> None
     cfg = compose([*words, "trainer.max_steps=2"])
     memory = result_of(carry_out(cfg))["memory"]
     assert memory["predicted_peak"] == pytest.approx(memory["peak"], rel=0.02)
+
+
+def test_samples_a_second_counts_a_last_small_batch_as_it_is(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "dataset.batch_size=400", "trainer.max_steps=4", "profiler=none")
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    data = build_data(values["dataset"], values["backbone"], 0)
+    data.setup()
+    rows = len(data.split("train"))
+    assert 400 < rows < 800  # two batches an epoch
+    time = result_of(carry_out(cfg))["time"]
+    assert time["samples_per_second"] * time["fit_seconds"] == pytest.approx(2 * rows, rel=0.01)
 
 
 def test_a_finished_run_answers_without_torch(finished: Path) -> None:

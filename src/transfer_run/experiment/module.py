@@ -43,6 +43,7 @@ class TransferModule(pl.LightningModule):
         self.scores = {split: data.metrics(split) for split in ("validation", "test")}
         self.headline: float | None = None  # of the last validation
         self.reported: dict[str, float] = {}  # the last value of every score
+        self.samples = 0  # rows trained on by this process
         self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
 
     # ---- data
@@ -98,6 +99,7 @@ class TransferModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(step_seed(self.config["seed"], self.global_step, self.global_rank))
+        self.samples += len(next(iter(batch.values())))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])

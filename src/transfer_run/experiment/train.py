@@ -255,14 +255,13 @@ def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> di
     """Fit; seconds of training and samples a second of this process's part."""
     if not module.method.trains:
         return {"fit_seconds": 0.0, "samples_per_second": 0.0}
-    begin, first = time.perf_counter(), 0 if resume is None else _step_of(resume)
+    begin = time.perf_counter()
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
     except Interrupted as error:
         raise KeyboardInterrupt from error
     spent = time.perf_counter() - begin
-    samples = (trainer.global_step - first) * module.config["dataset"]["batch_size"] * trainer.accumulate_grad_batches
-    return {"fit_seconds": round(spent, 3), "samples_per_second": round(samples / max(spent, 1e-9), 3)}
+    return {"fit_seconds": round(spent, 3), "samples_per_second": round(module.samples / max(spent, 1e-9), 3)}
 
 
 def _step_of(checkpoint: Path) -> int:
