@@ -26,7 +26,6 @@ T5_BOUND, T5_GRADIENT = 1e-5, 1e-3  # its norms take their variance in float32
 
 pytestmark = pytest.mark.skipif(not FILES, reason=f"no sherl_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-GATE = {"gate_init": 0.0}
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
@@ -62,7 +61,7 @@ def our_name(name: str) -> str:
 
 
 def sensing(case: Case, variant: str, lean: bool, **form: Any) -> Sensing:
-    given = FORMS[variant] | GATE | {"gate_T": case.config["gate_T"]} | form
+    given = FORMS[variant] | {"gate_T": case.config["gate_T"]} | form
     taps = range(case.config["n_taps"])
     return Sensing(case.config["hidden"], case.config["side"], taps, given, lean=lean)
 
@@ -83,7 +82,7 @@ def test_adapters(arrays: Arrays, name: str, variant: str, lean: bool) -> None:
 
 def test_cnn(arrays: Arrays, lean: bool) -> None:
     case = Case(arrays, "cnn_block")
-    form = FORMS["cnn"] | GATE | {"gate_T": case.config["gate_T"]}
+    form = FORMS["cnn"] | {"gate_T": case.config["gate_T"]}
     side = ConvSensing(dict(enumerate(case.config["channels"])), case.config["side"], form, lean=lean)
     case.load(side, our_name)
     case.check(side(case.taps("stage_"), case.input["last"]), side, our_name)
@@ -130,7 +129,7 @@ class LateLayer(nn.Module):
 class Grounding(nn.Module):
     def __init__(self, case: Case, lean: bool) -> None:
         super().__init__()
-        form = FORMS["tokens"] | GATE | {"eps": 1e-6, "guide_mlp": True, "up_dropout": 0.0}
+        form = FORMS["tokens"] | {"eps": 1e-6, "guide_mlp": True, "up_dropout": 0.0}
         form["gate_T"] = case.config["gate_T"]
         width, side = case.config["hidden"], case.config["side"]
         self.encoder, self.decoder = (

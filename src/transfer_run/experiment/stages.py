@@ -114,11 +114,17 @@ def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> str | N
 def start_from(values: dict[str, Any], weights: str) -> None:
     """Put the stage before as the weights of a composed run, in place; its tokenizer stays that of the first weights.
 
+    A method that goes on from a trained model of its own kind (`about.stage_source`) has it as that source.
+
     Raises:
         UserError: the run's method reads no weights.
     """
     method, backbone = values["method"], values["backbone"]
-    if not method.get("about", {}).get("pretrained", True) or values["dataset"].get("form") == "none":
+    about = method.get("about", {})
+    if name := about.get("stage_source"):  # the method reads the whole model of the stage before, as this source
+        values["sources"] = {**values["sources"], name: weights.removeprefix(STAGE)}
+        return
+    if not about.get("pretrained", True) or values["dataset"].get("form") == "none":
         what = f"method={method['name']}" if values["dataset"].get("form") != "none" else "dataset=none"
         raise UserError(f"{what} does not go on from another stage.", where=KEY, remedy="make it the first stage")
     first = str(backbone["weights"])

@@ -52,6 +52,12 @@ def test_log_scores_keep_the_least_important_rows() -> None:
     assert kept_rows([importance], None, 1, logs=True).tolist() == [1]  # ... and |log| the smallest
 
 
+def test_log_scores_of_weights_are_refused() -> None:
+    model = backbone("t5")
+    with pytest.raises(UserError, match="weights may be negative"):
+        LST(model, task(model), reduction_factor=2, init="magnitude", prune_compat=True)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
 @settings(max_examples=30, deadline=None)
 def test_orders_hold_the_same_rows(seed: int, rows: int, data: Any) -> None:

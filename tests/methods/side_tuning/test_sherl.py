@@ -18,13 +18,12 @@ from transfer_run.methods.tuning.full import Full
 from . import models
 from .parallel_models import backbone, batch, task, tracked, tuned
 
-GATE = {"gate_init": 0.0, "gate_T": 0.1}
 DEEP = {"num_hidden_layers": 6}
 
 
 def sensing(variant: str = "tokens", taps: int = 4, width: int = 10, **form: Any) -> Sensing:
     torch.manual_seed(0)
-    made = Sensing(width, 6, range(taps), FORMS[variant] | GATE | form).double().eval()
+    made = Sensing(width, 6, range(taps), FORMS[variant] | form).double().eval()
     for name, p in made.named_parameters():
         nn.init.normal_(p, std=0.4)
         if "score.bias" in name:
@@ -262,16 +261,16 @@ def count(*modules: nn.Module) -> int:
 def test_parameter_counts_at_the_papers_sizes() -> None:
     """As instantiated from the official modules: VSE-infinity, CLIP4Clip (both forms), CLIP-ViL, MDETR."""
     with torch.device("meta"):
-        assert count(Sensing(768, 512, range(12), FORMS["tokens"] | GATE)) == 5_133_058
+        assert count(Sensing(768, 512, range(12), FORMS["tokens"])) == 5_133_058
         stages = {1: 256, 2: 512, 3: 1024, -1: 2048}
-        assert count(ConvSensing(stages, 512, FORMS["cnn"] | GATE)) == 3_027_458
+        assert count(ConvSensing(stages, 512, FORMS["cnn"])) == 3_027_458
         for gated, total in ((True, 9_598_006), (False, 9_597_980)):
             towers = [
                 PooledSensing([width] * 13, 512, 512, eps=1e-6, gated=gated, temperature=0.1) for width in (512, 768)
             ]
             assert count(*towers) == total
-        assert count(Sensing(768, 384, range(12), FORMS["joint"] | GATE)) == 7_387_778
-        form = FORMS["tokens"] | GATE | {"guide_mlp": True}
+        assert count(Sensing(768, 384, range(12), FORMS["joint"])) == 7_387_778
+        form = FORMS["tokens"] | {"guide_mlp": True}
         assert count(*(Sensing(256, 128, range(4), form) for _ in range(2))) == 464_900
 
 
@@ -310,6 +309,15 @@ def test_every_setting_counts(setting: dict[str, Any]) -> None:
 def test_settings_that_a_variant_lacks_are_refused() -> None:
     with pytest.raises(UserError, match="variant=pooled has no late_blocks"):
         tuned(SHERL, "clip-image", late_blocks=1)
+    with pytest.raises(UserError, match="variant=pooled has no gate_init"):
+        tuned(SHERL, "clip-image", gate_init=1.0)
+
+
+def test_settings_that_another_one_leaves_without_effect_are_refused() -> None:
+    with pytest.raises(UserError, match="side_width=5 leaves reduction without effect"):
+        tuned(SHERL, "bert", side_width=5, reduction=2)
+    with pytest.raises(UserError, match="layer_gates=false leaves gate_T without effect"):
+        tuned(SHERL, "clip-image", layer_gates=False, gate_T=1.0)
     with pytest.raises(UserError, match="ends without a norm"):
         tuned(SHERL, "bert", final_side_norm=True)
     assert tuned(SHERL, "vit", final_side_norm=True).norms

@@ -114,6 +114,23 @@ def test_bias_all_trains_whatever_is_called_bias(build: Make, task: Make) -> Non
     assert sum("relative_attention_bias" in n for n in names) == 2
 
 
+@pytest.mark.parametrize("layers", [{"encoder": [2], "decoder": [1]}, {"encoder": [], "decoder": None}])
+def test_bias_all_leaves_the_blocks_alone_that_are_not_chosen(layers: Any, build: Make, task: Make) -> None:
+    """Figure 6 of the LST paper: no bias of an earlier block is trained, so backward does not visit it."""
+    lora = LoRA(build("t5"), task("t5"), rank=4, bias="all", add_biases=True, layers=layers)
+    backbone = lora.backbone
+    for stack in backbone.stacks:
+        wanted = layers[stack] if layers[stack] is not None else range(backbone.depth(stack))
+        for index, block in enumerate(backbone.blocks(stack)):
+            trained = any(p.requires_grad for p in block.parameters())
+            assert trained == (index in wanted), (stack, index)
+    assert lora.backbone.model.lm_head.bias.requires_grad
+    ids = torch.randint(3, 40, (2, 5))
+    state = backbone.embed({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "encoder")
+    first = next(iter(backbone.taps(state))).hidden
+    assert not first.requires_grad
+
+
 @pytest.mark.parametrize("key", ["bert", "vit", "gpt2"])
 def test_ia3_rescales_keys_values_and_inner_activations(key: str, build: Make, task: Make) -> None:
     method, plain = IA3(build(key), task(key)).eval(), build(key)

@@ -25,6 +25,8 @@ def test_layers_choose_blocks_stack_by_stack(build: Build) -> None:
     found = places(build("t5"), ("mlp_out",), layers={"encoder": [2]})
     assert [(p.stack, p.index) for p in found] == [("encoder", 2), ("decoder", 0), ("decoder", 1)]
     assert not [p for p in places(build("t5"), ("q",), layers={"encoder": []}) if p.stack == "encoder"]
+    alone = places(build("t5"), ("mlp_out",), layers={"encoder": [], "decoder": None})
+    assert [(p.stack, p.index) for p in alone] == [("decoder", 0), ("decoder", 1)]
 
 
 @pytest.mark.parametrize("key", ["vit", "gpt2", "bert"])
@@ -45,6 +47,9 @@ def test_wrong_names_are_answered_with_near_ones(build: Build) -> None:
     with pytest.raises(UserError, match="no stack 'encodr'") as error:
         places(build("t5"), ("q",), layers={"encodr": [0]})
     assert error.value.nearest[0] == "encoder"
+    for wrong in (1, "all", ["1"]):
+        with pytest.raises(UserError, match="list of numbers"):
+            places(build("t5"), ("q",), layers={"encoder": wrong})  # type: ignore[dict-item]
     with pytest.raises(UserError, match="no block 7"):
         places(build("t5"), ("q",), layers={"encoder": [7]})
 

@@ -93,6 +93,12 @@ class LST(LadderTuning):
         extra_width: int = 0, memory_mode: MemoryMode = "efficient",
     ) -> None:  # fmt: skip
         refuse_impossible(backbone, task, lambda_distill=lambda_distill, extra_width=extra_width, init=init)
+        if prune_compat and init == "magnitude":
+            raise UserError(
+                "The released scores are logarithms of importances, and weights may be negative.",
+                where="method.prune_compat=true, method.init=magnitude",
+                remedy="method.init=fisher, or method.prune_compat=false",
+            )
         lean = memory_mode == "efficient"
 
         def ladder(stack: str) -> Ladder:

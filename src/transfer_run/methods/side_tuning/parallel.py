@@ -77,6 +77,7 @@ class TapTuning(Method, ABC):
                 state = after
                 if state.index in wanted:
                     taps[state.index] = narrowed(state.hidden)
+        assert not state.hidden.requires_grad, "nothing below the taps may be trained: they would carry a graph"
         return taps, state
 
     def position(self, state: State) -> Tensor:

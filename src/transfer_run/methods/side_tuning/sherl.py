@@ -43,13 +43,13 @@ VARIANTS = {
     "encdec": "encoder and decoder, T5",
 }
 _TOKENS = {"down": "norm", "reduction": 2, "late_blocks": 1, "guide_mlp": False, "up_norm": True, "up_dropout": 0.1,
-           "eps": 1e-8, "final_side_norm": False}  # fmt: skip
+           "eps": 1e-8, "final_side_norm": False, "gate_init": 0.0, "gate_T": 0.1}  # fmt: skip
 _GLU = {**_TOKENS, "down": "glu", "up_norm": False, "up_dropout": 0.0, "eps": 1e-6}
 FORMS: dict[str, dict[str, Any]] = {
     "tokens": _TOKENS,
     "joint": _GLU,
-    "pooled": {"reduction": 1, "eps": 1e-6, "layer_gates": True},
-    "cnn": {"reduction": 2, "late_blocks": 1, "eps": 1e-8},
+    "pooled": {"reduction": 1, "eps": 1e-6, "layer_gates": True, "gate_T": 0.1},
+    "cnn": {"reduction": 2, "late_blocks": 1, "eps": 1e-8, "gate_init": 0.0, "gate_T": 0.1},
     "encdec": {**_GLU, "reduction": 8, "final_side_norm": True},
 }
 """What the released sub-projects do differently; the names are those of the method's settings."""
@@ -87,7 +87,7 @@ class SHERL(TapTuning):
     def __init__(
         self, backbone: Backbone, task: Task, *, variant: Variant = "auto",
         down: Literal["norm", "glu"] | None = None, reduction: int | None = None, side_width: int | None = None,
-        late_blocks: int | None = None, side_layers: Layers = ALL, gate_init: float = 0.0, gate_T: float = 0.1,
+        late_blocks: int | None = None, side_layers: Layers = ALL, gate_init: float | None = None, gate_T: float | None = None,
         guide_mlp: bool | None = None, up_norm: bool | None = None, up_dropout: float | None = None,
         eps: float | None = None, final_side_norm: bool | None = None, layer_gates: bool | None = None,
         backbone_dropout: bool = True, memory_mode: MemoryMode = "efficient",
@@ -96,9 +96,9 @@ class SHERL(TapTuning):
         preset = "encdec" if variant == "auto" and backbone.family == "t5" else self.variant
         given = {"down": down, "reduction": reduction, "late_blocks": late_blocks, "guide_mlp": guide_mlp,
                  "up_norm": up_norm, "up_dropout": up_dropout, "eps": eps, "final_side_norm": final_side_norm,
-                 "layer_gates": layer_gates}  # fmt: skip
+                 "layer_gates": layer_gates, "gate_init": gate_init, "gate_T": gate_T}  # fmt: skip
         form = settled(FORMS[preset], self.variant, given)
-        form |= {"gate_init": gate_init, "gate_T": gate_T}
+        refuse_idle(form, reduction=reduction, side_width=side_width, gate_T=gate_T)
         super().__init__(backbone, task, backbone_dropout=backbone_dropout, memory_mode=memory_mode)
         self.late = form.get("late_blocks", 0)
         stacks = task_stacks(backbone, task)
@@ -230,3 +230,14 @@ class SHERL(TapTuning):
             return self.finish(self.backbone.run(self.sensed(batch, "decoder")))
         state = self.sensed(batch, "decoder", memory.backbone)
         return self.finish(self.backbone.run(self.backbone.with_memory(state, memory.side)))
+
+
+def refuse_idle(form: dict[str, Any], *, reduction: int | None, side_width: int | None, gate_T: float | None) -> None:
+    """Raises UserError for a given setting that another one leaves without effect."""
+    if reduction is not None and side_width is not None:
+        idle, why = "reduction", f"side_width={side_width}"
+    elif gate_T is not None and form.get("layer_gates") is False:
+        idle, why = "gate_T", "layer_gates=false"
+    else:
+        return
+    raise UserError(f"{why} leaves {idle} without effect.", where=f"method.{idle}", remedy=f"method.{idle}=null")

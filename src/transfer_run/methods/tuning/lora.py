@@ -24,7 +24,7 @@ from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.biases import add_zero_biases
 from transfer_run.methods.tuning.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.places import Layers, Place, in_features, out_features, places, third_of
+from transfer_run.methods.tuning.places import Layers, Place, chosen_blocks, in_features, out_features, places, third_of
 
 
 class FusedLora(nn.Module):
@@ -115,9 +115,17 @@ class LoRA(Method):
         for path, thirds in fused.items():
             backbone.set_submodule(path, FusedLora(backbone.get_submodule(path), thirds, rank, alpha, dropout))
         if bias == "all":
-            idle = {id(p) for p in backbone.idle_parameters(task)}
-            for name, parameter in backbone.model.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad or ("bias" in name and id(parameter) not in idle))
+            self._train_biases(layers)
+
+    def _train_biases(self, layers: Layers | None) -> None:
+        """All biases but those of the blocks left out by `layers`; a backward pass need not visit these."""
+        chosen = set(chosen_blocks(self.backbone, layers))
+        frozen = {id(p) for p in self.backbone.idle_parameters(self.task)}
+        for stack in self.backbone.stacks:
+            for index, block in enumerate(self.backbone.blocks(stack)):
+                frozen |= {id(p) for p in block.parameters()} if (stack, index) not in chosen else set()
+        for name, parameter in self.backbone.model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or ("bias" in name and id(parameter) not in frozen))
 
     def fold(self) -> None:
         """Fold the changes into the weights: the backbone's model is the library's plain model again."""

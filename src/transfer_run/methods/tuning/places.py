@@ -16,7 +16,8 @@ from transfer_run.errors import UserError, nearest_names
 
 _THIRD = {"q": 0, "k": 1, "v": 2}
 _WITH_CROSS = ("q", "k", "v", "out")
-Layers = Mapping[str, Sequence[int]]
+Layers = Mapping[str, Sequence[int] | None]
+"""Block numbers by stack; None: all of the stack."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def chosen_blocks(backbone: Backbone, layers: Layers | None = None) -> Iterator[
         layers: block numbers by stack; a stack that is not named, or None, means all of them.
 
     Raises:
-        UserError: no such stack or block.
+        UserError: no such stack or block, or no list of numbers.
     """
     layers = layers or {}
     for stack, wanted in layers.items():
@@ -53,7 +54,13 @@ def chosen_blocks(backbone: Backbone, layers: Layers | None = None) -> Iterator[
                 where="method.layers",
                 nearest=nearest_names(stack, backbone.stacks) or backbone.stacks,
             )
-        wrong = [index for index in wanted if not 0 <= index < backbone.depth(stack)]
+        if wanted is not None and (isinstance(wanted, int | str) or not all(isinstance(i, int) for i in wanted)):
+            raise UserError(
+                f"Blocks are a list of numbers, not {wanted!r}.",
+                where=f"method.layers.{stack}",
+                remedy=f"method.layers={{{stack}: [0, 1]}}, or null for all",
+            )
+        wrong = [index for index in wanted or () if not 0 <= index < backbone.depth(stack)]
         if wrong:
             raise UserError(
                 f"{backbone.config.get('name')} has no block {wrong[0]} in its stack {stack!r}.",
