@@ -132,7 +132,8 @@ def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], devi
         loss.backward()
         if gauge:
             gauge.mark("step")
-        torch.nn.utils.clip_grad_norm_(parameters, config["trainer"]["gradient_clip"])
+        if config["trainer"]["gradient_clip"] is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, config["trainer"]["gradient_clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         del loss

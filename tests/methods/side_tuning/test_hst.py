@@ -219,6 +219,22 @@ def test_without_meta_tokens_and_norms_nothing_of_the_vit_is_kept() -> None:
     assert saved == [False] * 6
     method.needs_backbone_gradient = True  # the same with a graph, if anything asked for one
     torch.testing.assert_close(method(given), logits, **EXACT)
+    inside: dict[int, Tensor] = {}  # held, so that no address is used twice
+    kept: set[int] = set()
+    alone = hst(**free)
+    for block in alone.backbone.blocks("image"):
+        for module in (m for m in block.modules() if m is not block):
+            module.register_forward_hook(lambda m, i, o: inside.update({o.untyped_storage().data_ptr(): o}))
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alone.loss(given)
+    assert kept
+    assert inside
+    assert not kept & inside.keys(), "what stays inside the ViT's blocks is not kept for backward"
     small = models.kept_bytes(hst(**free), given)  # type: ignore[arg-type]
     assert small < 0.5 * models.kept_bytes(hst(), given)  # type: ignore[arg-type]
 

@@ -110,3 +110,22 @@ def test_runs_hand_on_by_their_words(tmp_path: Path) -> None:
     order = before.column_norms().sort(descending=True, stable=True).indices
     assert model.kept.tolist() == order[: len(model.kept)].tolist()
     assert torch.equal(model.queries, before.queries)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_stages_of_one_command_hand_on_whole_models(tmp_path: Path) -> None:
+    """The stage before is `sources.trained`, not the backbone's weights: the same runs as those chained by hand."""
+    common = ["method=vqt", "backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", "trainer.max_steps=2",
+              "trainer.progress=none", "profiler=none", "hardware=cpu", f"output_dir={tmp_path}"]  # fmt: skip
+    stages = "[[],[method.stage=compress,optimizer.lr=0.05],[method.stage=featselect,method.keep_frac=0.7]]"
+    cfg = compose([*common, f"stages={stages}"])
+    assert cfg.backbone.weights == "random:0"
+    folder = carry_out(cfg)
+    runs = sorted(path.parent for path in (tmp_path / "runs" / "digits").glob("*/result.json"))
+    assert len(runs) == 3
+    model = load_model(folder / "checkpoints" / "model")
+    assert isinstance(model, VQT)
+    assert model.kept is not None
+    assert len(model.kept) == int(0.7 * 448)
+    with pytest.raises(UserError, match="needs a source 'trained'"):  # the first stage has none before it
+        carry_out(compose([*common, "stages=[[method.stage=compress],[method.stage=featselect]]"]))

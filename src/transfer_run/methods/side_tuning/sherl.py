@@ -87,7 +87,8 @@ class SHERL(TapTuning):
     def __init__(
         self, backbone: Backbone, task: Task, *, variant: Variant = "auto",
         down: Literal["norm", "glu"] | None = None, reduction: int | None = None, side_width: int | None = None,
-        late_blocks: int | None = None, side_layers: Layers = ALL, gate_init: float | None = None, gate_T: float | None = None,
+        late_blocks: int | None = None, side_layers: Layers = ALL,
+        gate_init: float | None = None, gate_T: float | None = None,
         guide_mlp: bool | None = None, up_norm: bool | None = None, up_dropout: float | None = None,
         eps: float | None = None, final_side_norm: bool | None = None, layer_gates: bool | None = None,
         backbone_dropout: bool = True, memory_mode: MemoryMode = "efficient",
