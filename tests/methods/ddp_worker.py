@@ -15,6 +15,7 @@ from matrix import batch_of, methods, smallest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from transfer_run.experiment.module import average_statistics
 from transfer_run.methods.base import Method
 
 
@@ -69,6 +70,15 @@ def difference(prepared: Prepared, rank: int) -> float:
     return max(float((together[n] - g).abs().max()) for n, g in gradients.items()) / scale
 
 
+def statistics(rank: int) -> float:
+    """How far averaged running means are from the mean of 0 and 1, the processes' own; frozen ones must not move."""
+    trained, frozen = nn.BatchNorm1d(3), nn.BatchNorm1d(3).requires_grad_(False)
+    for norm in (trained, frozen):
+        norm.running_mean.fill_(rank)
+    average_statistics(nn.ModuleList([trained, frozen]))
+    return float((trained.running_mean - 0.5).abs().max() + (frozen.running_mean - rank).abs().max())
+
+
 def main() -> None:
     rank, port = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
@@ -76,6 +86,7 @@ def main() -> None:
     prepared = {name: alone(name) for name in chosen}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {name: difference(prepared.pop(name), rank) for name in chosen}
+    found["running statistics"] = statistics(rank)
     if rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()

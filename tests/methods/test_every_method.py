@@ -228,3 +228,9 @@ COUPLED = {"peft/lily"}
 @pytest.mark.parametrize("method", [m for m in matrix.methods("tune", "stage", "distil") if m not in COUPLED])
 def test_two_processes_compute_the_same_gradient(method: str, ddp_differences: dict[str, float]) -> None:
     assert ddp_differences[method] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ddp")
+def test_two_processes_share_their_running_statistics(ddp_differences: dict[str, float]) -> None:
+    assert ddp_differences["running statistics"] == 0.0

@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -24,6 +26,19 @@ from transfer_run.methods.base import Method
 def step_seed(seed: int, step: int, rank: int) -> int:
     """The seed of one training step: dropout is a function of (seed, step, rank), so a resumed run repeats it."""
     return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Running statistics of trained batch norms become their mean over the processes, each of which saw its own rows.
+
+    Frozen ones are the pretrained weights' and stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not (module.affine and not module.weight.requires_grad):
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= dist.get_world_size()
 
 
 class TransferModule(pl.LightningModule):
@@ -155,6 +170,16 @@ class TransferModule(pl.LightningModule):
             logger.log_metrics(values, step=self.global_step)
         if split == "validation":
             self.headline = values.get(f"validation/{self.data.task.headline}")
+
+    def on_validation_start(self) -> None:
+        self._share_statistics()
+
+    def on_train_epoch_end(self) -> None:
+        self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        if self.trainer.world_size > 1:
+            average_statistics(self.method)
 
     def on_validation_epoch_end(self) -> None:
         self._report("validation")
