@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.base import Backbone, State
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.memory.attention import attention
@@ -212,6 +212,23 @@ def test_caches_in_training_change_nothing() -> None:
         for name, p in method.named_parameters():
             if p.requires_grad:
                 torch.testing.assert_close(p.grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_order_of_the_taps_matters() -> None:
+    """Taps permuted together with their maps are another ladder (UniPT's parallel layers do not mind: its check 7)."""
+    model = backbone("bert")
+    ladder = lst(model).ladders["encoder"]
+    zero, *taps = torch.randn(4, 2, 5, 32).unbind()
+
+    def climbed(taps: list[Tensor]) -> Tensor:
+        side = ladder.steps.begin(State(ladder.first(zero), "encoder"))
+        for index, tap in enumerate(taps):
+            side = ladder.rung(index, side, tap)
+        return side.hidden
+
+    plain, order = climbed(taps), [2, 0, 1]
+    ladder.maps = nn.ModuleDict({str(place): ladder.maps[str(index)] for place, index in enumerate(order)})
+    assert not torch.allclose(climbed([taps[index] for index in order]), plain, atol=1e-3)
 
 
 def test_the_backbone_stops_after_the_last_tap() -> None:
