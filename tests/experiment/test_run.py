@@ -61,12 +61,14 @@ def test_a_finished_run_is_not_repeated_unless_forced(finished: Path) -> None:
     assert (finished / "result.json").stat().st_mtime_ns > before
 
 
-def test_classes_that_only_the_data_name_are_planned_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_plans", [(), ("plan.profile=paper", "plan.devices=4")])
+def test_classes_that_only_the_data_name_are_planned_too(of_plans: tuple[str, ...], tmp_path: Path) -> None:
+    """And what only plans are asked for is left out of the one beside the measurement."""
     lines = [f'"{word} {number}",{word}' for number in range(20) for word in ("hot", "cold", "mild")]
     (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(lines), encoding="utf-8")
     words = ["method=bitfit", "backbone=bert_tiny", "dataset=text_files", "dataset.max_source_length=8"]
     words += [f"dataset.path={tmp_path / 'own.csv'}", "hardware=cpu", f"output_dir={tmp_path}", "trainer.progress=none"]
-    cfg = compose([*words, "trainer.max_steps=2"])
+    cfg = compose([*words, "trainer.max_steps=2", *of_plans])
     memory = result_of(carry_out(cfg))["memory"]
     assert memory["predicted_peak"] == pytest.approx(memory["peak"], rel=0.02)
 

@@ -19,7 +19,7 @@ from transfer_run.data.splits import SPLITS, stratified_parts
 class DigitCaptions(ImageText):
     """All 1,797 digits, a caption each; splits of 60, 20 and 20 % of every class."""
 
-    def read_pairs(self) -> dict[str, Captioned]:
+    def read_pairs(self) -> dict[str, Captioned[ArrayImages]]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -12,14 +12,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from transfer_run.data.base import Batch, BatchSpec, DataModule, Example
-from transfer_run.data.images import ImageRows, Transform, decoded, image_node
+from transfer_run.data.images import Transform, decoded, image_node
 from transfer_run.data.posing import pose, source_length
 from transfer_run.data.sampling import Draw
 from transfer_run.data.task import Task
@@ -29,17 +29,20 @@ if TYPE_CHECKING:
     from transfer_run.data.retrieval_scores import RetrievalScores
 
 
+Shown = TypeVar("Shown")
+
+
 @dataclass(frozen=True)
-class Captioned:
+class Captioned(Generic[Shown]):
     """One split.
 
     Attributes:
-        images: undecoded.
+        images: undecoded (`images.ImageRows`); of a video data set its videos (`video_text.Videos`).
         captions: one a row.
         image_of: (rows,), the number of each caption's image.
     """
 
-    images: ImageRows
+    images: Shown
     captions: Sequence[str]
     image_of: np.ndarray
 
@@ -56,12 +59,12 @@ class ImageText(DataModule):
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
         self.transform = Transform(image_node(dataset, backbone))
-        self.pairs: dict[str, Captioned] = {}
+        self.pairs: Mapping[str, Captioned[Any]] = {}
         self.tokenizer: Any = None
         self._kept: dict[tuple[str, int], Tensor] = {}
 
     @abstractmethod
-    def read_pairs(self) -> dict[str, Captioned]:
+    def read_pairs(self) -> Mapping[str, Captioned[Any]]:
         """The splits; those that must be there: train, validation, test."""
 
     # ---- from the configs alone
@@ -87,12 +90,16 @@ class ImageText(DataModule):
         self.tokenizer = build_tokenizer(dict(self.backbone))
         return {name: len(split) for name, split in self.pairs.items()}
 
+    def pixels(self, split: str, number: int) -> Tensor:
+        """Image `number` of a split, decoded: (C, H, W)."""
+        return decoded(self.transform, self.pairs[split].images, number)
+
     def example(self, split: str, draw: Draw) -> Example:
         pairs = self.pairs[split]
         number = int(pairs.image_of[draw.row])
         pixels = self._kept.get((split, number))
         if pixels is None:
-            pixels = decoded(self.transform, pairs.images, number)
+            pixels = self.pixels(split, number)
             if self.dataset.get("keep_in_memory"):
                 self._kept[split, number] = pixels
         ids = pair_ids(self.tokenizer, [pairs.captions[draw.row]], source_length(self.dataset, self.backbone))

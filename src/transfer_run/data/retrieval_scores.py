@@ -2,6 +2,7 @@
 
     image_to_text_rK   share of the images for which one of their captions is among the K nearest captions
     text_to_image_rK   share of the captions whose image is among the K nearest images
+    video_to_text_rK   the same of videos, text_to_video_rK too
     rsum               sum of these six for K = 1, 5, 10: 0 to 6 (papers print 100 times as much)
 
 Nearness is the cosine. A wrong candidate that is as near as the right one stands before it, so that a model that makes
@@ -24,6 +25,8 @@ DEPTHS = (1, 5, 10)
 DIRECTIONS = ("image_to_text", "text_to_image")
 RSUM = "rsum"
 NAMES = (RSUM, *(f"{direction}_r{depth}" for direction in DIRECTIONS for depth in DEPTHS))
+OF_VIDEOS = {name.replace("image", "video"): name for name in NAMES}
+"""What the scores are called where what is found, or looked for by a text, is a video."""
 QUERIES_AT_ONCE = 1024
 """Rows of the similarity matrix that are there at a time."""
 
@@ -92,13 +95,14 @@ class RetrievalScores(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task, self.pairs = task, Pairs()
+        known = OF_VIDEOS if any("video" in name for name in task.metrics) else NAMES
         for name in task.metrics:
-            if name not in NAMES:
+            if name not in known:
                 raise UserError(
                     f"The metric '{name}' does not score retrieval.",
                     where="dataset.metrics",
-                    nearest=nearest_names(name, NAMES),
-                    remedy=f"choose among {', '.join(NAMES)}",
+                    nearest=nearest_names(name, known),
+                    remedy=f"choose among {', '.join(known)}",
                 )
 
     @torch.no_grad()
@@ -114,7 +118,8 @@ class RetrievalScores(nn.Module):
             # a rank may have had no scored rows
             warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
             found = self.pairs.compute()
-        return {name: found[name] for name in self.task.metrics if name in found}
+        asked = {name: OF_VIDEOS.get(name, name) for name in self.task.metrics}
+        return {name: found[own] for name, own in asked.items() if own in found}
 
     def reset(self) -> None:
         self.pairs.reset()

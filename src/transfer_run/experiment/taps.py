@@ -77,6 +77,12 @@ def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None
             where=where,
             remedy="set cache.taps=none, or turn the augmentation off",
         )
+    if "frame_mask" in batch_spec(config["dataset"], config["backbone"], 1):
+        raise UserError(
+            f"dataset={config['dataset']['name']} holds videos: every frame would have taps of its own.",
+            where=where,
+            remedy="set cache.taps=none",
+        )
     method.train()
     if method.backbone.model.training and _has_noise(method):
         raise UserError(

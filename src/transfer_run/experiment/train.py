@@ -172,10 +172,11 @@ def _record(
 def _planned(cfg: DictConfig, target: Target) -> Plan | None:
     """The plan beside the measurement; a finished run is not lost because its shapes could not be foreseen.
 
-    Of what was run: the paper's setting is one of plans alone.
+    Of what was run: the paper's setting, and devices beside the run's own, are of plans alone.
     """
     try:
-        return plan_run(DictConfig(OmegaConf.merge(cfg, {"plan": {"profile": "modern"}})), target)
+        of_run = {"plan": {"profile": "modern", "devices": 1, "strategy": None}}
+        return plan_run(DictConfig(OmegaConf.merge(cfg, of_run)), target)
     except (NotImplementedError, RuntimeError, UserError) as error:
         LOG.warning("no plan beside this measurement: %s", error)
         return None

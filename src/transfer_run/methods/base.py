@@ -238,9 +238,10 @@ class Method(nn.Module):
         return embedding
 
     def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Retrieval: images and texts in the space of both, of length 1: (B, E) each."""
-        images, texts = (F.normalize(self.embedding(batch, stack), dim=-1) for stack in self.backbone.stacks)
-        return images, texts
+        """Retrieval: images, or videos, and texts in the space of both, of length 1: (B, E) each."""
+        rows = pairs.frames_as_rows(batch)
+        images, texts = (F.normalize(self.embedding(rows, stack), dim=-1) for stack in self.backbone.stacks)
+        return pairs.mean_of_frames(images, batch.get("frame_mask")), texts
 
     def encode(self, batch: Batch) -> Any:
         """Encoder-decoders: all that `decode` needs to know of the source; by default the finished encoder state."""

@@ -1,5 +1,6 @@
 """Images and texts in one space: their similarities over the whole batch, and what draws pairs together.
 
+    video = normalised mean of its frames' normalised embeddings, padding left out (CLIP4Clip's meanP, arXiv 2104.08860)
     s = exp(scale) * image text^T          (B, B), row and column i belong together
     infonce   mean of the cross-entropies of rows and columns (Radford et al. 2021, arXiv 2103.00020; CLIP4Clip)
     triplet   hinge over the hardest negative of each row and column (VSE++, Faghri et al. 2018, arXiv 1707.05612)
@@ -9,6 +10,8 @@ The scale is the pretrained one and is not trained.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,6 +19,26 @@ from torch.nn import functional as F
 
 MARGIN = 0.2
 """How much nearer, in cosine, a pair shall be than its hardest negative (VSE)."""
+
+
+def frames_as_rows(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as towers read it: frames of videos (B, F, C, H, W) as rows (B F, C, H, W); images stay as they are."""
+    if "frame_mask" not in batch:
+        return batch
+    return {**batch, "pixel_values": batch["pixel_values"].flatten(0, 1)}
+
+
+def mean_of_frames(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Frames (B F, E) of length 1 as videos (B, E) of length 1.
+
+    Args:
+        mask: (B, F), 0 where a video has no frame; None: the rows are images and stay as they are.
+    """
+    if mask is None:
+        return rows
+    frames = precise(rows).view(*mask.shape, -1)
+    total = (frames * mask.unsqueeze(-1).to(frames.dtype)).sum(1)  # of the mean's direction, which is all that is left
+    return F.normalize(total, dim=-1).to(rows.dtype)
 
 
 def precise(tensor: Tensor) -> Tensor:
