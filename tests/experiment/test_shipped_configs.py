@@ -113,12 +113,18 @@ def test_dataset(name: str) -> None:
     schema.check({"dataset": given}, {"dataset": node}, general=general())
     name, *words = READER[reads(node)]
     backbone = plain("backbone", name)["backbone"] | ({"tower": "both"} if words else {})
-    check_fit({"method": {"name": "any"}, "backbone": backbone, "dataset": node})
+    check_fit({"method": {"name": "any", **taking(node)}, "backbone": backbone, "dataset": node})
 
 
 READER = {
     "images": ("vit_tiny",), "text": ("t5_tiny",), "images with captions": ("clip_tiny", "backbone.tower=both"),
 }  # fmt: skip
+
+
+def taking(dataset: dict[str, Any]) -> dict[str, Any]:
+    """The key of a method that takes in what this dataset holds beside the text."""
+    width = dataset.get("feature_width")
+    return {"extra_width": width} if width else {}
 
 
 def general() -> dict[str, Any]:
@@ -129,8 +135,11 @@ def general() -> dict[str, Any]:
 def test_every_dataset_composes(tmp_path: Path) -> None:
     """The same through Hydra, each in a run of its own. (Every method's runs are composed by the tests of methods.)"""
     for name in shipped("dataset"):
-        reader, *more = READER[reads(plain("dataset", name)["dataset"])]
-        composed(tmp_path, "method=full", f"backbone={reader}", f"dataset={name}", *more)
+        node = plain("dataset", name)["dataset"]
+        reader, *more = READER[reads(node)]
+        more += [f"method.{key}={value}" for key, value in taking(node).items()]
+        method = "lst" if taking(node) else "full"
+        composed(tmp_path, f"method={method}", f"backbone={reader}", f"dataset={name}", *more)
 
 
 @pytest.mark.parametrize("group", ["hardware", "optimizer", "logger", "profiler"])

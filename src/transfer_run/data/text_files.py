@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from transfer_run.data.encoding import TextRows
@@ -37,12 +40,9 @@ class TextFiles(TextData):
         return self._names or super().label_names
 
     def read_rows(self) -> dict[str, TextRows]:
-        path = path_of(self.dataset)
-        found, quoting = existing(path), self.dataset["quoting"]
-        tables = {"train": read_files([found], quoting)} if found.is_file() else read_folder(path, SPLITS, quoting)
-        rows = {name: self._rows(table) for name, table in tables.items()}
+        rows = {name: self._rows(table) for name, table in split_tables(self.dataset).items()}
         strata = {name: self._strata(rows[name]) for name in rows}
-        parts = completed(strata, self.dataset["split_shares"], path)
+        parts = completed(strata, self.dataset["split_shares"], path_of(self.dataset))
         return {name: _chosen(rows[source], picked) for name, (source, picked) in parts.items()}
 
     def _rows(self, table: Table) -> TextRows:
@@ -62,6 +62,13 @@ class TextFiles(TextData):
 
     def _strata(self, rows: TextRows) -> np.ndarray:
         return np.asarray(rows.labels) if self.dataset["form"] == "classification" else np.zeros(len(rows))
+
+
+def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables that `dataset.path` holds, by split; one file alone is `train`."""
+    path, quoting = path_of(dataset), dataset["quoting"]
+    found = existing(path)
+    return {"train": read_files([found], quoting)} if found.is_file() else read_folder(path, SPLITS, quoting)
 
 
 def _chosen(rows: TextRows, picked: list[int]) -> TextRows:

@@ -56,7 +56,8 @@ def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str
         named = [str(each) for each in (place if isinstance(place, list) else [place])]
         parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
         if parts:
-            partly = values["dataset"].get("form") == "retrieval" and key == "dataset.path"  # images lie elsewhere
+            beside = values["dataset"].get("form") == "retrieval" or "feature_column" in values["dataset"]
+            partly = beside and key == "dataset.path"  # images, or features of them, may lie elsewhere
             partly = partly or any(part.endswith(PARTLY) for part in parts)
             whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
             found[key] = whole + PARTLY * partly

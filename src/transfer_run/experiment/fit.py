@@ -53,6 +53,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_kind(method, backbone, dataset, folders)
     _check_form(method, backbone, dataset, folders)
     _check_task(method, backbone, dataset, folders)
+    _check_features(method, dataset, folders)
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
@@ -138,6 +139,27 @@ def _check_task(
         where="method, dataset",
         remedy=f"choose a dataset of {' or '.join(tasks)}; {_instead(('method', methods))}",
     )
+
+
+def _check_features(method: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Visual features beside the text (`dataset.feature_width`, 0 without) are what `method.extra_width` takes in."""
+    held, taken = int(dataset.get("feature_width") or 0), int(method.get("extra_width") or 0)
+    if held == taken:
+        return
+    data = f"dataset={dataset['name']}"
+    if "extra_width" not in method:
+        what = f"{data} holds visual features beside the text, which method={method['name']} does not take in."
+        able = [e.name for e in registry.entries("method", folders) if "extra_width" in e.content.get("method", {})]
+        remedy = f"choose method={', '.join(able)} with method.extra_width={held}, or a dataset of text alone"
+    elif not held:
+        what = f"{data} holds no visual features, which method.extra_width={taken} asks for."
+        nodes = {e.name: e.content.get("dataset", {}) for e in registry.entries("dataset", folders)}
+        able = [name for name, node in nodes.items() if node.get("feature_width")]
+        remedy = f"method.extra_width=0, or choose dataset={', '.join(able)}"
+    else:
+        what = f"The visual features of {data} are {held} wide, not {taken}."
+        remedy = f"method.extra_width={held}"
+    raise UserError(what, where="method.extra_width, dataset.feature_width", remedy=remedy)
 
 
 def _families(method: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transfer_run.errors import UserError
 from transfer_run.methods.side_tuning.extra_tokens import ExtraTokens
@@ -109,3 +109,54 @@ def test_text_alone_where_images_are_expected_is_refused() -> None:
     stir(method)
     with pytest.raises(UserError, match="extra_embeds"):
         method(batch(model))
+
+
+@pytest.mark.parametrize("memory_mode", ["efficient", "official"])
+def test_the_side_encoder_by_hand(memory_mode: str) -> None:
+    """With visual tokens seen: no position bias for any pair with one of them, and no ladder where they stand."""
+    model = backbone("t5")
+    method, given = lst(model, extra_width=FEATURES, memory_mode=memory_mode), batch(model) | visual()
+    ladder, taps = method.ladders["encoder"], []
+    state = model.embed(given, "encoder")
+    embedded = state.hidden
+    for _ in range(model.depth("encoder")):
+        state = model.step(state)
+        taps.append(state.hidden)
+    tokens, seen = method.extra(given, first_parameter(model))
+    side = ladder.first(torch.cat([embedded, tokens], dim=1))
+    mask = torch.cat([given["attention_mask"].bool(), seen.bool()], dim=1)[:, None, None]
+    bias = bias_by_hand(ladder.steps.blocks["0"].layer[0].SelfAttention, embedded.shape[1], TOKENS)
+    for index, tap in enumerate(taps):
+        gate = torch.sigmoid(ladder.mix.alpha[index] / 0.1)
+        rung = torch.cat([ladder.maps[str(index)](tap), torch.zeros(3, TOKENS, side.shape[-1])], dim=1)
+        side = block_by_hand(ladder.steps.blocks[str(index)], gate * side + (1 - gate) * rung, bias, mask)
+    expected = rms(side, ladder.steps.norm)
+    got = method.encode(given).side
+    assert got.hidden.shape[1] == given["input_ids"].shape[1] + TOKENS
+    torch.testing.assert_close(got.hidden, expected, atol=1e-5, rtol=1e-4)
+
+
+def bias_by_hand(attention: nn.Module, text: int, extra: int) -> Tensor:
+    """(1, H, S, S): T5's table at the distance of two text tokens (below 8 a bucket each, 16 on for what follows)."""
+    table = attention.relative_attention_bias.weight
+    bias = torch.zeros(1, table.shape[1], text + extra, text + extra)
+    for query in range(text):
+        for key in range(text):
+            bias[0, :, query, key] = table[abs(key - query) + 16 * (key > query)]
+    return bias
+
+
+def block_by_hand(block: nn.Module, side: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    """A T5 encoder block: attention without scaling, then the feed-forward with ReLU, norms before both."""
+    attention, feed = block.layer[0].SelfAttention, block.layer[1].DenseReluDense
+    normed = rms(side, block.layer[0].layer_norm)
+    heads = bias.shape[1]
+    query, key, value = (part(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
+                         for part in (attention.q, attention.k, attention.v))  # fmt: skip
+    weights = (query @ key.mT + bias).masked_fill(~mask, -torch.inf).softmax(-1)
+    side = side + attention.o((weights @ value).transpose(1, 2).flatten(2))
+    return side + feed.wo(feed.wi(rms(side, block.layer[1].layer_norm)).relu())
+
+
+def rms(hidden: Tensor, norm: nn.Module) -> Tensor:
+    return hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight

@@ -76,7 +76,8 @@ class LST(LadderTuning):
         prune_order: order of kept rows, `ascending` or as `released`.
         prune_compat: score rows by logarithms as the released BART code does, which keeps the least important ones.
         backbone_dropout: the frozen model's dropout is active in training, as in the paper.
-        extra_width: width of visual features in `extra_embeds` that only the side encoder sees; 0: none.
+        extra_width: width of visual features in `extra_embeds` that only the side encoder sees (the vision-and-language
+            variant; the data's `feature_width`); 0: none.
         memory_mode: `official` keeps for backward what the released code keeps. Equal numbers.
 
     Raises:
