@@ -11,7 +11,7 @@ from typing import Any
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment import registry
 
-TEXT, IMAGES, PAIRS = "text", "images", "images with captions"
+TEXT, IMAGES, PAIRS = "text", "images", "images or videos with captions"
 READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES},
          "clip": {TEXT, IMAGES, PAIRS}}  # fmt: skip
 """What the families of backbones read; a family that is not named here is not checked."""
