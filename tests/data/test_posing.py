@@ -25,7 +25,7 @@ SHIPPED = sorted(  # `none` stands for the absence of data
 BACKBONES = {
     "text": ("t5_tiny", "bert_tiny", "gpt2_tiny"),
     "images": ("vit_tiny", "cnn_tiny", "clip_tiny"),
-    "images with captions": ("clip_tiny",),
+    "images or videos with captions": ("clip_tiny",),
 }
 
 

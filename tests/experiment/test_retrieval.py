@@ -165,7 +165,7 @@ def test_a_side_network_saves_what_the_paper_says_it_saves() -> None:
     ("words", "reason", "remedy"),
     [
         (("method=full", "backbone=clip_tiny", "dataset=digit_captions"), "ask both towers", "backbone.tower=both"),
-        (("method=full", "backbone=vit_tiny", "dataset=digit_captions"), "images with captions", "clip_tiny"),
+        (("method=full", "backbone=vit_tiny", "dataset=digit_captions"), "images or videos with captions", "clip_tiny"),
         (("method=vqt", *TWO_TOWERS), "does not train on", "choose a dataset of classification"),
         (("method=hst", *TWO_TOWERS), "does not train on", "choose a dataset of classification"),
         *(

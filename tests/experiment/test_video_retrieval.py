@@ -155,7 +155,7 @@ def test_parameters_of_the_paper(words: tuple[str, ...], published: int) -> None
     ("words", "reason", "remedy"),
     [
         (("method=full", "backbone=clip_tiny", "dataset=digit_videos"), "ask both towers", "backbone.tower=both"),
-        (("method=full", "backbone=vit_tiny", "dataset=digit_videos"), "images with captions", "clip_tiny"),
+        (("method=full", "backbone=vit_tiny", "dataset=digit_videos"), "images or videos with captions", "clip_tiny"),
         (("method=vqt", *VIDEOS), "does not train on", "choose a dataset of classification"),
     ],
 )
