@@ -53,8 +53,8 @@ def test_parameters_of_table_3() -> None:
     ("words", "reason", "remedy"),
     [
         (("method=full", *LST[2:]), "which method=full does not take in", "method=lst with method.extra_width=8"),
-        (("method=lst", *LST[2:]), "8 wide, not 0", "method.extra_width=8"),
-        ((*LST, "method.extra_width=9"), "8 wide, not 9", "method.extra_width=8"),
+        (("method=lst", *LST[2:]), "8 wide, method.extra_width is 0", "method.extra_width=8"),
+        ((*LST, "method.extra_width=9"), "8 wide, method.extra_width is 9", "method.extra_width=8"),
         ((*LST, "dataset=python_docs"), "holds no visual features", "dataset=digit_questions, text_features"),
         ((*LST, "dataset.feature_width=4"), "feature_width", "8"),
         ((*LST, "backbone=gpt2_tiny"), "asks for text_to_text", "choose backbone="),

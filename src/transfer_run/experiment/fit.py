@@ -157,7 +157,7 @@ def _check_features(method: Mapping[str, Any], dataset: Mapping[str, Any], folde
         able = [name for name, node in nodes.items() if node.get("feature_width")]
         remedy = f"method.extra_width=0, or choose dataset={', '.join(able)}"
     else:
-        what = f"The visual features of {data} are {held} wide, not {taken}."
+        what = f"The visual features of {data} are {held} wide, method.extra_width is {taken}."
         remedy = f"method.extra_width={held}"
     raise UserError(what, where="method.extra_width, dataset.feature_width", remedy=remedy)
 
