@@ -4,8 +4,8 @@
     "is the digit even?"      "no"
 
 The text alone is the same for every image: it leaves one digit in ten to guess, and a coin to toss. What a model is
-right beyond that it has seen in the image. The data are for trials: they show whether visual tokens are learned from, and
-compare with no published figure.
+right beyond that it has seen in the image. The data are for trials: they show whether visual tokens are learned from,
+and compare with no published figure.
 """
 
 from __future__ import annotations
