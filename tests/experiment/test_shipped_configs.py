@@ -117,7 +117,8 @@ def test_dataset(name: str) -> None:
 
 
 READER = {
-    "images": ("vit_tiny",), "text": ("t5_tiny",), "images or videos with captions": ("clip_tiny", "backbone.tower=both"),
+    "images": ("vit_tiny",), "text": ("t5_tiny",),
+    "images or videos with captions": ("clip_tiny", "backbone.tower=both"),
 }  # fmt: skip
 
 
