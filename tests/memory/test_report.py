@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -135,3 +136,20 @@ def test_nothing_measured_is_said() -> None:
 def test_libraries_workspaces_explain_a_gpus_miss_only(source: str) -> None:
     measured = {**memory(activations=2.0), "source": source}
     assert ("workspaces" in explain_difference(memory(activations=1.0), measured, {}, {})) == (source == "cuda")
+
+
+def test_a_plan_fits_eighty_columns() -> None:
+    from rich.console import Console
+
+    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.plan import plan_run
+
+    words = ["method=hst", "backbone=vit_base_patch16_224", "dataset=vtab/cifar100", "dataset.batch_size=64"]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(plan_run(compose(words)).report)
+    text = console.export_text()
+    assert "…" not in text.split("largest tensors")[0]
+    advice = next(line for line in text.splitlines() if "side-tuning (method=" in line)
+    assert "hst" not in advice, "neither the method itself nor one whose backward visits the backbone"
+    assert "dtl" not in advice
+    assert "shorter answers" not in text

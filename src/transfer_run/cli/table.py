@@ -53,11 +53,17 @@ def show(arguments: Sequence[str]) -> None:
 
     every = flags.name == "all"
     specs = [read(name) for name in (names() if every else [flags.name])]
-    from transfer_run.tables.produce import produce
+    _check_words(flags.overrides)
+    from transfer_run.experiment.record import make_folder
+    from transfer_run.tables.produce import check_extra, produce
     from transfer_run.tables.records import record, recorded, recorded_file
 
     if flags.source == "recorded" and every:
         specs = [spec for spec in specs if recorded_file(spec.name).is_file()]
+    if flags.out:
+        make_folder(Path(flags.out), f"--out {flags.out}")
+    if flags.overrides and flags.source != "recorded" and not every:
+        check_extra(specs[0], flags.scale, flags.overrides)
     for count, spec in enumerate(specs, 1):
         begin = time.perf_counter()
         if flags.source == "recorded":
@@ -74,6 +80,22 @@ def show(arguments: Sequence[str]) -> None:
         _say(
             f"{place}{spec.name}: {made} of {len(cells)} cells by us, {time.perf_counter() - begin:.0f} s -> {folder}/"
         )
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raises UserError for a word that is no override, or that would turn every row into one method's."""
+    for word in words:
+        key, equals, _ = word.lstrip("+").partition("=")
+        if not equals and not key.startswith("~"):
+            raise UserError(
+                f"{word!r} is not KEY=VALUE.",
+                where=word,
+                remedy="one table at a time; words for its cells are KEY=VALUE",
+            )
+        if key == "method":
+            raise UserError(
+                "A table's rows name their methods.", where=word, remedy="leave it out: every row would be that method"
+            )
 
 
 def _folder(out: str | None, spec: TableSpec, every: bool) -> Path:

@@ -88,7 +88,11 @@ def _read(place: str) -> tuple[Path, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"The kept rows cannot be read: {error}.", where=f"dataset.rows: {path}") from error
+        raise UserError(
+            f"The kept rows cannot be read: {error}.",
+            where=f"dataset.rows: {path}",
+            remedy='write JSON, row numbers by split: {"rows": {"train": [0, 5]}}',
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
         raise UserError(
             "The file names no rows.", where=f"dataset.rows: {path}", remedy='write {"rows": {"train": [0, 2, ...]}}'

@@ -161,11 +161,18 @@ class _Planned:
     def __init__(self, config: Mapping[str, Any], target: Target | None, trains: bool = True) -> None:
         self.config = config
         self.setting = _setting(config, target)
+        if self.setting.target == "cpu" and config["backbone"].get("load") in QUANTISED:
+            raise UserError(
+                "8- and 4-bit weights need a CUDA GPU, and the plan is asked for a CPU.",
+                where=f"backbone.load={config['backbone']['load']}, hardware.accelerator=cpu",
+                remedy="leave hardware=cpu out, or set backbone.load=bf16",
+            )
         self.devices, self.strategy = _spread(config)
         self.assumptions: list[str] = []
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
         method = _method_on_meta(config, paper=self.setting.paper)
+        self.generates = method.task.form == "text_to_text"
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)
@@ -220,13 +227,14 @@ class _Planned:
             batch_size=batch_size,
             trainable_pct=self.parameters["trainable_pct"],
             through_backbone=self.through_backbone,
-            side=_methods_for(self.config, family="side_tuning"),
+            side=_methods_for(self.config, family="side_tuning", through_backbone=False),
             lean=tuple(name for name in _methods_for(self.config, family="tuning") if name in LEAN),
             checkpointing=self.config["hardware"]["activation_checkpointing"],
             precision=self.setting.precision,
             optimizer=self.config["optimizer"]["name"],
             gradients_kept=not self.setting.grads_to_none,
             paper=self.setting.paper,
+            generates=self.generates,
         )
 
     def title(self, batch_size: int) -> str:
@@ -236,12 +244,21 @@ class _Planned:
         return f"{' / '.join(names)}: batch {batch_size}{each}, {self.setting.precision}, on {where}"
 
 
-def _methods_for(config: Mapping[str, Any], family: str) -> tuple[str, ...]:
-    """Methods of a family that are defined on the run's backbone."""
+def _methods_for(config: Mapping[str, Any], family: str, *, through_backbone: bool = True) -> tuple[str, ...]:
+    """Other methods of a family that are defined on the run's backbone.
+
+    Args:
+        through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
+    """
     backbone = config["backbone"]["family"]
     entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
-    of_family = (entry for entry in entries if entry.family == family)
-    return tuple(e.name for e in of_family if backbone in e.content["method"]["about"].get("backbones", [backbone]))
+    found = []
+    for entry in entries:
+        about = entry.content["method"]["about"]
+        fits = entry.family == family and backbone in about.get("backbones", [backbone])
+        if fits and entry.name != config["method"]["name"] and (through_backbone or not about.get("through_backbone")):
+            found.append(entry.name)
+    return tuple(found)
 
 
 def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:

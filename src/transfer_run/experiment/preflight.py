@@ -32,6 +32,7 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
     from transfer_run.hardware.devices import check_devices
 
     devices = _error_of(lambda: check_devices(config["hardware"], config["backbone"]))
+    devices = devices or _error_of(lambda: _check_load(config["backbone"]))
     missing = [error for error in (devices, *_missing_files(config, sources_missing)) if error]
     if len(missing) == 1:
         raise missing[0]
@@ -67,6 +68,13 @@ def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[Us
     if (sources_missing and dataset.get("path")) or (dataset.get("hub") and not dataset.get("path")):
         data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
     return data, weights
+
+
+def _check_load(backbone: Mapping[str, Any]) -> None:
+    if backbone.get("load"):
+        from transfer_run.backbones.storage import check_quantised
+
+        check_quantised(backbone)
 
 
 def _error_of(work: Callable[[], Any]) -> UserError | None:

@@ -31,6 +31,23 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def make_folder(folder: Path, where: str) -> None:
+    """Make a folder that the user's words name.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "it may not be written to"
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+    if reason:
+        raise UserError(
+            f"The folder {folder} cannot be used: {reason}.", where=where, remedy="name one that can be written to"
+        )
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

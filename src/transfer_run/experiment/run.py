@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.export_folder import check_place
 from transfer_run.experiment.identity import identity, run_folder
-from transfer_run.experiment.record import LOG, read_result, run_log, write_atomically
+from transfer_run.experiment.record import LOG, make_folder, read_result, run_log, write_atomically
 from transfer_run.experiment.sources import ensure_sources
 from transfer_run.experiment.summary import show_result
 
@@ -44,8 +44,9 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
         show_dry_run(cfg)
         return run_folder(cfg)
     folder = run_folder(cfg)
+    make_folder(folder, f"output_dir={cfg.output_dir}")
     if cfg.export:
-        check_place(folder, Path(cfg.export))
+        make_folder(check_place(folder, Path(cfg.export)).parent, f"export={cfg.export}")
     if read_result(folder) is None or cfg.force:
         with _held(folder):
             if read_result(folder) is None or cfg.force:
@@ -116,7 +117,6 @@ def _clear(folder: Path) -> None:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the run against other processes; wait, and say so, while another one is at it."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(folder / ".lock"), folder / ".owner"
     try:
         lock.acquire(timeout=0)

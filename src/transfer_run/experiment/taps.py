@@ -19,7 +19,7 @@ from transfer_run.data.load import batch_spec
 from transfer_run.data.sampling import Draw, Loader
 from transfer_run.data.tap_cache import open_store, sizes
 from transfer_run.errors import UserError
-from transfer_run.experiment.record import LOG
+from transfer_run.experiment.record import LOG, make_folder
 from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
 
@@ -44,6 +44,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
             remedy="set cache.taps=none",
         )
     folder = Path(settings["folder"] or Path(config["output_dir"]) / "taps")
+    make_folder(folder, f"cache.folder={settings['folder']}")
     files = {key: said for key, said in config["contents"].items() if key.startswith("dataset.")}
     about = {
         "backbone": method.backbone.provenance["checksum"],

@@ -38,7 +38,7 @@ def parse_budget(text: str) -> int:
         UserError: not an amount of memory.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", str(text))
-    if match is None or match[2].upper() not in _UNITS:
+    if match is None or match[2].upper() not in _UNITS or not float(match[1]):
         raise UserError(
             f"{text!r} is not an amount of memory.",
             where="plan.budget",

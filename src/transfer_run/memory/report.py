@@ -25,13 +25,14 @@ class Facts:
         batch_size: examples a device and step.
         trainable_pct: share of the parameters that is trained.
         through_backbone: does backward visit the backbone's blocks?
-        side: side-tuning methods that this family of backbones has.
+        side: side-tuning methods of this family of backbones whose backward does not visit it.
         lean: methods that train few weights on it.
         checkpointing: are activations computed again in backward?
         precision: `32-true`, `bf16-mixed`, ...
         optimizer: its config name.
         gradients_kept: zeroed gradients are kept between steps.
         paper: amounts in the papers' GB of 1000 MiB.
+        generates: does an evaluation write answers, token by token?
     """
 
     batch_size: int
@@ -44,6 +45,7 @@ class Facts:
     optimizer: str = "adamw"
     gradients_kept: bool = False
     paper: bool = False
+    generates: bool = True
 
 
 def amount(size: float, paper: bool = False) -> str:
@@ -72,7 +74,7 @@ def _unit(memory: Mapping[str, Any], facts: Facts) -> tuple[str, int]:
 def _phases(memory: Mapping[str, Any], facts: Facts) -> Table:
     unit, size = _unit(memory, facts)
     title = f"peak of each phase, in {unit}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("phase", no_wrap=True)
     for kind in KINDS:
         table.add_column(kind, justify="right", no_wrap=True)
@@ -133,7 +135,8 @@ def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
     if phase == PREPARE:
         return lines
     if phase == "evaluation":
-        lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
+        if facts.generates:
+            lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
         return lines
     if heavy and facts.through_backbone:
         if facts.side:

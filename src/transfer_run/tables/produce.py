@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transfer_run.errors import UserError
+from transfer_run.experiment.compose import compose
 from transfer_run.tables.figures import PLANNED, NoFigure, ask, prepare
 from transfer_run.tables.spec import Column, Row, TableSpec
 
@@ -74,6 +75,27 @@ def produce(
             ours[column.name] = _cell(spec, row, column, source, scale, extra, ours)
         cells += [ours[column.name] for column in spec.columns]  # but stand where the paper has them
     return cells
+
+
+def check_extra(spec: TableSpec, scale: str, extra: Sequence[str]) -> None:
+    """Refuse words that no row of the table can take: a table of blanks would say less, and later.
+
+    Raises:
+        UserError: what is wrong with them.
+    """
+    first: UserError | None = None
+    for row in spec.rows:
+        column = next((c for c in spec.columns if c.origin in ("plan", "run")), None)
+        if row.words is None or column is None or (scale == "smoke" and not spec.smoke):
+            continue
+        words = spec.cell_words(row, column, scale)
+        try:
+            compose([*words, *extra])
+            return
+        except UserError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _planned(spec: TableSpec, source: str, scale: str, extra: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
