@@ -61,7 +61,9 @@ def test_method(name: str) -> None:
 @cache
 def fitting_pair(method: str) -> tuple[str, str] | None:
     """A tiny backbone and a data set that the method works on."""
+    families = plain("method", method)["method"]["about"]["backbones"]
     tiny = [name for name in shipped("backbone") if name.endswith("_tiny")]
+    tiny = [name for name in tiny if plain("backbone", name)["backbone"]["family"] in families]
     pairs = [(backbone, dataset) for backbone in tiny for dataset in shipped("dataset")]
     for backbone, dataset in sorted(pairs, key=lambda pair: pair[1] == "none"):  # an absence of data fits anything
         parts = (("method", method), ("backbone", backbone), ("dataset", dataset))
