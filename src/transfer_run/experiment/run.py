@@ -44,7 +44,6 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
         show_dry_run(cfg)
         return run_folder(cfg)
     folder = run_folder(cfg)
-    make_folder(folder, f"output_dir={cfg.output_dir}")
     if cfg.export:
         make_folder(check_place(folder, Path(cfg.export)).parent, f"export={cfg.export}")
     if read_result(folder) is None or cfg.force:
@@ -117,6 +116,7 @@ def _clear(folder: Path) -> None:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the run against other processes; wait, and say so, while another one is at it."""
+    make_folder(folder, f"output_dir: {folder}")
     lock, owner = FileLock(folder / ".lock"), folder / ".owner"
     try:
         lock.acquire(timeout=0)
