@@ -55,7 +55,7 @@ def test_barts_encoder(build: Callable[..., Any]) -> None:
     case = build("bart")
     backbone, batch = case.backbone, case.batch
     batch["input_ids"][:, 1] = 1  # two ends of text a row, as a pair of sentences has
-    batch["input_ids"][torch.arange(3), batch["attention_mask"].sum(1) - 1] = 1
+    batch["input_ids"][torch.arange(3), batch["attention_mask"].sum(1) - 2] = 1  # the last one is not the last token
     config = backbone.model.config
     config.num_labels = 3
     whole = BartForSequenceClassification(config).eval()
