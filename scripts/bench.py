@@ -39,7 +39,7 @@ def runner(steps: int = 60, rounds: int = 5) -> None:
     The third line adds what a run does by default beside its steps: two steps followed tensor by tensor, a checkpoint
     an epoch. (Validation is left out of all three: a bare loop has none.)
     """
-    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.config.compose import compose
 
     words = [
         "method=full",
@@ -86,7 +86,7 @@ def _built(cfg: Any) -> tuple[Any, Any, dict[str, Any]]:
 def _bare(cfg: Any, steps: int) -> Callable[[], None]:
     import torch
 
-    from transfer_run.experiment.optimization import build_optimizer, build_schedule
+    from transfer_run.hardware.optimization import build_optimizer, build_schedule
 
     method, data, config = _built(cfg)
     optimizer = build_optimizer(method.parameter_groups(), config["optimizer"])
@@ -112,9 +112,9 @@ def _bare(cfg: Any, steps: int) -> Callable[[], None]:
 
 
 def _through_runner(cfg: Any, *, defaults: bool = False) -> Callable[[], None]:
-    from transfer_run.experiment.checkpoints import Checkpoints
-    from transfer_run.experiment.metrics_csv import MetricsCsv, StepRows
-    from transfer_run.experiment.module import TransferModule
+    from transfer_run.experiment.record.metrics_csv import MetricsCsv, StepRows
+    from transfer_run.experiment.training.checkpoints import Checkpoints
+    from transfer_run.experiment.training.module import TransferModule
     from transfer_run.hardware.trainer import build_trainer
     from transfer_run.memory.callback import MemoryCallback
 
@@ -151,8 +151,8 @@ def modes(steps: int = 3) -> None:
 
     The batch is of 32 images in the plan, of 8 in what is kept and timed.
     """
-    from transfer_run.experiment.compose import compose
-    from transfer_run.experiment.plan import plan_run
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.experiment.planning.plan import plan_run
 
     common = ["backbone=vit_base_patch16_224", "dataset=vtab/cifar100", "backbone.weights=random"]
     for method in ("lst", "unipt", "sherl", "hst", "vqt"):
@@ -174,7 +174,7 @@ def _step_seconds(cfg: Any, steps: int) -> float:
 
     from transfer_run.backbones.load import family_class
     from transfer_run.data.load import batch_spec, build_task
-    from transfer_run.experiment.optimization import build_optimizer
+    from transfer_run.hardware.optimization import build_optimizer
     from transfer_run.methods.build import build_method
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -210,7 +210,7 @@ def _result_of(words: list[str]) -> dict[str, Any]:
     """`result.json` of a run on the digits, made in a folder of its own."""
     import json
 
-    from transfer_run.experiment.compose import compose
+    from transfer_run.experiment.config.compose import compose
     from transfer_run.experiment.run import carry_out
 
     common = ["backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]

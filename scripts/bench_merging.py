@@ -25,10 +25,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
-from transfer_run.methods.merging.engine import Job, merge_to_folder
+from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoint
+from transfer_run.methods.merging.engine.stream import Job, merge_to_folder
+from transfer_run.methods.merging.engine.writer import CheckpointWriter
 from transfer_run.methods.merging.ties import TiesRule
-from transfer_run.methods.merging.writer import CheckpointWriter
 
 KEEP, SCALE = 0.2, 1.0
 

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 from transfer_run.tables.comparison import markdown, picture, rows_of
 

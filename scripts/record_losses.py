@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from tests.methods.matrix import methods, words  # noqa: E402
 from tests.methods.test_every_method import PINNED, first_losses  # noqa: E402
 
-from transfer_run.experiment.compose import compose  # noqa: E402
+from transfer_run.experiment.config.compose import compose  # noqa: E402
 from transfer_run.experiment.run import carry_out  # noqa: E402
 
 

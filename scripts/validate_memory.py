@@ -79,8 +79,8 @@ def measure(words: Sequence[str], device: str) -> dict[str, Any]:
 
     from transfer_run.backbones.load import family_class
     from transfer_run.data.load import batch_spec, build_task
-    from transfer_run.experiment.compose import compose
-    from transfer_run.experiment.optimization import build_optimizer
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.hardware.optimization import build_optimizer
     from transfer_run.methods.build import build_method
 
     config: dict[str, Any] = OmegaConf.to_container(compose(list(words)), resolve=True)  # type: ignore[assignment]
@@ -149,8 +149,8 @@ def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], devi
 
 def plan(words: Sequence[str], device: str) -> Point:
     """The configuration with its plan alone; what breaks it stands in `error`."""
-    from transfer_run.experiment.compose import compose
-    from transfer_run.experiment.plan import plan_run
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.experiment.planning.plan import plan_run
 
     try:
         memory = plan_run(compose(list(words)), target="cuda" if device == "cuda" else "cpu").memory
@@ -313,7 +313,8 @@ def _list(chosen: Sequence[Sequence[str]], device: str) -> int:
 
 
 def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float, complete: bool) -> None:
-    from transfer_run.experiment.record import environment, write_json
+    from transfer_run.experiment.record.log import environment
+    from transfer_run.files import write_json
 
     found = summary(points)
     out = Path(flags.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from transfer_run.experiment.registry import entries
+from transfer_run.experiment.config.registry import entries
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 HEAD = """# Methods

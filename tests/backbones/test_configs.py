@@ -12,10 +12,10 @@ import yaml
 from torch import nn
 from transformers import BartConfig, BartModel
 
-from transfer_run.backbones.bart import BartEncoder
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.families.bart import BartEncoder
 from transfer_run.backbones.load import FAMILIES, build_backbone
-from transfer_run.data.task import Task
+from transfer_run.task import Task
 
 FOLDER = Path(__file__).parents[2] / "configs" / "backbone"
 FILES = {str(path.relative_to(FOLDER))[: -len(".yaml")]: path for path in sorted(FOLDER.rglob("*.yaml"))}

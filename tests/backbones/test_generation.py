@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transfer_run.data.task import Task
 from transfer_run.methods.tuning.full import Full
+from transfer_run.task import Task
 
 
 def full_of(case: Any, form: Any) -> Full:

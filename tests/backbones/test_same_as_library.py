@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.backbones.clip import CLIP
+from transfer_run.backbones.families.clip import CLIP
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
+from transfer_run.task import Task
 
 TAPS = {"atol": 0.0, "rtol": 0.0}
 

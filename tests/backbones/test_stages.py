@@ -12,8 +12,8 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.stages import copy_stages, freeze_stages, reinitialize, stages
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
+from transfer_run.task import Task
 
 TASK = Task("classification", 5)
 SOME = pytest.mark.parametrize("name", ["t5", "bert", "bart", "llama", "vit", "resnet", "efficientnet", "clip"])

@@ -9,7 +9,7 @@ import pytest
 import timm
 
 from transfer_run.backbones.load import build_backbone
-from transfer_run.experiment import registry
+from transfer_run.experiment.config import registry
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "cnn_tiny"])

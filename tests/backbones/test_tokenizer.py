@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from transfer_run.backbones import hub, tokenizer
+from transfer_run.backbones import tokenizer
 from transfer_run.backbones.tokenizer import build_tokenizer
+from transfer_run.backbones.weights import hub
 from transfer_run.errors import UserError
 
 STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "weights" / "llama-stories260k"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-USER = Path(__file__).parents[1] / "experiment" / "user_configs"
+USER = Path(__file__).parents[1] / "user_configs"
 """A folder of configs and modules outside the package."""
 
 TOY = ("--config-dir", str(USER), "method=toy", "backbone=small", "dataset=sentences")

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import TOY, USER
 from transfer_run.cli.completion import complete
-
-from .conftest import TOY, USER
 
 LINE = f"transfer-run --config-dir {USER} method=toy backbone=small dataset=sentences "
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TOY, USER, Answer
+from tests.cli.conftest import TOY, USER, Answer
 
 WRONG: list[tuple[str, list[str], str]] = [
     ("unknown key", ["method.dept=3"], "method.depth"),
@@ -66,8 +66,8 @@ for words in (["--help"], [*toy, "--cfg", "job"], [*toy, "--info", "defaults"], 
     exit_code(lambda: run.run(words))
 for kind in ("methods", "backbones", "datasets"):
     listing.show([kind])
-from transfer_run.experiment.identity import run_folder
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.identity import run_folder
+from transfer_run.experiment.config.compose import compose
 run_folder(compose(toy[2:], toy[1]))
 heavy = ["torch", "transformers", "timm", "lightning", "peft", "datasets", "wandb", "sklearn", "numpy"]
 print("LOADED", [name for name in heavy if name in sys.modules])

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.cli.conftest import USER, Answer
 from transfer_run.cli.list import columns, show
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-
-from .conftest import USER, Answer
+from transfer_run.experiment.config import registry
 
 
 def test_the_list_is_fast_and_names_title_and_family(command: Callable[..., Answer]) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from transfer_run.experiment import registry
-
-from .conftest import TOY, Answer
+from tests.cli.conftest import TOY, Answer
+from transfer_run.experiment.config import registry
 
 
 def test_help_names_groups_flags_and_lists_and_is_fast(command: Callable[..., Answer]) -> None:

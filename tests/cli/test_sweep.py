@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.conftest import TOY, Answer
 from transfer_run.cli.sweep_table import write_table
-
-from .conftest import TOY, Answer
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:

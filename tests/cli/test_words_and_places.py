@@ -9,10 +9,10 @@ import pytest
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.table import show
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import plan_run
-from transfer_run.experiment.record import make_folder
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
+from transfer_run.files import make_folder
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", "hardware=cpu",
          "trainer.max_steps=1", "trainer.progress=none", "profiler=none")  # fmt: skip

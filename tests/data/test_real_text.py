@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.conftest import data_of, nodes, real
 from transfer_run.data.load import batch_spec, build_data
 from transfer_run.errors import UserError
-
-from .conftest import data_of, nodes, real
 
 
 def glue(task: str, backbone: str, *overrides: str, folder: str = "text") -> Any:

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from tests.data.conftest import nodes
 from transfer_run.data.load import build_data
-from transfer_run.data.table import read_files, read_folder, read_hub
-from transfer_run.data.task import Task
+from transfer_run.data.reading.table import read_files, read_folder, read_hub
 from transfer_run.errors import UserError
-
-from .conftest import nodes
+from transfer_run.task import Task
 
 Write = Callable[[str, str], Path]
 GOOD = "text,label\ngood film,1\nbad film,0\n"

@@ -10,18 +10,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.methods.matrix import carried_out_in_two
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
-from transfer_run.data.retrieval_scores import NAMES
+from transfer_run.data.scores.retrieval import NAMES
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import parameter_counts, plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.planning.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
-
-from ..methods.matrix import carried_out_in_two
 
 TWO_TOWERS = ("backbone=clip_tiny", "backbone.tower=both", "dataset=digit_captions")
 QUICK = (*TWO_TOWERS, "backbone.weights=random:0", "trainer.max_steps=4", "trainer.log_every=1", "optimizer.warmup=0",

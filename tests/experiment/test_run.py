@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.data.load import build_data
 from transfer_run.errors import RunFailed, UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")
@@ -86,8 +86,9 @@ def test_samples_a_second_counts_a_last_small_batch_as_it_is(tmp_path: Path) -> 
 
 def test_a_finished_run_answers_without_torch(finished: Path) -> None:
     code = (
-        "import sys; from transfer_run.experiment.compose import compose; from transfer_run.experiment.run import "
-        f"carry_out; carry_out(compose({[*PROBE, f'output_dir={finished.parents[2]}', 'trainer.max_steps=3']!r})); "
+        "import sys; from transfer_run.experiment.config.compose import compose; "
+        "from transfer_run.experiment.run import carry_out; "
+        f" carry_out(compose({[*PROBE, f'output_dir={finished.parents[2]}', 'trainer.max_steps=3']!r})); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
@@ -219,8 +220,8 @@ class TestExport:
     def test_what_was_trained_beside_a_frozen_backbone_comes_with_a_loader(
         self, finished: Path, tmp_path: Path
     ) -> None:
-        from transfer_run.experiment.export import export_run
-        from transfer_run.experiment.saved import load_model
+        from transfer_run.experiment.models.export import export_run
+        from transfer_run.experiment.models.saved import load_model
 
         out = export_run(finished, tmp_path / "out")
         assert load_model(out).task.num_labels == 5

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry, schema
-from transfer_run.experiment.compose import GROUPS, compose
-from transfer_run.experiment.fit import READS, check_fit, reads
+from transfer_run.experiment.config import registry, schema
+from transfer_run.experiment.config.compatibility import READS, check_fit, reads
+from transfer_run.experiment.config.compose import GROUPS, compose
 
 METHOD_ABOUT = {"title", "target", "family", "shape", "backbones"}
 SHAPES = {"tune", "stage", "combine", "distil", "score", "reshape"}

@@ -8,10 +8,10 @@ import pytest
 from omegaconf import DictConfig
 
 from transfer_run.errors import RunFailed, UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.source_kinds import KINDS, Wanted, declared, makes
+from transfer_run.experiment.sources.kinds import KINDS, Wanted, declared, makes
 
 SHORT = ("trainer.max_steps=2", "dataset.batch_size=16", "profiler=none")
 BERT = ("backbone=bert_tiny", "backbone.weights=random:0", "dataset=python_docs", *SHORT)
@@ -119,7 +119,7 @@ class TestWhichSource:
         assert "optimizer.lr" in error.nearest
 
     def test_a_source_that_breaks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from transfer_run.experiment import train
+        from transfer_run.experiment.training import train
 
         def breaks(*_: object) -> None:
             raise ArithmeticError("it broke")

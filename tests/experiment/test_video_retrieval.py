@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
-from transfer_run.data.retrieval_scores import OF_VIDEOS, RetrievalScores
-from transfer_run.data.task import Task
+from transfer_run.data.scores.retrieval import OF_VIDEOS, RetrievalScores
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
-from transfer_run.methods import pairs
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
+from transfer_run.methods.forms import retrieval as pairs
+from transfer_run.task import Task
 
 VIDEOS = ("backbone=clip_tiny", "backbone.tower=both", "dataset=digit_videos")
 QUICK = (*VIDEOS, "backbone.weights=random:0", "trainer.max_steps=2", "trainer.log_every=1", "optimizer.warmup=0",

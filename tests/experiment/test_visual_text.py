@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import parameter_counts, plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.tables.spec import read
 

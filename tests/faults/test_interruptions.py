@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import run_folder
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.identity import run_folder
 from transfer_run.experiment.run import carry_out
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import run_folder
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.identity import run_folder
 from transfer_run.experiment.run import carry_out
 
 WORDS = ("method=full", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu",
@@ -21,7 +21,7 @@ WORDS = ("method=full", "backbone=vit_tiny", "dataset=digits", "backbone.weights
 
 KILLED = """
 import os, signal, sys
-from transfer_run.experiment.checkpoints import Checkpoints
+from transfer_run.experiment.training.checkpoints import Checkpoints
 
 batches = int(sys.argv[1])
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.memory.planner import Shapes
+from transfer_run.task import Task
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "t5": {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import inference_memory, plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import inference_memory, plan_run
 from transfer_run.memory.paper import GB, KeptLayer, keep_as_given
 
 BASE = "[1,2,3,5,6,7,9,10,11]"

@@ -14,8 +14,8 @@ import pytest
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.plan import HELP, plan
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.memory.account import KINDS
 
 TINY = ["method=full", "backbone=vit_tiny", "dataset=digits", "dataset.batch_size=16", "backbone.weights=random"]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tests.memory import small
-from transfer_run.experiment.optimization import build_optimizer
+from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.memory.account import KINDS, MemoryReport
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.planner import Rehearsal, Setting

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.memory import small
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.planner import Rehearsal, Setting

@@ -141,8 +141,8 @@ def test_libraries_workspaces_explain_a_gpus_miss_only(source: str) -> None:
 def test_a_plan_fits_eighty_columns() -> None:
     from rich.console import Console
 
-    from transfer_run.experiment.compose import compose
-    from transfer_run.experiment.plan import plan_run
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.experiment.planning.plan import plan_run
 
     words = ["method=hst", "backbone=vit_base_patch16_224", "dataset=vtab/cifar100", "dataset.batch_size=64"]
     console = Console(width=80, record=True, file=io.StringIO())

@@ -15,7 +15,7 @@ from matrix import batch_of, methods, smallest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from transfer_run.experiment.module import average_statistics
+from transfer_run.experiment.training.module import average_statistics
 from transfer_run.methods.base import Method
 
 

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
 from transfer_run.errors import Preempted
-from transfer_run.experiment import registry
-from transfer_run.experiment.checkpoints import Checkpoints
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.sources import sources_of
+from transfer_run.experiment.sources.resolve import sources_of
+from transfer_run.experiment.training.checkpoints import Checkpoints
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 

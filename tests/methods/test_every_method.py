@@ -18,15 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.methods import matrix
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.optimization import build_optimizer
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model, save_model
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model, save_model
+from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.methods.build import method_class, method_settings
-
-from . import matrix
 
 FITTED = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in matrix.methods("tune", "stage", "distil")]
 ROOT = Path(__file__).parents[2]

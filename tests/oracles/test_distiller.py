@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from transfer_run.methods.distillation.information import mi_bound
-from transfer_run.methods.distillation.objectives import HIDDEN, prediction_ce, prediction_mse
+from transfer_run.methods.distillation.objectives.information import mi_bound
+from transfer_run.methods.distillation.objectives.objectives import HIDDEN, prediction_ce, prediction_mse
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("distiller_*.npz"))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.vit import ViT
-from transfer_run.data.task import Task
+from transfer_run.backbones.families.vit import ViT
 from transfer_run.methods.side_tuning.hst import HST
+from transfer_run.task import Task
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("hst_*.npz"))

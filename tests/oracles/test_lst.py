@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from transfer_run.backbones.t5 import T5
-from transfer_run.data.task import Task
+from transfer_run.backbones.families.t5 import T5
 from transfer_run.methods.base import Context
 from transfer_run.methods.side_tuning.lst import LST
+from transfer_run.task import Task
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("lst_t5_*.npz"))

@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.encoder import Encoder
-from transfer_run.backbones.t5 import T5
-from transfer_run.data.task import Task
+from tests.oracles.side_networks import BOUND, FOLDER, Case
+from transfer_run.backbones.families.encoder import Encoder
+from transfer_run.backbones.families.t5 import T5
 from transfer_run.methods.base import Method
-from transfer_run.methods.side_tuning.sensing import ConvSensing, PooledSensing, Sensing, redundancy
+from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing, redundancy
 from transfer_run.methods.side_tuning.sherl import FORMS, SHERL
-
-from .side_networks import BOUND, FOLDER, Case
+from transfer_run.task import Task
 
 FILES = sorted(FOLDER.glob("sherl_*.npz"))
 T5_BOUND, T5_GRADIENT = 1e-5, 1e-3  # its norms take their variance in float32

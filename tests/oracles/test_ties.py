@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from transfer_run.methods.merging.average import AverageRule
-from transfer_run.methods.merging.checkpoint import StateDict
-from transfer_run.methods.merging.engine import Job, Rule, merge_in_memory
+from transfer_run.methods.merging.engine.checkpoint import StateDict
+from transfer_run.methods.merging.engine.stream import Job, Rule, merge_in_memory
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from transfer_run.methods.transferability.ranking import agreement
+from transfer_run.methods.transferability.ranking.ranking import agreement
+from transfer_run.methods.transferability.scores.class_entropy import class_entropies, tmi
 from transfer_run.methods.transferability.scores.classes import one_hot
 from transfer_run.methods.transferability.scores.gbc import gbc
 from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg
@@ -22,7 +23,6 @@ from transfer_run.methods.transferability.scores.leep import leep, nce
 from transfer_run.methods.transferability.scores.lfc import lfc
 from transfer_run.methods.transferability.scores.logme import evidence, logme, logme_regression
 from transfer_run.methods.transferability.scores.parc import parc
-from transfer_run.methods.transferability.scores.tmi import class_entropies, tmi
 from transfer_run.methods.transferability.scores.transrate import transrate
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartModel
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.adapter import Adapter
 from transfer_run.methods.tuning.lora import LoRA
 from transfer_run.methods.tuning.mam_adapter import MAMAdapter
 from transfer_run.methods.tuning.parallel_adapter import ParallelAdapter
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
+from transfer_run.task import Task
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("unified_petl_*.npz"))

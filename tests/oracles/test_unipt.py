@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.oracles.side_networks import BOUND, FOLDER, Case
+from transfer_run.methods.side_tuning.parallel.unipt_sides import ConvSide, PooledSide, TokenSide
 from transfer_run.methods.side_tuning.unipt import FORMS
-from transfer_run.methods.side_tuning.unipt_sides import ConvSide, PooledSide, TokenSide
-
-from .side_networks import BOUND, FOLDER, Case
 
 FILES = sorted(FOLDER.glob("unipt_*.npz"))
 

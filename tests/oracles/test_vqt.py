@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from transfer_run.backbones.vit import ViT
-from transfer_run.data.task import Task
-from transfer_run.methods.side_tuning.combine import Concat
+from transfer_run.backbones.families.vit import ViT
+from transfer_run.methods.side_tuning.parts.summaries import Concat
 from transfer_run.methods.side_tuning.vqt import VQT
+from transfer_run.task import Task
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("vqt_*.npz"))

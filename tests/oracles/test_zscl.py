@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfer_run.methods.continual.accuracy import AccuracyMatrix
-from transfer_run.methods.continual.averaging import include
-from transfer_run.methods.continual.losses import image_loss, text_loss, weight_constraint
-from transfer_run.methods.continual.schedule import sequence_factor, task_factor
-from transfer_run.methods.pairs import similarities
+from transfer_run.methods.continual.sequence.accuracy import AccuracyMatrix
+from transfer_run.methods.continual.sequence.averaging import include
+from transfer_run.methods.continual.sequence.losses import image_loss, text_loss, weight_constraint
+from transfer_run.methods.continual.sequence.schedule import sequence_factor, task_factor
+from transfer_run.methods.forms.retrieval import similarities
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
 FILES = sorted(FOLDER.glob("zscl_*.npz"))

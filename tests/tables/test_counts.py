@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.tables.counts import operations, rows
 from transfer_run.tables.figures import ask
 from transfer_run.tables.spec import names, read

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import inference_memory, plan_run
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import inference_memory, plan_run
 from transfer_run.tables import figures, plans, produce
 from transfer_run.tables import spec as specs
 from transfer_run.tables.produce import Cell, summary

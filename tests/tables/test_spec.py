@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
 from transfer_run.tables import spec as specs
 from transfer_run.tables.spec import TableSpec, names, read
 

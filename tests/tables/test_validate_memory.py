@@ -110,7 +110,7 @@ def test_a_broken_plan_is_told(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no such shape")
 
-    monkeypatch.setattr("transfer_run.experiment.plan.plan_run", broken)
+    monkeypatch.setattr("transfer_run.experiment.planning.plan.plan_run", broken)
     out = tmp_path / "memory.json"
     chosen = ["--only", "method=lora", "--only", "backbone=vit_tiny", "--first", "1"]
     assert script.main(["--device", "cpu", "--tiny", *chosen, "--out", str(out)]) == 1

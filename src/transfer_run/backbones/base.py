@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from transfer_run.backbones.replay import Replay
-from transfer_run.backbones.storage import BlockStream, as_head, staying
-from transfer_run.data.task import Task
+from transfer_run.backbones.stream import BlockStream, staying
+from transfer_run.backbones.taps.replay import Replay
 from transfer_run.errors import UserError
+from transfer_run.task import Task
 
 Batch = dict[str, Tensor]
 
@@ -377,3 +377,10 @@ class Backbone(nn.Module, ABC):
 def _narrowed(batch: Batch) -> Batch:
     """Images in bfloat16; everything else as it is."""
     return {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in batch.items()}
+
+
+def as_head(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook of the task's head: features come in the backbone's type."""
+    weight = next(head.parameters(), None)
+    wide = lambda x: x.to(weight.dtype) if weight is not None and isinstance(x, Tensor) else x  # noqa: E731
+    return tuple(wide(value) for value in args)

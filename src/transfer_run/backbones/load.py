@@ -17,18 +17,18 @@ from typing import Any
 import torch
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.backbones.checkpoints import checksum, fill, read_tensors
-from transfer_run.backbones.hub import commit_of, fetch_weights, hub_name
-from transfer_run.backbones.storage import check_quantised, narrow, offload
+from transfer_run.backbones.quantised import check_quantised, narrow, offload
+from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors
+from transfer_run.backbones.weights.hub import commit_of, fetch_weights, hub_name
 from transfer_run.errors import UserError, nearest_names
 
 FAMILIES = {
-    "t5": "transfer_run.backbones.t5:T5",
-    "encoder": "transfer_run.backbones.encoder:Encoder",
-    "decoder": "transfer_run.backbones.decoder:Decoder",
-    "vit": "transfer_run.backbones.vit:ViT",
-    "cnn": "transfer_run.backbones.cnn:CNN",
-    "clip": "transfer_run.backbones.clip:CLIP",
+    "t5": "transfer_run.backbones.families.t5:T5",
+    "encoder": "transfer_run.backbones.families.encoder:Encoder",
+    "decoder": "transfer_run.backbones.families.decoder:Decoder",
+    "vit": "transfer_run.backbones.families.vit:ViT",
+    "cnn": "transfer_run.backbones.families.cnn:CNN",
+    "clip": "transfer_run.backbones.families.clip:CLIP",
 }
 RANDOM = "random"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from transfer_run.backbones.hub import fetch_tokenizer, hub_name, tokenizer_files
+from transfer_run.backbones.weights.hub import fetch_tokenizer, hub_name, tokenizer_files
 from transfer_run.errors import UserError
 
 BYTES = "bytes"

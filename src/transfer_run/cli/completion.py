@@ -15,9 +15,9 @@ from hydra.types import RunMode
 
 from transfer_run.cli.flags import read_flags
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import CONFIG_NAME, GROUPS, Composer
-from transfer_run.experiment.words import separate
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import CONFIG_NAME, GROUPS, Composer
+from transfer_run.experiment.config.words import separate
 
 
 def answer(words: Sequence[str]) -> None:

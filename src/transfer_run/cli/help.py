@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfer_run.experiment.registry import KINDS, config_root, names
+from transfer_run.experiment.config.registry import KINDS, config_root, names
 
 GROUPS = {
     "method": "how to transfer",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.registry import KINDS, Entry, entries, nearest_choices
+from transfer_run.experiment.config.registry import KINDS, Entry, entries, nearest_choices
 
 HELP = f"""\
 transfer-list KIND [PATTERN] [--format json] [--config-dir DIR]

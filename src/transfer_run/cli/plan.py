@@ -58,7 +58,7 @@ def plan(arguments: Sequence[str]) -> int:
         )
     if flags.multirun:
         raise UserError("transfer-plan plans one run.", where="-m", remedy="give it the words of one run")
-    from transfer_run.experiment.compose import compose, make_importable
+    from transfer_run.experiment.config.compose import compose, make_importable
     from transfer_run.memory.budget import parse_budget
 
     cfg = compose(flags.words, flags.config_dir)
@@ -72,7 +72,7 @@ def plan(arguments: Sequence[str]) -> int:
 def _print(cfg: DictConfig) -> None:
     from rich.console import Console
 
-    from transfer_run.experiment.plan import plan_run
+    from transfer_run.experiment.planning.plan import plan_run
 
     answer = plan_run(cfg)
     if cfg.plan.format == "json":

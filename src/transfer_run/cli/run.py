@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import DONE, exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.errors import UserError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from omegaconf import DictConfig
-
-    from transfer_run.experiment.compose import Composer
+    from transfer_run.experiment.config.compose import Composer
 
 
 def main() -> None:
@@ -44,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         return DONE
     if any(word.startswith("run=") for word in flags.words):
         return _export(flags.words)
-    from transfer_run.experiment.compose import Composer
-    from transfer_run.experiment.words import separate
+    from transfer_run.experiment.config.compose import Composer
+    from transfer_run.experiment.config.words import separate
 
     words, folders = separate(flags.words, flags.config_dir, ())
     composer = Composer(folders)
@@ -60,29 +58,6 @@ def run(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def carry(cfg: DictConfig) -> Path:
-    """Carry out one run; returns its folder.
-
-    Raises:
-        UserError, RunFailed, Preempted, KeyboardInterrupt: anything else is logged in the run's folder first.
-    """
-    from transfer_run.experiment.compose import make_importable
-    from transfer_run.experiment.identity import run_folder
-    from transfer_run.experiment.run import carry_out
-
-    make_importable(cfg)
-    folder = run_folder(cfg)
-    try:
-        return carry_out(cfg)
-    except (UserError, RunFailed, Preempted):
-        raise
-    except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "run.log").open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-        raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
-
-
 def _export(words: Sequence[str]) -> int:
     """`run=FOLDER export=DIR`: the model of a run that has finished, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
@@ -93,12 +68,12 @@ def _export(words: Sequence[str]) -> int:
             where=" ".join(words),
             remedy="transfer-run run=outputs/runs/... export=DIR",
         )
-    from transfer_run.experiment.record import read_result
+    from transfer_run.run_folder import read_result
 
     if read_result(run) is None:
         what = "has not finished" if run.is_dir() else "does not exist"
         raise UserError(f"The run {run} {what}.", where=f"run={run}", remedy="name the folder of a finished run")
-    from transfer_run.experiment.export import export_run
+    from transfer_run.experiment.models.export import export_run
 
     print(f"exported to {export_run(run, Path(given['export']))}")
     return DONE
@@ -119,7 +94,7 @@ def _show(flags: Namespace, composer: Composer, words: Sequence[str]) -> int:
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import get_args_parser
 
-    from transfer_run.experiment.compose import CONFIG_NAME
+    from transfer_run.experiment.config.compose import CONFIG_NAME
 
     if not (flags.cfg or flags.info or flags.hydra_help):
         raise UserError("--resolve and --package go with --cfg.", remedy="add --cfg job")

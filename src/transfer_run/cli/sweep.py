@@ -23,8 +23,8 @@ from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
 from transfer_run.cli.sweep_table import NAME as TABLE
 from transfer_run.cli.sweep_table import write_table
 from transfer_run.errors import Preempted, RunFailed, UserError
-from transfer_run.experiment.compose import CONFIG_NAME, Composer
-from transfer_run.experiment.words import parse
+from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
+from transfer_run.experiment.config.words import parse
 
 MANY = 20
 """Runs from which on checking all their words takes seconds."""
@@ -125,7 +125,7 @@ def _new_folder(master: DictConfig) -> Path:
 
 def job(_: DictConfig) -> None:
     """One run of a sweep, in this process or where the launcher has put it; its outcome is written, never raised."""
-    from transfer_run.cli.run import carry
+    from transfer_run.cli.carry import carry
 
     hydra = HydraConfig.get()
     words, folder = list(hydra.overrides.task), Path(hydra.sweep.dir)

@@ -13,10 +13,11 @@ from typing import Any
 
 from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.record import read_result, write_atomically
-from transfer_run.experiment.summary import size
-from transfer_run.experiment.words import parse
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.words import parse
+from transfer_run.experiment.record.summary import size
+from transfer_run.files import write_atomically
+from transfer_run.run_folder import read_result
 
 NAME = "sweep.csv"
 STATUS = {DONE: "finished", FAILED: "failed", USER_ERROR: "refused", PREEMPTED: "preempted"}

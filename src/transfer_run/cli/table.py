@@ -54,7 +54,7 @@ def show(arguments: Sequence[str]) -> None:
     every = flags.name == "all"
     specs = [read(name) for name in (names() if every else [flags.name])]
     _check_words(flags.overrides)
-    from transfer_run.experiment.record import make_folder
+    from transfer_run.files import make_folder
     from transfer_run.tables.produce import check_extra, produce
     from transfer_run.tables.records import record, recorded, recorded_file
 
@@ -106,7 +106,7 @@ def _folder(out: str | None, spec: TableSpec, every: bool) -> Path:
 
 def _write(spec: TableSpec, cells: Sequence[Cell], folder: Path) -> None:
     """KEY_ID.md, .csv, .json and .png."""
-    from transfer_run.experiment.record import write_atomically
+    from transfer_run.files import write_atomically
     from transfer_run.tables.picture import picture
 
     for form in ("md", "csv", "json"):

@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from transfer_run.data.kept_rows import Rows, read_kept_rows
-from transfer_run.data.sampling import Draw, EpochBatches, Loader
-from transfer_run.data.task import Task
+from transfer_run.data.rows.kept_rows import Rows, read_kept_rows
+from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.task import Batch, BatchSpec, Task
 
 if TYPE_CHECKING:
-    from transfer_run.data.metrics import Scores
+    from transfer_run.data.scores.labels import Scores
 
-Batch = dict[str, Tensor]
-BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Example = dict[str, Any]
 
 
@@ -169,7 +166,7 @@ class DataModule(ABC):
 
     def metrics(self, split: str) -> Scores:
         """Fresh scores for one split: `update(predictions, batch)`, `compute()`, `reset()`."""
-        from transfer_run.data.metrics import Scores  # torchmetrics takes seconds to import; a plan needs none
+        from transfer_run.data.scores.labels import Scores  # torchmetrics takes seconds to import; a plan needs none
 
         return Scores(self.task)
 

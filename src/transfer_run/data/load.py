@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from transfer_run.data.base import BatchSpec, DataModule
-from transfer_run.data.task import Task
+from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
+from transfer_run.task import BatchSpec, Task
 
 
 def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:

@@ -11,7 +11,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -19,11 +19,15 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import Preempted, RunFailed, UserError
-from transfer_run.experiment.export_folder import check_place
-from transfer_run.experiment.identity import identity, run_folder
-from transfer_run.experiment.record import LOG, make_folder, read_result, run_log, write_atomically
-from transfer_run.experiment.sources import ensure_sources
-from transfer_run.experiment.summary import show_result
+from transfer_run.experiment.config.identity import identity, run_folder
+from transfer_run.experiment.models.export_folder import check_place
+from transfer_run.experiment.planning.preflight import check_before
+from transfer_run.experiment.record.log import LOG, run_log
+from transfer_run.experiment.record.summary import show_result
+from transfer_run.experiment.sources.resolve import _refuse_cycle, fetched, source_tree, sources_of
+from transfer_run.experiment.sources.source import Source, Tree, _naming
+from transfer_run.files import make_folder, write_atomically
+from transfer_run.run_folder import read_result
 
 
 def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
@@ -39,7 +43,7 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
         UserError, Preempted, KeyboardInterrupt, RunFailed.
     """
     if cfg.dry_run:
-        from transfer_run.experiment.dry_run import show_dry_run
+        from transfer_run.experiment.planning.dry_run import show_dry_run
 
         show_dry_run(cfg)
         return run_folder(cfg)
@@ -55,7 +59,7 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
     if not chain:
         show_result(folder)
     if cfg.export:
-        from transfer_run.experiment.export import export_run
+        from transfer_run.experiment.models.export import export_run
 
         print(f"exported to {export_run(folder, Path(cfg.export))}")
     return folder
@@ -66,8 +70,10 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
     if cfg.force:
         _clear(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    from transfer_run.experiment.train import train  # before the log is redirected: libraries set up theirs on import
-    from transfer_run.experiment.workers import launch, wanted_processes
+    from transfer_run.experiment.training.train import (
+        train,  # before the log is redirected: libraries set up theirs on import
+    )
+    from transfer_run.experiment.training.workers import launch, wanted_processes
 
     with run_log(folder), _preemptible():
         LOG.info("run %s", folder)
@@ -130,3 +136,50 @@ def _held(folder: Path) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
+    """Folders of all sources by name, each carried out first when it is missing.
+
+    Args:
+        chain: identities of the runs that wait, this one last.
+
+    Raises:
+        UserError: a circle, words that name nothing, a source that the method does not read, misses or cannot use;
+            before the first source is carried out, where it can be known.
+        RunFailed: a source broke; its log is named.
+    """
+
+    if len(chain) == 1:  # the run that was asked for: what can be known of all below it is known before the first
+        tree = source_tree(cfg)
+        missing = any(not below.finished for source in tree.sources for _, below in source.walk())
+        for _, run in tree.walk():
+            if run.cfg is not None and not run.finished:
+                with _naming(Source(run.name, "")) if run.name else nullcontext():
+                    check_before(run.cfg, sources_missing=missing)
+        if missing:
+            rehearse_sources(tree)
+    folders = {}
+    for source in sources_of(cfg):
+        _refuse_cycle(source, chain)
+        with _naming(source):
+            if source.cfg is not None:
+                folders[source.name] = carry_out(source.cfg, chain=chain)
+            else:
+                folders[source.name] = source.folder or fetched(source)
+    return folders
+
+
+def rehearse_sources(tree: Tree) -> None:
+    """Do the models of sources fit the methods that will read them? Asked of shapes alone, where a run has sources.
+
+    Raises:
+        UserError: as the method itself would refuse them.
+    """
+    from transfer_run.experiment.sources.models import check_on_meta
+
+    for below in tree.sources:
+        if below.cfg is not None and not below.finished:
+            rehearse_sources(below)
+    if tree.cfg is not None and tree.sources:
+        check_on_meta(tree.cfg)

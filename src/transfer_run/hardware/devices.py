@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from transfer_run.backbones.storage import QUANTISED
+from transfer_run.backbones.quantised import QUANTISED
 from transfer_run.errors import UserError
 
 

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
-from transfer_run.data.task import Task
-from transfer_run.methods import pairs
+from transfer_run.methods.forms import retrieval as pairs
+from transfer_run.task import Task
 
 
 @dataclass

@@ -7,11 +7,14 @@ import keyword
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from transfer_run.backbones.base import Backbone
-from transfer_run.backbones.storage import check_storage
-from transfer_run.data.task import Task
+from transfer_run.backbones.quantised import QUANTISED
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
+from transfer_run.task import Task
 
 
 def method_class(target: str) -> type[Method]:
@@ -84,3 +87,44 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
     method: Method = kind(backbone, task, **settings)
     check_storage(method, backbone)
     return method
+
+
+# ---- who may
+def check_storage(method: Any, backbone: Backbone) -> None:
+    """Refuse to keep a backbone narrow or away where the method trains inside it.
+
+    Raises:
+        UserError: with the reason.
+    """
+    load, away = backbone.config.get("load"), backbone.config.get("offload")
+    if not (load or away):
+        return
+    where = f"backbone.load={load}" if load else f"backbone.offload={away}"
+    if load in QUANTISED and away:
+        raise UserError(
+            "8- and 4-bit weights are packed on the GPU; they are not streamed to it.",
+            where=f"{where} backbone.offload={away}",
+            remedy="choose one of the two (backbone.load=bf16 goes with backbone.offload=cpu)",
+        )
+    trained = [p for p in backbone.model.parameters() if p.requires_grad]
+    if load == "bf16" and not away and trained and _in_float32(backbone, trained):
+        return
+    if method.needs_backbone_gradient or trained:
+        raise UserError(
+            "This method trains inside the backbone: its weights and gradients are needed whole, in full precision.",
+            where=where,
+            remedy="choose a method that leaves the backbone alone (lst, qst, unipt, linear_probe); with "
+            "backbone.load=bf16 alone also peft's lora, where q, k and v are not fused",
+        )
+    if away and method.asks_inside:
+        raise UserError(
+            "This method reads the insides of every block and needs them all for backward.",
+            where=where,
+            remedy="choose lst, qst, unipt or linear_probe, or keep the blocks on the device",
+        )
+
+
+def _in_float32(backbone: Backbone, trained: list[nn.Parameter]) -> bool:
+    """Are all trained weights float32 ones that peft has put beside the frozen bfloat16 weights?"""
+    by_peft = any(type(module).__module__.startswith("peft.") for module in backbone.model.modules())
+    return by_peft and all(parameter.dtype == torch.float32 for parameter in trained)

@@ -18,7 +18,7 @@ def operations(cfg: DictConfig) -> Mapping[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from transfer_run.data.load import batch_spec
-    from transfer_run.experiment.plan import method_without_values
+    from transfer_run.experiment.planning.plan import method_without_values
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with method_without_values(config, batch_spec(config["dataset"], config["backbone"], 1)) as (method, batch):

@@ -20,8 +20,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import identity
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.identity import identity
 from transfer_run.tables import counts, plans
 
 PLANNED = ("inference", "per_example", "parameters", "operations", "rows")
@@ -61,6 +61,11 @@ def makers() -> dict[str, Callable[[DictConfig], Mapping[str, Any]]]:
             "operations": counts.operations, "rows": counts.rows}  # fmt: skip
 
 
+def make(kind: str, cfg: DictConfig) -> Mapping[str, Any]:
+    """One planned figure of a config."""
+    return makers()[kind](cfg)
+
+
 def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], None]) -> None:
     """Make the plans that these words and values will ask for, several at once where that is worth it.
 
@@ -77,7 +82,7 @@ def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], N
     missing = {key: job for key, job in jobs.items() if key not in _made and plans.recall(job) is None}
     if len(missing) < plans.POOL_FROM:
         return
-    for count, (key, content) in enumerate(plans.made_at_once(missing), 1):
+    for count, (key, content) in enumerate(plans.made_at_once(missing, make), 1):
         say(f"planned {count} of {len(missing)}")
         if content is not None:
             plans.remember(missing[key], content)
@@ -136,19 +141,19 @@ def _at(content: Any, path: str) -> float:
 
 
 def _planned(cfg: DictConfig) -> Mapping[str, Any]:
-    from transfer_run.experiment.plan import plan_run
+    from transfer_run.experiment.planning.plan import plan_run
 
     return plan_run(cfg).memory
 
 
 def _inference(cfg: DictConfig) -> Mapping[str, Any]:
-    from transfer_run.experiment.plan import inference_memory
+    from transfer_run.experiment.planning.plan import inference_memory
 
     return inference_memory(cfg, 1)
 
 
 def _counted(cfg: DictConfig) -> Mapping[str, Any]:
-    from transfer_run.experiment.plan import parameter_counts
+    from transfer_run.experiment.planning.plan import parameter_counts
 
     return parameter_counts(cfg)
 
@@ -166,8 +171,8 @@ def _twice(cfg: DictConfig) -> DictConfig:
 
 
 def _carried_out(cfg: DictConfig) -> Mapping[str, Any]:
-    from transfer_run.experiment.record import read_result
     from transfer_run.experiment.run import carry_out
+    from transfer_run.run_folder import read_result
 
     with redirect_stdout(sys.stderr):  # standard output is the table's
         result = read_result(carry_out(cfg, chain=("table",)))

@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -19,8 +19,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.experiment import registry
-from transfer_run.experiment.record import write_json
+from transfer_run.experiment.config import registry
+from transfer_run.files import write_json
 
 FOLDER = Path("outputs") / "plans"
 WORKERS = 2
@@ -29,6 +29,7 @@ POOL_FROM = 8
 
 Job = tuple[str, DictConfig]
 """What is made (`memory`, `inference`, `parameters`) and of which config."""
+Maker = Callable[[str, DictConfig], Mapping[str, Any]]
 
 
 def recall(job: Job) -> Mapping[str, Any] | None:
@@ -47,10 +48,14 @@ def remember(job: Job, content: Mapping[str, Any]) -> None:
         write_json(path, dict(content))
 
 
-def made_at_once(jobs: Mapping[str, Job]) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """Each job's key with what was made of it, as they get done; None for those that failed."""
+def made_at_once(jobs: Mapping[str, Job], make: Maker) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """Each job's key with what was made of it, as they get done; None for those that failed.
+
+    Args:
+        make: a function of a module, which another process can import.
+    """
     try:
-        futures = {_pool().submit(_worked, *job): key for key, job in jobs.items()}
+        futures = {_pool().submit(_worked, make, *job): key for key, job in jobs.items()}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:  # a process was ended from outside, for its memory most likely: go on without
@@ -69,11 +74,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _worked(kind: str, cfg: DictConfig) -> Mapping[str, Any] | None:
-    from transfer_run.tables.figures import makers
-
+def _worked(make: Maker, kind: str, cfg: DictConfig) -> Mapping[str, Any] | None:
     try:
-        return makers()[kind](cfg)
+        return make(kind, cfg)
     except Exception:  # the table asks again in its own process, which tells the reason in the cell
         return None
 

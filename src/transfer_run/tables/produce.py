@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.tables.figures import PLANNED, NoFigure, ask, prepare
 from transfer_run.tables.spec import Column, Row, TableSpec
 

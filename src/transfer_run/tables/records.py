@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.record import environment, write_json
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.record.log import environment
+from transfer_run.files import write_json
 from transfer_run.tables.produce import Cell
 from transfer_run.tables.render import as_json, of_smoke_scale
 from transfer_run.tables.spec import TableSpec

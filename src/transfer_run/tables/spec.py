@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment import registry
+from transfer_run.experiment.config import registry
 
 ORIGINS = ("plan", "run", "mean", "none")
 STATISTICS = ("mean", "median")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.methods.build import build_method
 from transfer_run.methods.continual.zscl import ZSCL
 

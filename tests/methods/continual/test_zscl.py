@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.methods.continual import models
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
-from transfer_run.methods.continual import losses
+from transfer_run.methods.continual.sequence import losses
 from transfer_run.methods.continual.zscl import ZSCL
-
-from . import models
+from transfer_run.task import Task
 
 IMAGE = ("vision_model", "visual_projection")
 

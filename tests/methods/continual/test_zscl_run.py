@@ -10,15 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.plan import plan_run
+from tests.methods.continual import models
+from tests.methods.matrix import carried_out_in_two
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
 from transfer_run.tables import spec
-
-from ..matrix import carried_out_in_two
-from . import models
 
 QUICK = ("dataset.steps=3", "method.we.every=2", "optimizer.lr=1e-3", "optimizer.warmup=1", "trainer.progress=none",
          "trainer.log_every=1", "profiler=none")  # fmt: skip

@@ -18,15 +18,15 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.sources import source_tree
+from transfer_run.experiment.sources.resolve import source_tree
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.data_selection.dp4tl import DP4TL
-from transfer_run.methods.data_selection.samples import gradient_norms, median_distance, moderate
-from transfer_run.methods.data_selection.surrogate import in_order, seen_by
+from transfer_run.methods.data_selection.pruning.samples import gradient_norms, median_distance, moderate
+from transfer_run.methods.data_selection.pruning.surrogate import in_order, seen_by
+from transfer_run.task import Task
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIX = tuple("012345")

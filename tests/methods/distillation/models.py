@@ -9,10 +9,10 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
 from transfer_run.methods.distillation.distiller import AUGMENTATION, INTER, KD, MI, Distiller
 from transfer_run.methods.tuning.full import Full
+from transfer_run.task import Task
 
 VOCABULARY, CLASSES = 40, 3
 TASK = Task("classification", CLASSES)

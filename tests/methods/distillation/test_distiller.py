@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from transfer_run.data.task import Task
+from tests.methods.distillation.models import BERT, TASK, bert, distiller, images, text, vit
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.distillation.critics import Critic
-from transfer_run.methods.distillation.observe import attention_map, observe
+from transfer_run.methods.distillation.objectives.critics import Critic
+from transfer_run.methods.distillation.teachers.observe import attention_map, observe
 from transfer_run.methods.tuning.full import Full
-
-from .models import BERT, TASK, bert, distiller, images, text, vit
+from transfer_run.task import Task
 
 ONLY_LAYERS = {"kd": {"hard_weight": 0.0, "soft_weight": 0.0}}
 BOUNDS = ["mi", "nce", "tuba", "nwj"]

@@ -14,21 +14,20 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from tests.methods.distillation.models import bert
 from transfer_run.cli.sweep import with_axes
 from transfer_run.errors import Preempted, UserError
-from transfer_run.experiment import registry
-from transfer_run.experiment.checkpoints import Checkpoints
-from transfer_run.experiment.compose import Composer, compose
-from transfer_run.experiment.plan import parameter_counts, plan_run
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import Composer, compose
+from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.planning.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
-from transfer_run.experiment.sources import source_tree
-from transfer_run.methods.distillation.experience import candidates, experiences, pipeline, untried
-from transfer_run.methods.distillation.predictor import Predictor, held_out
-from transfer_run.methods.distillation.record import distillation_ratio
+from transfer_run.experiment.sources.resolve import source_tree
+from transfer_run.experiment.training.checkpoints import Checkpoints
+from transfer_run.methods.distillation.advice.experience import candidates, experiences, pipeline, untried
+from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
+from transfer_run.methods.distillation.advice.record import distillation_ratio
 from transfer_run.tables.spec import read
-
-from .models import bert
 
 QUIET = ["hardware=cpu", "trainer.progress=none", "profiler=none"]
 TEACHER = "method=full backbone=bert_tiny dataset=python_docs backbone.weights=random:1"

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.methods.merging.toy import LONG, equal, flat, merged, random_models, streamed
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.dare_linear import DareLinearRule
 from transfer_run.methods.merging.dare_ties import DareTiesRule
-from transfer_run.methods.merging.drop import Drop
-from transfer_run.methods.merging.engine import Place
+from transfer_run.methods.merging.engine.stream import Place
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
-
-from .toy import LONG, equal, flat, merged, random_models, streamed
+from transfer_run.methods.merging.trimming.drop import Drop
 
 
 def test_the_mean_over_many_seeds_is_the_change() -> None:

@@ -15,16 +15,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.methods.merging.toy import LONG, SHAPES, Tensors, equal, flat, merged, random_models, streamed
 from transfer_run.backbones.base import Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
-from transfer_run.methods.merging.checkpoint import StateDict, open_checkpoint
-from transfer_run.methods.merging.examples import single_examples
-from transfer_run.methods.merging.fisher_estimate import diagonal_fisher, exact, one_label, save_fisher
+from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
 from transfer_run.methods.merging.fisher_merging import coefficient_candidates
 from transfer_run.methods.merging.fisher_rule import FisherRule
-
-from .toy import LONG, SHAPES, Tensors, equal, flat, merged, random_models, streamed
+from transfer_run.methods.merging.statistics.examples import single_examples
+from transfer_run.methods.merging.statistics.fisher_estimate import diagonal_fisher, exact, one_label, save_fisher
 
 
 def random_fishers(count: int, shapes: dict[str, tuple[int, ...]] = SHAPES, seed: int = 0) -> list[StateDict]:

@@ -13,10 +13,10 @@ PROGRAM = """
 import json, sys, threading
 from pathlib import Path
 import torch
-from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
-from transfer_run.methods.merging.engine import Job, merge_to_folder
+from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoint
+from transfer_run.methods.merging.engine.stream import Job, merge_to_folder
 from transfer_run.methods.merging.ties import TiesRule
-from transfer_run.methods.merging.writer import CheckpointWriter
+from transfer_run.methods.merging.engine.writer import CheckpointWriter
 
 folder, chunk, shard = Path(sys.argv[1]), 1_048_576, 9e6
 

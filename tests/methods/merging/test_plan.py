@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.methods.merging.test_runs import HIGH, LOW, carried_out, merged_runs
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.dry_run import show_dry_run
-from transfer_run.experiment.plan import plan_run
-
-from .test_runs import HIGH, LOW, carried_out, merged_runs
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.dry_run import show_dry_run
+from transfer_run.experiment.planning.plan import plan_run
 
 OF_FILES = ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "fisher_merging"]
 SOURCES = ["dataset=none", f"sources.low='{LOW}'", f"sources.high='{HIGH}'"]

@@ -13,19 +13,18 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import transfer_run
+from tests.methods.merging.toy import equal
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.identity import identity
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.models.saved import load_model
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
-from transfer_run.methods.merging.checkpoint import StateDict, open_checkpoint
-from transfer_run.methods.merging.engine import Job, merge_in_memory
-from transfer_run.methods.merging.sources import BODY, SourceTask
+from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
+from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
+from transfer_run.methods.merging.runs.source_task import BODY, SourceTask
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
-
-from .toy import equal
 
 START = "backbone=vit_tiny backbone.weights=random:0 dataset=digits trainer.max_steps=6"
 LOW = f"method=full {START} dataset.classes=[5,6]"

@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.methods.merging.toy import LONG, equal, flat, job, merged, random_models, streamed, vectors
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
-from transfer_run.methods.merging.engine import BLOCK, merge_in_memory
+from transfer_run.methods.merging.engine.stream import BLOCK, merge_in_memory
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.task_vectors import Scaled, store_task_vector
 from transfer_run.methods.merging.ties import TiesRule
-
-from .toy import LONG, equal, flat, job, merged, random_models, streamed, vectors
 
 SETTINGS: list[dict[str, Any]] = [
     {},

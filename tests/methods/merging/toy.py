@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from transfer_run.methods.merging.checkpoint import StateDict, open_checkpoint
-from transfer_run.methods.merging.engine import BLOCK, Job, Rule, merge_in_memory, merge_to_folder
+from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
+from transfer_run.methods.merging.engine.stream import BLOCK, Job, Rule, merge_in_memory, merge_to_folder
 
 Tensors = dict[str, Tensor]
 

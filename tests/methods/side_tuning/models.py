@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.side_tuning.lst import LST
+from transfer_run.task import Task
 
 VOCABULARY, CLASSES = 40, 3
 T5_SIZES: dict[str, Any] = {

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.methods.side_tuning import models
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.memory.tracker import MemoryTracker
-from transfer_run.methods.side_tuning.parallel import TapTuning
-
-from . import models
+from transfer_run.methods.side_tuning.parallel.tap_tuning import TapTuning
+from transfer_run.task import Task
 
 _TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "projection_dim": 16}
 _CLIP: dict[str, Any] = {

@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.methods.side_tuning import models
+from tests.methods.side_tuning.parallel_models import EXTRA
+from tests.methods.side_tuning.parallel_models import batch as tower_batch
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.dtl import DTL
 from transfer_run.methods.side_tuning.lst import LST
 from transfer_run.methods.side_tuning.qst import QST
 from transfer_run.methods.side_tuning.res_tuning_bypass import ResTuningBypass
-
-from . import models
-from .parallel_models import EXTRA
-from .parallel_models import batch as tower_batch
+from transfer_run.task import Task
 
 BOUND = {"atol": 1e-9, "rtol": 1e-9}
 TOWERS = ("clip-image", "clip-text")

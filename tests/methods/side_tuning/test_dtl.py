@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.methods.side_tuning.models import backbone, batch, gradients, task
 from transfer_run.errors import UserError
 from transfer_run.methods.side_tuning.dtl import DTL, AddSide
-
-from .models import backbone, batch, gradients, task
 
 
 def stirred(**settings: object) -> DTL:

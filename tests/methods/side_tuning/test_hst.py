@@ -12,16 +12,15 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.methods.side_tuning import models
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.memory.fake import fake_mode, make_fake
 from transfer_run.memory.tracker import MemoryTracker
 from transfer_run.methods.side_tuning.hst import HST
-from transfer_run.methods.side_tuning.pyramid import CrossAttention, Entry, HeadNorm
+from transfer_run.methods.side_tuning.parts.pyramid import CrossAttention, Entry, HeadNorm
 from transfer_run.methods.tuning.full import Full
-
-from . import models
+from transfer_run.task import Task
 
 ROOT = Path(__file__).parents[3]
 MIB = 2**20

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.side_tuning.models import backbone, batch, gradients, task
 from transfer_run.methods.base import Method
-from transfer_run.methods.side_tuning.base import Identities, Ladder, LadderTuning
-from transfer_run.methods.side_tuning.mixing import GateMix, LearnedGates, ScheduledGate, Sum
-from transfer_run.methods.side_tuning.narrow import side_blocks
-
-from .models import backbone, batch, gradients, task
+from transfer_run.methods.side_tuning.ladder.ladder import Identities, Ladder, LadderTuning
+from transfer_run.methods.side_tuning.ladder.mixing import GateMix, LearnedGates, ScheduledGate, Sum
+from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
 
 
 # ---- mixing

@@ -11,13 +11,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.methods.side_tuning.models import BACKBONES, FORMS, backbone, batch, gradients, lst, task
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.lst import LST
-
-from .models import BACKBONES, FORMS, backbone, batch, gradients, lst, task
+from transfer_run.task import Task
 
 ROOT = Path(__file__).parents[3]
 ONE_OF_EACH = ["t5", "bert", "gpt2", "llama", "vit"]

@@ -11,12 +11,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.methods.side_tuning.models import backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.lst import LST
-
-from .models import backbone
+from transfer_run.task import Task
 
 ROOT = Path(__file__).parents[3]
 LLAMA = ROOT.parent / "shared" / "data" / "weights" / "llama-stories260k"

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.methods.side_tuning.models import backbone, batch, gradients, lst, task
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
-from transfer_run.experiment import registry
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.base import Context
+from transfer_run.methods.side_tuning.ladder.pruning import PruningChain
 from transfer_run.methods.side_tuning.lst import LST
-from transfer_run.methods.side_tuning.pruning import PruningChain
-
-from .models import backbone, batch, gradients, lst, task
+from transfer_run.task import Task
 
 
 def test_the_forward_pass_by_hand() -> None:

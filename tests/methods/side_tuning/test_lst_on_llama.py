@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
 
 LLAMA = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "llama-stories260k"
 

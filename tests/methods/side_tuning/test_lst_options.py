@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.methods.side_tuning.models import BACKBONES, backbone, batch, gradients, kept_bytes, lst, task
 from transfer_run.backbones.base import Backbone, State
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
@@ -20,8 +21,6 @@ from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 from transfer_run.methods.side_tuning.lst import LST
-
-from .models import BACKBONES, backbone, batch, gradients, kept_bytes, lst, task
 
 ROOT = Path(__file__).parents[3]
 

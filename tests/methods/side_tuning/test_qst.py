@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.methods.side_tuning.models import backbone, batch, gradients, task
 from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.qst import QST
-
-from .models import backbone, batch, gradients, task
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bert", "vit"])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.methods.side_tuning.models import backbone, batch, gradients, task
 from transfer_run.methods.side_tuning.res_tuning_bypass import ResTuningBypass
-
-from .models import backbone, batch, gradients, task
 
 
 def stirred(name: str) -> ResTuningBypass:

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.side_tuning import models
+from tests.methods.side_tuning.parallel_models import backbone, batch, task, tracked, tuned
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.sensing import ConvSensing, PooledSensing, Sensing, Votes, redundancy
+from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing, Votes, redundancy
 from transfer_run.methods.side_tuning.sherl import FORMS, SHERL
 from transfer_run.methods.side_tuning.unipt import UniPT
 from transfer_run.methods.tuning.full import Full
-
-from . import models
-from .parallel_models import backbone, batch, task, tracked, tuned
 
 DEEP = {"num_hidden_layers": 6}
 
@@ -285,7 +284,7 @@ def test_parameter_counts_at_the_papers_sizes() -> None:
 )
 def test_t5_counts(width: int, blocks: int, layers: list[int], settings: dict[str, Any], total: int) -> None:
     """T5-base at r = 8 and 4, T5-large, T5-3B, with the side layers of the released scripts."""
-    from transfer_run.backbones.t5 import T5
+    from transfer_run.backbones.families.t5 import T5
 
     architecture = {"vocab_size": 8, "d_model": width, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": blocks}
     with torch.device("meta"):

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.side_tuning import models
+from tests.methods.side_tuning.parallel_models import batch, tuned
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.interaction import Interaction, Past, relu_attention, seen_mean
+from transfer_run.methods.side_tuning.parallel.interaction import Interaction, Past, relu_attention, seen_mean
+from transfer_run.methods.side_tuning.parallel.unipt_sides import ConvSide, PooledSide, TokenSide
 from transfer_run.methods.side_tuning.unipt import FORMS, UniPT
-from transfer_run.methods.side_tuning.unipt_sides import ConvSide, PooledSide, TokenSide
-
-from . import models
-from .parallel_models import batch, tuned
 
 
 def side(variant: str = "tokens", taps: int = 3, width: int = 10, **settings: Any) -> TokenSide:
@@ -158,8 +157,8 @@ def test_parameter_counts_at_the_papers_sizes() -> None:
 
 def test_vse_text_module_as_a_method() -> None:
     """`out_dim=1024` on a BERT-base gives the module of the count above, under a head on 1024 numbers."""
-    from transfer_run.backbones.encoder import Encoder
-    from transfer_run.data.task import Task
+    from transfer_run.backbones.families.encoder import Encoder
+    from transfer_run.task import Task
 
     with torch.device("meta"):
         bert = Encoder.from_architecture(

@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.methods.side_tuning import models
+from tests.methods.side_tuning.parallel_models import EXTRA, NAMES, batch, tracked, tuned
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.parallel import PARTS, TapTuning, narrowed, recomputed
+from transfer_run.methods.side_tuning.parallel.tap_tuning import PARTS, TapTuning, narrowed, recomputed
 from transfer_run.methods.side_tuning.sherl import SHERL
 from transfer_run.methods.side_tuning.unipt import UniPT
-
-from . import models
-from .parallel_models import EXTRA, NAMES, batch, tracked, tuned
 
 BOTH = pytest.mark.parametrize("kind", [UniPT, SHERL])
 BOUND = {"atol": 1e-9, "rtol": 1e-9}
@@ -185,9 +184,8 @@ def test_windows_that_do_not_fit_are_refused() -> None:
 @BOTH
 @pytest.mark.parametrize("name", ["bert", "t5", "vit", "cnn", "clip-image"])
 def test_it_builds_on_meta_with_the_same_parameters(kind: type[TapTuning], name: str) -> None:
+    from tests.methods.side_tuning import parallel_models
     from transfer_run.backbones.load import build_backbone
-
-    from . import parallel_models
 
     config = EXTRA.get(name) or models.BACKBONES[name]
     model = build_backbone({**config, "name": name, "weights": "random"}, weights=False, device="meta")

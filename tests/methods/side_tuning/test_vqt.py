@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.methods.side_tuning import models
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
-from transfer_run.experiment.module import TransferModule
-from transfer_run.experiment.optimization import schedule_factor
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
+from transfer_run.experiment.training.module import TransferModule
+from transfer_run.hardware.optimization import schedule_factor
 from transfer_run.methods.base import Method
-from transfer_run.methods.side_tuning.combine import Concat
+from transfer_run.methods.side_tuning.parts.summaries import Concat
 from transfer_run.methods.side_tuning.vqt import VQT
-
-from . import models
+from transfer_run.task import Task
 
 EXACT = {"atol": 1e-12, "rtol": 1e-10}
 CLASSES = 3

@@ -10,15 +10,14 @@ import pytest
 import torch
 import yaml
 
+from tests.methods.side_tuning import models
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.memory.fake import fake_mode, make_fake
 from transfer_run.memory.tracker import MemoryTracker
 from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.vqt import VQT
 from transfer_run.methods.tuning.linear_probe import LinearProbe
-
-from . import models
+from transfer_run.task import Task
 
 ROOT = Path(__file__).parents[3]
 MIB = 2**20

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from transfer_run.data.task import Task
+from tests.methods.side_tuning import models
 from transfer_run.errors import UserError
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.models.saved import load_model
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.saved import load_model
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.vqt import VQT
-
-from . import models
+from transfer_run.task import Task
 
 TASK = Task("classification", 3)
 STAGES = ["train", "compress", "featselect", "finetune"]

@@ -15,6 +15,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+from transfer_run.methods.transferability.scores.class_entropy import class_entropies, kth_distances, tmi
 from transfer_run.methods.transferability.scores.classes import balanced, narrowed, one_hot
 from transfer_run.methods.transferability.scores.gbc import gbc, reduced
 from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg, shrinkage
@@ -22,7 +23,6 @@ from transfer_run.methods.transferability.scores.leep import leep, nce
 from transfer_run.methods.transferability.scores.lfc import lfc
 from transfer_run.methods.transferability.scores.logme import evidence, logme, logme_regression
 from transfer_run.methods.transferability.scores.parc import parc
-from transfer_run.methods.transferability.scores.tmi import class_entropies, kth_distances, tmi
 from transfer_run.methods.transferability.scores.transrate import coding_rate, transrate
 
 seeds = st.integers(0, 2**32 - 1)

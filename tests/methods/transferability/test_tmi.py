@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Candidate, Context
-from transfer_run.methods.transferability import extraction
-from transfer_run.methods.transferability.extraction import extract
+from transfer_run.methods.transferability.ranking import extraction
+from transfer_run.methods.transferability.ranking.extraction import extract
+from transfer_run.methods.transferability.scores.all import SCORES
+from transfer_run.methods.transferability.scores.class_entropy import tmi
 from transfer_run.methods.transferability.scores.leep import leep, nce
-from transfer_run.methods.transferability.scores.tmi import tmi
-from transfer_run.methods.transferability.scoring import SCORES
 from transfer_run.methods.transferability.tmi import TMI
+from transfer_run.task import Task
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DIGITS = Task("classification", 10)

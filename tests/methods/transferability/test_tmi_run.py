@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_run.experiment.compose import compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
+from transfer_run.task import Task
 
 _SIZES = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
           "intermediate_size": 48, "max_position_embeddings": 64}  # fmt: skip

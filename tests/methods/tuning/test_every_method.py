@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.registry import config_root
+from transfer_run.experiment.config.registry import config_root
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from transfer_run.backbones.load import build_backbone
-from transfer_run.data.task import Task
-from transfer_run.experiment.registry import config_root
+from transfer_run.experiment.config.registry import config_root
 from transfer_run.methods.build import build_method
+from transfer_run.task import Task
 
 FULL = 222_882_048
 TRAINED = {"full": FULL, "adapter": 3_625_728, "lora": 3_820_644, "bitfit": 280_932, "prompt_tuning": 76_800}

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from transfer_run.errors import UserError
 from transfer_run.methods.tuning.adalora import AdaLoRA
-from transfer_run.methods.tuning.peft_method import PeftMethod
+from transfer_run.methods.tuning.attach.peft_method import PeftMethod
 
 Make = Callable[..., Any]
 ADALORA = {"init_r": 6, "target_r": 2, "lora_alpha": 6, "tinit": 2, "tfinal": 4, "deltaT": 1}

@@ -14,8 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.mam_adapter import MAMAdapter
-from transfer_run.methods.tuning.prefix import (
+from transfer_run.methods.tuning.attach.prefix import (
     LayerPrefix,
     PrefixAttention,
     PrefixMLP,
@@ -23,6 +22,7 @@ from transfer_run.methods.tuning.prefix import (
     eager_attention,
     prefix_attention,
 )
+from transfer_run.methods.tuning.mam_adapter import MAMAdapter
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
 
 Make = Callable[..., Any]

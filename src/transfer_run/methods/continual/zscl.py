@@ -24,16 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Batch
-from transfer_run.backbones.clip import CLIP
-from transfer_run.data.task import Task
+from transfer_run.backbones.families.clip import CLIP
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.continual import losses
-from transfer_run.methods.continual.accuracy import AccuracyMatrix
-from transfer_run.methods.continual.averaging import copy_of, include, mix, set_weights
-from transfer_run.methods.continual.counts import TaskCounts
-from transfer_run.methods.continual.schedule import sequence_factor, task_factor, warmup_steps
-from transfer_run.methods.pairs import gathered, precise, similarities
+from transfer_run.methods.continual.sequence import losses
+from transfer_run.methods.continual.sequence.accuracy import AccuracyMatrix
+from transfer_run.methods.continual.sequence.averaging import copy_of, include, mix, set_weights
+from transfer_run.methods.continual.sequence.counts import TaskCounts
+from transfer_run.methods.continual.sequence.schedule import sequence_factor, task_factor, warmup_steps
+from transfer_run.methods.forms.retrieval import gathered, precise, similarities
+from transfer_run.task import Task
 
 PICTURE = "accuracy_matrix.png"
 TEXTS_AT_ONCE = 256

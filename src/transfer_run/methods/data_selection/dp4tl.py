@@ -22,11 +22,10 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
-from transfer_run.data.kept_rows import write_kept_rows
-from transfer_run.data.task import Task
+from transfer_run.data.rows.kept_rows import write_kept_rows
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.data_selection.groups import (
+from transfer_run.methods.data_selection.pruning.groups import (
     best,
     centroids,
     class_closeness,
@@ -35,9 +34,10 @@ from transfer_run.methods.data_selection.groups import (
     label_mapping,
     nearest,
 )
-from transfer_run.methods.data_selection.report import draw, selection_table, write_groups
-from transfer_run.methods.data_selection.samples import gradient_norms, median_distance, moderate
-from transfer_run.methods.data_selection.surrogate import in_order, seen_by
+from transfer_run.methods.data_selection.pruning.report import draw, selection_table, write_groups
+from transfer_run.methods.data_selection.pruning.samples import gradient_norms, median_distance, moderate
+from transfer_run.methods.data_selection.pruning.surrogate import in_order, seen_by
+from transfer_run.task import Task
 
 Mapped = Literal["lm", "fm", "class_means", "random", "random_rows", "moderate", "grand"]
 OF_ROWS = ("random_rows", "moderate", "grand")

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
+from transfer_run.methods.distillation.advice.experience import Experience, candidates, experiences, untried
+from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
+from transfer_run.methods.distillation.advice.record import data_facts, facts_of, source_scores
 from transfer_run.methods.distillation.distiller import INTER, KD, MI
-from transfer_run.methods.distillation.experience import Experience, candidates, experiences, untried
-from transfer_run.methods.distillation.predictor import Predictor, held_out
-from transfer_run.methods.distillation.record import data_facts, facts_of, source_scores
+from transfer_run.task import Task
 
 SPACE: dict[str, Any] = {
     "augment": ["none", "mixup"],

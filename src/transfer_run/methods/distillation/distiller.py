@@ -20,17 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.distillation import augmentation as augment_by
-from transfer_run.methods.distillation.critics import Critic
-from transfer_run.methods.distillation.information import BOUNDS, SMALLEST_BATCH, mi_bound, weight_of
-from transfer_run.methods.distillation.mapping import adapted_weights, layer_pairs, transport_plan
-from transfer_run.methods.distillation.objectives import ATTENTION, HIDDEN, PREDICTION, WIDTH_FREE
-from transfer_run.methods.distillation.observe import Seen, observe, refuse_own_path, refuse_without_maps
-from transfer_run.methods.distillation.record import facts_of, recorded
-from transfer_run.methods.distillation.teachers import refuse_stranger, shared_tokenizer
+from transfer_run.methods.distillation.advice.record import facts_of, recorded
+from transfer_run.methods.distillation.objectives import augmentation as augment_by
+from transfer_run.methods.distillation.objectives.critics import Critic
+from transfer_run.methods.distillation.objectives.information import BOUNDS, SMALLEST_BATCH, mi_bound, weight_of
+from transfer_run.methods.distillation.objectives.mapping import adapted_weights, layer_pairs, transport_plan
+from transfer_run.methods.distillation.objectives.objectives import ATTENTION, HIDDEN, PREDICTION, WIDTH_FREE
+from transfer_run.methods.distillation.teachers.observe import Seen, observe, refuse_own_path, refuse_without_maps
+from transfer_run.methods.distillation.teachers.teachers import refuse_stranger, shared_tokenizer
+from transfer_run.task import Task
 
 KD = {"hard_weight": 0.1, "soft_weight": 1.0, "soft": "ce", "temperature": 8.0}
 INTER = {

@@ -8,11 +8,11 @@ from typing import Unpack
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Context
-from transfer_run.methods.merging.engine import Job, Place, Rule, model_weights
-from transfer_run.methods.merging.method import Common, Merging, Option
-from transfer_run.methods.merging.sources import SourceTask
+from transfer_run.methods.merging.base import Common, Merging, Option
+from transfer_run.methods.merging.engine.stream import Job, Place, Rule, model_weights
+from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.task import Task
 
 
 class AverageRule(Rule):

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
-from transfer_run.methods.merging.bodies import plain_model
-from transfer_run.methods.merging.checkpoint import Checkpoint, open_checkpoint
-from transfer_run.methods.merging.engine import Job
-from transfer_run.methods.merging.fisher_estimate import estimate_fisher, save_fisher
+from transfer_run.methods.merging.base import Merging, Option
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint, open_checkpoint
+from transfer_run.methods.merging.engine.opening import local_path
+from transfer_run.methods.merging.engine.stream import Job
 from transfer_run.methods.merging.fisher_rule import FisherRule
-from transfer_run.methods.merging.method import Merging, Option
-from transfer_run.methods.merging.opening import local_path
-from transfer_run.methods.merging.sources import SourceTask
+from transfer_run.methods.merging.runs.bodies import plain_model
+from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.methods.merging.statistics.fisher_estimate import estimate_fisher, save_fisher
+from transfer_run.task import Task
 
 FISHER = {"examples": 4096, "labels": "exact", "paths": None}
 HEADS = ("classifier.*", "score.*", "head.*")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.checkpoint import Checkpoint
-from transfer_run.methods.merging.engine import Job, Place, Rule, SquareSum
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint
+from transfer_run.methods.merging.engine.stream import Job, Place, Rule, SquareSum
 
 
 class FisherRule(Rule):

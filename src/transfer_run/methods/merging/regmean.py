@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Unpack
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
-from transfer_run.methods.merging.bodies import plain_model
-from transfer_run.methods.merging.checkpoint import Checkpoint, open_checkpoint
-from transfer_run.methods.merging.engine import Job
-from transfer_run.methods.merging.examples import single_examples
-from transfer_run.methods.merging.gram import TRANSPOSED, gather_grams, save_grams
-from transfer_run.methods.merging.method import Common, Merging, Option
-from transfer_run.methods.merging.opening import local_path
+from transfer_run.methods.merging.base import Common, Merging, Option
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint, open_checkpoint
+from transfer_run.methods.merging.engine.opening import local_path
+from transfer_run.methods.merging.engine.stream import Job
 from transfer_run.methods.merging.regmean_rule import RegMeanRule
-from transfer_run.methods.merging.sources import SourceTask
+from transfer_run.methods.merging.runs.bodies import plain_model
+from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.methods.merging.statistics.examples import single_examples
+from transfer_run.methods.merging.statistics.gram import TRANSPOSED, gather_grams, save_grams
+from transfer_run.task import Task
 
 
 class RegMean(Merging):

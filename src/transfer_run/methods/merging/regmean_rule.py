@@ -12,8 +12,8 @@ from torch import Tensor
 
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
-from transfer_run.methods.merging.checkpoint import Checkpoint
-from transfer_run.methods.merging.engine import Job, Place
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint
+from transfer_run.methods.merging.engine.stream import Job, Place
 
 ROWS = 256  # outputs solved at a time; fixed, so that the piece size does not change the matrix products
 

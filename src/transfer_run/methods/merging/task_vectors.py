@@ -10,14 +10,14 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
-from transfer_run.methods.merging.checkpoint import Entry, open_checkpoint
-from transfer_run.methods.merging.engine import TASK_VECTOR, Job, Place, Rule, merge_tensors
-from transfer_run.methods.merging.method import Common, Merging, Option
-from transfer_run.methods.merging.sources import SourceTask
-from transfer_run.methods.merging.writer import CheckpointWriter
+from transfer_run.methods.merging.base import Common, Merging, Option
+from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoint
+from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Place, Rule, merge_tensors
+from transfer_run.methods.merging.engine.writer import CheckpointWriter
+from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.task import Task
 
 Scales = float | Sequence[float]
 

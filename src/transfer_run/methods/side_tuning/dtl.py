@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.base import Identities, Ladder, LadderTuning, MemoryMode
-from transfer_run.methods.side_tuning.mixing import Sum
+from transfer_run.methods.side_tuning.ladder.ladder import Identities, Ladder, LadderTuning, MemoryMode
+from transfer_run.methods.side_tuning.ladder.mixing import Sum
+from transfer_run.task import Task
 
 
 class LowRank(nn.Module):

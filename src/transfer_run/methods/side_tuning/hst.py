@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.side_tuning.base import MemoryMode
-from transfer_run.methods.side_tuning.pyramid import Bridge, HeadNorm, Stage, initialise, map_of
+from transfer_run.methods.side_tuning.ladder.ladder import MemoryMode
+from transfer_run.methods.side_tuning.parts.pyramid import Bridge, HeadNorm, Stage, initialise, map_of
+from transfer_run.task import Task
 
 
 class ResidualDrop(DropPath):

@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
-from transfer_run.methods.side_tuning.extra_tokens import ExtraTokens
-from transfer_run.methods.side_tuning.mixing import ScheduledGate, build_mix, small_linear
-from transfer_run.methods.side_tuning.narrow import side_blocks
-from transfer_run.methods.side_tuning.pruning import (
+from transfer_run.methods.side_tuning.ladder.extra_tokens import ExtraTokens
+from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
+from transfer_run.methods.side_tuning.ladder.mixing import ScheduledGate, build_mix, small_linear
+from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
+from transfer_run.methods.side_tuning.ladder.pruning import (
     Order,
     PruningChain,
     decision_parameters,
     first_parameter,
     squared_gradients,
 )
+from transfer_run.task import Task
 
 Gate = Literal["learnable", "none", "one", "schedule-linear", "schedule-hyperbolic"]
 Kept = Mapping[str, Sequence[int] | None]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
-from transfer_run.methods.side_tuning.base import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
-from transfer_run.methods.side_tuning.mixing import LearnedGates
-from transfer_run.methods.side_tuning.narrow import side_blocks
+from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
+from transfer_run.methods.side_tuning.ladder.mixing import LearnedGates
+from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
+from transfer_run.task import Task
 
 Down = Literal["low_rank", "adapter", "max_pool", "avg_pool"]
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
-from transfer_run.methods.side_tuning.base import (
+from transfer_run.methods.side_tuning.ladder.ladder import (
     Identities,
     Ladder,
     LadderMemory,
@@ -23,7 +22,8 @@ from transfer_run.methods.side_tuning.base import (
     MemoryMode,
     task_stacks,
 )
-from transfer_run.methods.side_tuning.mixing import LearnedGates
+from transfer_run.methods.side_tuning.ladder.mixing import LearnedGates
+from transfer_run.task import Task
 
 
 class Tuner(nn.Module):

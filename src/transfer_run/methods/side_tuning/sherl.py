@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.base import LadderMemory, MemoryMode, task_stacks
-from transfer_run.methods.side_tuning.parallel import (
+from transfer_run.methods.side_tuning.ladder.ladder import LadderMemory, MemoryMode, task_stacks
+from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing
+from transfer_run.methods.side_tuning.parallel.tap_tuning import (
     ALL,
     Layers,
     SideNorm,
@@ -32,7 +32,7 @@ from transfer_run.methods.side_tuning.parallel import (
     settled,
     variant_of,
 )
-from transfer_run.methods.side_tuning.sensing import ConvSensing, PooledSensing, Sensing
+from transfer_run.task import Task
 
 Variant = Literal["auto", "tokens", "joint", "pooled", "cnn", "encdec"]
 VARIANTS = {

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.base import LadderCache, LadderMemory, MemoryMode, task_stacks
-from transfer_run.methods.side_tuning.interaction import Past, seen_mean
-from transfer_run.methods.side_tuning.parallel import (
+from transfer_run.methods.side_tuning.ladder.ladder import LadderCache, LadderMemory, MemoryMode, task_stacks
+from transfer_run.methods.side_tuning.parallel.interaction import Past, seen_mean
+from transfer_run.methods.side_tuning.parallel.tap_tuning import (
     ALL,
     Layers,
     SideNorm,
@@ -35,7 +34,8 @@ from transfer_run.methods.side_tuning.parallel import (
     variant_of,
     xavier,
 )
-from transfer_run.methods.side_tuning.unipt_sides import ConvSide, PooledSide, TokenSide
+from transfer_run.methods.side_tuning.parallel.unipt_sides import ConvSide, PooledSide, TokenSide
+from transfer_run.task import Task
 
 Variant = Literal["auto", "tokens", "joint", "pooled", "cnn", "encdec"]
 VARIANTS = {

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.side_tuning.addons import build_addon
-from transfer_run.methods.side_tuning.base import MemoryMode
-from transfer_run.methods.side_tuning.combine import Kind, build_combiner
+from transfer_run.methods.side_tuning.ladder.ladder import MemoryMode
+from transfer_run.methods.side_tuning.parts.addons import build_addon
+from transfer_run.methods.side_tuning.parts.summaries import Kind, build_combiner
+from transfer_run.task import Task
 
 StageName = Literal["train", "compress", "featselect", "finetune"]
 Addon = Literal["none", "vpt", "adaptformer"]

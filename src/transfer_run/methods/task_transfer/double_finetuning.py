@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
-from transfer_run.data.tokens import padded, pair_ids
+from transfer_run.data.text.tokens import padded, pair_ids
 from transfer_run.methods.base import Context, Method
+from transfer_run.task import Task
 
 Pairs = Sequence[tuple[str, str]]
 

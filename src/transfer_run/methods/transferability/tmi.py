@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Candidate, Context, Method
-from transfer_run.methods.transferability.extraction import (
+from transfer_run.methods.transferability.ranking.extraction import (
     HEAD_INPUT,
     BlockFeatures,
     Extraction,
@@ -30,10 +29,11 @@ from transfer_run.methods.transferability.extraction import (
     extract,
     tap_features,
 )
-from transfer_run.methods.transferability.picture import draw
-from transfer_run.methods.transferability.ranking import agreement, missing_taus, ranking, ranking_table
-from transfer_run.methods.transferability.reference import accuracies_of_runs, given_accuracies
-from transfer_run.methods.transferability.scoring import OF_SOURCE, SCORES, Material, Scored, score_all
+from transfer_run.methods.transferability.ranking.picture import draw
+from transfer_run.methods.transferability.ranking.ranking import agreement, missing_taus, ranking, ranking_table
+from transfer_run.methods.transferability.ranking.reference import accuracies_of_runs, given_accuracies
+from transfer_run.methods.transferability.scores.all import OF_SOURCE, SCORES, Material, Scored, score_all
+from transfer_run.task import Task
 
 PICTURE = "ranking.png"
 ALL_SCORES = list(SCORES)

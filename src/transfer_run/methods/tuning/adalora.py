@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.tuning.inject import ADAPTER
-from transfer_run.methods.tuning.peft_method import PeftMethod
-from transfer_run.methods.tuning.places import Layers
+from transfer_run.methods.tuning.attach.inject import ADAPTER
+from transfer_run.methods.tuning.attach.peft_method import PeftMethod
+from transfer_run.methods.tuning.attach.places import Layers
+from transfer_run.task import Task
 
 
 class AdaLoRA(PeftMethod):

@@ -13,11 +13,11 @@ from typing import Literal
 from torch import nn
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.bottleneck import Bottleneck, Norm
-from transfer_run.methods.tuning.places import Layers, Place, chosen_blocks, norms, out_features, places
+from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Norm
+from transfer_run.methods.tuning.attach.places import Layers, Place, chosen_blocks, norms, out_features, places
+from transfer_run.task import Task
 
 
 class Adapter(Method):

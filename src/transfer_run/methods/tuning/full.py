@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
+from transfer_run.task import Task
 
 
 class Full(Method):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.places import norms
+from transfer_run.methods.tuning.attach.places import norms
+from transfer_run.task import Task
 
 
 class LayerNormTuning(Method):

@@ -20,11 +20,19 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.biases import add_zero_biases
-from transfer_run.methods.tuning.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.places import Layers, Place, chosen_blocks, in_features, out_features, places, third_of
+from transfer_run.methods.tuning.attach.biases import add_zero_biases
+from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.attach.places import (
+    Layers,
+    Place,
+    chosen_blocks,
+    in_features,
+    out_features,
+    places,
+    third_of,
+)
+from transfer_run.task import Task
 
 
 class FusedLora(nn.Module):

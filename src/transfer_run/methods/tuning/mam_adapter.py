@@ -11,13 +11,13 @@ from typing import Literal
 from torch import nn
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
-from transfer_run.methods.tuning.bottleneck import Norm
-from transfer_run.methods.tuning.inject import inject, peft_config
+from transfer_run.methods.tuning.attach.bottleneck import Norm
+from transfer_run.methods.tuning.attach.inject import inject, peft_config
+from transfer_run.methods.tuning.attach.places import Layers, places
 from transfer_run.methods.tuning.parallel_adapter import mlp_adapters
-from transfer_run.methods.tuning.places import Layers, places
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
+from transfer_run.task import Task
 
 
 class MAMAdapter(PrefixTuning):

@@ -13,12 +13,20 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.bottleneck import Bottleneck, Bypass, Norm
-from transfer_run.methods.tuning.places import Layers, Place, chosen_blocks, in_features, out_features, places, project
-from transfer_run.methods.tuning.prefix import Prefixes, Rows, make_prefixes
+from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Bypass, Norm
+from transfer_run.methods.tuning.attach.places import (
+    Layers,
+    Place,
+    chosen_blocks,
+    in_features,
+    out_features,
+    places,
+    project,
+)
+from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
+from transfer_run.task import Task
 
 
 class MultiHead(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
+from transfer_run.task import Task
 
 
 class Partial(Method):

@@ -9,11 +9,10 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.places import Layers, places
-from transfer_run.methods.tuning.prefix import (
+from transfer_run.methods.tuning.attach.places import Layers, places
+from transfer_run.methods.tuning.attach.prefix import (
     Composition,
     LayerPrefix,
     PrefixAttention,
@@ -21,6 +20,7 @@ from transfer_run.methods.tuning.prefix import (
     make_prefixes,
     switch_attention,
 )
+from transfer_run.task import Task
 
 
 def attach_prefixes(

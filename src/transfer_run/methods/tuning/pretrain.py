@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.task import Task
 from transfer_run.methods.base import Method
+from transfer_run.task import Task
 
 
 class Pretrain(Method):

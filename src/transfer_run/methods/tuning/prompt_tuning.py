@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.data.task import Task
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.task import Task
 
 
 class PromptTuning(Method):

@@ -1,0 +1,1 @@
+"""A file a family of backbones; it bears the family's key."""

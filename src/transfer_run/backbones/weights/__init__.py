@@ -1,0 +1,1 @@
+"""Where weights come from: the hub, folders, files of other libraries."""

@@ -1,0 +1,263 @@
+"""Models of transformers and timm: built from an architecture, or read from a folder and checked against it.
+
+No pickle is executed: safetensors, or PyTorch's restricted loader for old `pytorch_model.bin` files. No remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transfer_run.backbones.weights.hub import weight_files
+from transfer_run.errors import UserError, nearest_names
+
+UNDECLARED = {"decoder_start_token_id", "tie_word_embeddings", "position_buckets", "norm_rel_ebd", "share_att_key"}
+"""Settings that the library's models read although their config classes do not declare them."""
+
+
+# ---- transformers
+def new_transformer(model_class: Any, architecture: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+    """A randomly initialised model of `model_class`; `architecture` holds keyword arguments of its config class.
+
+    Raises:
+        UserError: no architecture, or a word in it that the config class does not know.
+    """
+    return model_class(model_class.config_class(**_known(model_class, architecture)), **kwargs)
+
+
+def read_transformer(
+    model_class: Any, folder: Path, architecture: Mapping[str, Any] | None, spare: tuple[str, ...] = (), **kwargs: Any
+) -> Any:
+    """The model that `folder` holds (config.json and weights), in float32.
+
+    Args:
+        architecture: what the weights must fit, and settings that override the folder's (dropout, ...); None takes
+            the folder's architecture as it is.
+        spare: names of the model's parts that may be missing.
+
+    Raises:
+        UserError: no model there, one of another kind, or tensors that are missing or of another shape.
+    """
+    stored = stored_config(folder)
+    kind = model_class.config_class.model_type
+    if stored.get("model_type") != kind:
+        raise UserError(
+            f"The weights are of a model of type {stored.get('model_type')!r}, the backbone is of type {kind!r}.",
+            where=str(folder / "config.json"),
+            remedy="choose the backbone that goes with these weights",
+        )
+    if not weight_files(folder):
+        raise UserError(
+            "The folder holds no complete weights (model.safetensors).",
+            where=str(folder),
+            remedy="name a folder written by save_pretrained or by `hf download`",
+        )
+    overrides = {} if architecture is None else _known(model_class, architecture)
+    config = model_class.config_class.from_pretrained(str(folder), **overrides)
+    with _quiet(), _readable(folder):
+        model, info = model_class.from_pretrained(
+            str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
+            use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
+            ignore_mismatched_sizes=True, output_loading_info=True, **kwargs,
+        )  # fmt: skip
+    wrong = [f"{name}: {tuple(there)} in the file, {tuple(here)} here" for name, there, here in info["mismatched_keys"]]
+    missing = [name for name in info["missing_keys"] if not name.startswith(spare)] if spare else info["missing_keys"]
+    _refuse_misfit(folder, wrong, () if wrong else missing)
+    return model
+
+
+def _known(model_class: Any, architecture: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The architecture without `model_type`, every word of it known to the config class."""
+    if architecture is None:
+        raise UserError(
+            "This backbone has no architecture of its own: it takes that of its weights.",
+            where="backbone.architecture",
+            remedy="backbone.weights=PATH with a folder that holds config.json and weights",
+        )
+    words = {key: value for key, value in architecture.items() if key != "model_type"}
+    empty = model_class.config_class()
+    valid = set(empty.to_dict()) | set(empty.attribute_map) | UNDECLARED
+    for key in words:
+        if key not in valid:
+            raise UserError(
+                f"{model_class.__name__} has no setting {key!r}.",
+                where=f"backbone.architecture.{key}",
+                nearest=nearest_names(key, valid),
+            )
+    return words
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; UserError where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            "The folder holds no model: config.json is missing.",
+            where=str(folder),
+            remedy="name a folder written by save_pretrained or by `hf download`",
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's report of unused heads; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+# ---- timm
+def new_timm(architecture: Mapping[str, Any]) -> nn.Module:
+    """A randomly initialised timm model without a classifier; `architecture` is `model` and keyword arguments.
+
+    Raises:
+        UserError: a model or a setting that timm does not know.
+    """
+    import timm
+
+    words: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+    name = str(words.pop("model"))
+    if not timm.is_model(name):
+        raise UserError(
+            f"timm has no model {name!r}.",
+            where="backbone.architecture.model",
+            nearest=nearest_names(name, timm.list_models()),
+        )
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **words)
+    except TypeError as error:
+        raise UserError(f"timm's {name} cannot be built: {error}", where="backbone.architecture") from error
+
+
+def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
+    """Fill `model`, which has no classifier, from a timm folder or a .safetensors file.
+
+    Position embeddings of another grid and first convolutions of another number of channels are adapted as timm does.
+
+    Returns:
+        The pretrained classifier's weight (classes, features) and bias (classes,), where the file has one.
+
+    Raises:
+        UserError: no weights there, or tensors that are missing or of another shape.
+    """
+    from timm.models import adapt_input_conv
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    tensors = read_tensors(path)
+    if isinstance(model, VisionTransformer):
+        tensors = checkpoint_filter_fn(tensors, model)
+    settings: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    stem, wanted = f"{settings.get('first_conv')}.weight", model.state_dict()
+    if stem in tensors and tensors[stem].shape[1] != wanted[stem].shape[1]:
+        tensors[stem] = adapt_input_conv(wanted[stem].shape[1], tensors[stem])
+    head = str(settings.get("classifier"))
+    classifier = tensors.pop(f"{head}.weight", None), tensors.pop(f"{head}.bias", None)
+    fill(model, tensors, path)
+    return classifier if classifier[0] is not None and classifier[1] is not None else None  # type: ignore[return-value]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, or of all those of a folder; UserError where there are none, or damaged."""
+    from safetensors.torch import load_file
+
+    files = [path] if path.is_file() else weight_files(path)
+    if not files:
+        raise UserError(
+            "There are no complete weights (model.safetensors).",
+            where=str(path),
+            remedy="name a .safetensors file or a folder that holds model.safetensors",
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with _readable(file):
+            safe = file.suffix == ".safetensors"
+            tensors |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    return tensors
+
+
+# ---- both
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """One clear error for files that are damaged or hold more than tensors."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            "The weights are a pickle that holds more than tensors: it could run code and is not loaded.",
+            where=str(path),
+            remedy="convert it to safetensors where you trust it, or choose other weights",
+        ) from error
+    except (SafetensorError, EOFError, RuntimeError) as error:
+        raise UserError(
+            f"The weights cannot be read: {error or 'the file is empty'}",
+            where=str(path),
+            remedy="the file is damaged or incomplete: fetch or copy it again",
+        ) from error
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `tensors` into `model`; all of the model's must be there (tied ones once), others are refused.
+
+    Raises:
+        UserError: naming the tensors that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    wrong = [
+        f"{name}: {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    needed = {name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name in own}
+    filled: dict[int, str] = {}
+    for name in sorted(tensors.keys() & own.keys()):
+        first = filled.setdefault(own[name].data_ptr(), name)
+        if not torch.equal(tensors[first], tensors[name]):
+            wrong.append(f"{first} and {name}: two tensors in the file, one and the same here")
+    missing = [name for name in needed - tensors.keys() if own[name].data_ptr() not in filled]
+    _refuse_misfit(path, wrong, missing, tensors.keys() - own.keys())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _refuse_misfit(path: Path, wrong: list[str], missing: Iterable[str], unknown: Iterable[str] = ()) -> None:
+    said = []
+    for what, names in (("of another shape", wrong), ("missing", sorted(missing)), ("unknown", sorted(unknown))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said.append(f"{len(names)} {what} ({'; '.join(names[:3])}{more})")
+    if said:
+        raise UserError(
+            f"The weights do not fit the backbone's architecture: tensors {', '.join(said)}.",
+            where=str(path),
+            remedy="choose the backbone that goes with these weights, or change backbone.architecture",
+        )
+
+
+def checksum(model: nn.Module) -> str:
+    """SHA-256 over all tensors of the model (names, types, shapes, bytes), whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"

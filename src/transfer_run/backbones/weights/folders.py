@@ -1,0 +1,66 @@
+"""A plain folder of transformers or timm, told by its config.json: which backbone is it, and has it a classifier?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from transfer_run.backbones.weights.checkpoints import stored_config
+from transfer_run.backbones.weights.hub import weight_files
+from transfer_run.errors import UserError
+
+FAMILY_OF = {
+    "t5": "t5", "bert": "encoder", "roberta": "encoder", "xlm-roberta": "encoder", "deberta-v2": "encoder",
+    "bart": "encoder",
+    "gpt2": "decoder", "llama": "decoder", "mistral": "decoder", "qwen2": "decoder", "qwen3": "decoder", "clip": "clip",
+}  # fmt: skip
+"""The family of backbones that reads a model of this `model_type`."""
+
+POOLING = {"bert": "pooler", "bart": "eos"}
+"""How a kind's own classifier reads a text, where it is not at the first token."""
+
+HEADS = ("head", "classifier", "score", "fc")
+"""Names under which folders keep a linear classifier: ours (head.safetensors), transformers' and timm's."""
+
+
+def folder_backbone(folder: Path) -> dict[str, Any]:
+    """The `backbone` node of the model in `folder`, its weights included.
+
+    Raises:
+        UserError: there is no config.json, or no backbone reads such a model.
+    """
+    stored = stored_config(folder)
+    common = {"name": folder.name, "weights": str(folder), "hub": None, "revision": None, "tokenizer": None}
+    if "architecture" in stored:  # timm
+        given = {k: v for k, v in (stored.get("model_args") or {}).items() if k != "num_classes"}  # no classifier
+        words = {"model": stored["architecture"], **given}
+        is_vit = str(stored["architecture"]).startswith(("vit_", "deit_"))
+        return {**common, "family": "vit" if is_vit else "cnn", "architecture": words}
+    kind = str(stored.get("model_type"))
+    if kind not in FAMILY_OF:
+        raise UserError(
+            f"No backbone reads a model of type {kind!r}.",
+            where=str(folder / "config.json"),
+            remedy=f"name a folder of timm, or of transformers with one of {', '.join(sorted(FAMILY_OF))}",
+        )
+    pooling = {"pooling": POOLING.get(kind, "cls")} if FAMILY_OF[kind] == "encoder" else {}
+    return {**common, "family": FAMILY_OF[kind], "architecture": None, **pooling}
+
+
+def folder_head(folder: Path, width: int) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (classes, width) and bias (classes,) of the linear classifier stored in `folder`; None without one."""
+    from safetensors import safe_open
+
+    files = [file for file in (folder / "head.safetensors",) if file.is_file()]
+    files += [file for file in weight_files(folder) if file.suffix == ".safetensors"]
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for head in HEADS:
+                if f"{head}.weight" in names:
+                    weight = tensors.get_tensor(f"{head}.weight")
+                    if weight.ndim == 2 and weight.shape[1] == width:
+                        return weight, tensors.get_tensor(f"{head}.bias") if f"{head}.bias" in names else None
+    return None

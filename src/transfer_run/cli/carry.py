@@ -1,0 +1,33 @@
+"""One run from the command line: carried out, and every error as an exit code."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from transfer_run.errors import Preempted, RunFailed, UserError
+
+
+def carry(cfg: DictConfig) -> Path:
+    """Carry out one run; returns its folder.
+
+    Raises:
+        UserError, RunFailed, Preempted, KeyboardInterrupt: anything else is logged in the run's folder first.
+    """
+    from transfer_run.experiment.config.compose import make_importable
+    from transfer_run.experiment.config.identity import run_folder
+    from transfer_run.experiment.run import carry_out
+
+    make_importable(cfg)
+    folder = run_folder(cfg)
+    try:
+        return carry_out(cfg)
+    except (UserError, RunFailed, Preempted):
+        raise
+    except Exception as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "run.log").open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error

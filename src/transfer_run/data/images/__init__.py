@@ -1,0 +1,1 @@
+"""What data sets of images and videos share."""

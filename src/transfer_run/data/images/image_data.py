@@ -1,0 +1,260 @@
+"""Image datasets: one class for all; a dataset only says where its images come from (`read_images`)."""
+
+from __future__ import annotations
+
+import io
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from transfer_run.data.base import DataModule, Example
+from transfer_run.data.reading.labels import is_unlabelled
+from transfer_run.data.reading.table import Table
+from transfer_run.data.rows.sampling import Draw
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.task import Batch, BatchSpec, Task, class_count, pose
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+
+class ImageRows(Protocol):
+    """One split of an image dataset before decoding; `labels` are class numbers, -1 where a row has none."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def image(self, row: int) -> Image.Image:
+        """The image of a row, opened but not converted."""
+        ...
+
+    def place(self, row: int) -> str:
+        """Where the image stands, for an error's `where`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files of their own."""
+
+    paths: Sequence[Path]
+    labels: np.ndarray
+
+    def image(self, row: int) -> Image.Image:
+        return Image.open(self.paths[row])
+
+    def place(self, row: int) -> str:
+        return f"{self.paths[row]}, row {row + 1} of the split, column 'image'"
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """Images as bytes in a column of a table."""
+
+    table: Table
+    column: str
+    labels: np.ndarray
+
+    def image(self, row: int) -> Image.Image:
+        stored = self.table.rows[row][self.column] or {}
+        if stored.get("bytes") is not None:
+            return Image.open(io.BytesIO(stored["bytes"]))
+        if stored.get("path") is None:
+            raise OSError("there is no image")
+        return Image.open(stored["path"])
+
+    def place(self, row: int) -> str:
+        return self.table.place(row, self.column)
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images (n, H, W) or (n, H, W, 3) of 8 bits in memory."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    source: str
+
+    def image(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels[row])
+
+    def place(self, row: int) -> str:
+        return f"{self.source}, row {row + 1}, column 'image'"
+
+
+class Transform:
+    """Decode, resize to the backbone's size without keeping the aspect, scale to 0..1, normalise.
+
+    Args:
+        image: the backbone's `image` node: `size` (pixels, or [height, width]), `mean`, `std` (one number or one a
+            channel, of values in 0..1), `interpolation`, `channels` (1: grey, 3: colour).
+    """
+
+    def __init__(self, image: Mapping[str, Any]) -> None:
+        self.channels = int(image["channels"])
+        size = image["size"]
+        self.height, self.width = (size, size) if isinstance(size, int) else map(int, size)
+        if image["interpolation"] not in RESAMPLING:
+            raise UserError(
+                f"There is no interpolation '{image['interpolation']}'.",
+                where="backbone.image.interpolation",
+                nearest=nearest_names(image["interpolation"], RESAMPLING) or sorted(RESAMPLING),
+            )
+        self.resampling = RESAMPLING[image["interpolation"]]
+        self.mean, self.std = self._by_channel(image, "mean"), self._by_channel(image, "std")
+
+    def _by_channel(self, image: Mapping[str, Any], key: str) -> np.ndarray:
+        values = np.atleast_1d(np.asarray(image[key], dtype=np.float32))
+        if len(values) not in (1, self.channels):
+            raise UserError(
+                f"There are {len(values)} numbers for {self.channels} channels.",
+                where=f"backbone.image.{key}",
+                remedy=f"give one number, or {self.channels}",
+            )
+        return values
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(channels, height, width) float32; grey images fill all three channels of a colour model."""
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), self.resampling)
+        pixels = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels) / 255
+        return torch.from_numpy(np.ascontiguousarray(((pixels - self.mean) / self.std).transpose(2, 0, 1)))
+
+
+class ImageData(DataModule):
+    """Images with a class. Config key beside the common ones: `keep_in_memory`, decoded images stay in RAM."""
+
+    def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
+        super().__init__(dataset, backbone, seed)
+        self.transform = Transform(image_node(dataset, backbone))
+        self.images: dict[str, ImageRows] = {}
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    @abstractmethod
+    def read_images(self) -> dict[str, ImageRows]:
+        """The splits as images and labels."""
+
+    # ---- from the configs alone
+    @classmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        count = class_count(dataset)
+        names = tuple(dataset.get("label_names") or (str(n) for n in range(count)))
+        return Task(pose(dataset, backbone), count, names, tuple(dataset["metrics"]))
+
+    @classmethod
+    def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
+        shape = Transform(image_node(dataset, backbone)).shape
+        return {"pixel_values": ((batch_size, *shape), torch.float32), "labels": ((batch_size,), torch.int64)}
+
+    # ---- reading
+    def read(self) -> dict[str, int]:
+        self.images = self.read_images()
+        for name, rows in self.images.items():
+            missing = sum(map(is_unlabelled, rows.labels.tolist()))
+            if missing:
+                self.notes.append(f"{name}: {missing} of {len(rows.labels)} rows have no label; predicted, not scored")
+        return {name: len(rows.labels) for name, rows in self.images.items()}
+
+    def labels(self, split: str) -> np.ndarray:
+        rows = len(self.split(split))  # reads the data, or says that there is no such split
+        found = np.asarray(self.images[split].labels, dtype=np.int64)[self.kept.get(split, slice(rows))]
+        return np.where(found < 0, -100, found)
+
+    def example(self, split: str, draw: Draw) -> Example:
+        rows, key = self.images[split], (split, draw.row)
+        pixels = self._kept.get(key)
+        if pixels is None:
+            pixels = decoded(self.transform, rows, draw.row)
+            if self.dataset.get("keep_in_memory"):
+                self._kept[key] = pixels
+        label = int(rows.labels[draw.row])
+        return {"pixel_values": pixels, "labels": -100 if is_unlabelled(label) or not draw.scored else label}
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        return {
+            "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+            "labels": torch.tensor([example["labels"] for example in examples]),
+        }
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.task.label_names
+
+    @property
+    def transform_description(self) -> dict[str, Any]:
+        image = {key: self.backbone["image"][key] for key in ("size", "channels", "mean", "std", "interpolation")}
+        return {"reads": "images", "image": image, "form": "classification", "label_names": list(self.label_names)}
+
+
+def decoded(transform: Transform, rows: ImageRows, row: int) -> Tensor:
+    """One image as the backbone reads it.
+
+    Raises:
+        UserError: it cannot be decoded; with its file and row.
+    """
+    try:
+        with rows.image(row) as image:
+            return transform(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"An image cannot be decoded: {error}",
+            where=rows.place(row),
+            remedy="repair the file, or take it out of the data",
+        ) from error
+
+
+def image_node(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The backbone's `image` node.
+
+    Raises:
+        UserError: it reads no images.
+    """
+    image = backbone.get("image")
+    if not image:
+        raise UserError(
+            f"The backbone '{backbone.get('name')}' does not read images.",
+            where=f"dataset={dataset['name']}",
+            remedy="choose a backbone of the families vit, cnn, clip",
+        )
+    return image
+
+
+def table_images(table: Table, image_column: str | None, label_column: str | None) -> tuple[Table, str, str]:
+    """A table with undecoded images, and the names of its image and label columns.
+
+    Args:
+        image_column, label_column: null: the first column of images; the first of class names, else `label` or `cls`.
+    """
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    features = table.rows.features
+    if image_column is None:
+        image_column = next((n for n, f in features.items() if isinstance(f, ImageFeature)), "image")
+    if label_column is None:
+        named = [n for n, f in features.items() if isinstance(f, ClassLabel)]
+        label_column = next((n for n in (*named, "label", "cls") if n in features), "label")
+    table.require([image_column], "dataset.image_column")
+    table.require([label_column], "dataset.label_column")
+    rows = table.rows
+    if not isinstance(features[image_column], ImageFeature) or features[image_column].decode:
+        rows = rows.cast_column(image_column, ImageFeature(decode=False))
+    return Table(rows, table.source, table.numbers), image_column, label_column

@@ -1,0 +1,135 @@
+"""Images with captions, to find one by the other; a dataset only says where its pairs come from (`read_pairs`).
+
+    caption 0 ─ image 0      A row is a caption with its image: an image with five captions is read five times.
+    caption 1 ─ image 0      labels = number of the image, so equal labels belong together.
+    caption 2 ─ image 1
+
+A method that finds the right one among all captions, or all images, of a split is what is asked for.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfer_run.data.base import DataModule, Example
+from transfer_run.data.images.image_data import Transform, decoded, image_node
+from transfer_run.data.rows.sampling import Draw
+from transfer_run.data.text.lengths import source_length
+from transfer_run.data.text.tokens import padded, pair_ids
+from transfer_run.task import Batch, BatchSpec, Task, pose
+
+if TYPE_CHECKING:
+    from transfer_run.data.scores.retrieval import RetrievalScores
+
+
+Shown = TypeVar("Shown")
+
+
+@dataclass(frozen=True)
+class Captioned(Generic[Shown]):
+    """One split.
+
+    Attributes:
+        images: undecoded (`images.ImageRows`); of a video data set its videos (`video_text.Videos`).
+        captions: one a row.
+        image_of: (rows,), the number of each caption's image.
+    """
+
+    images: Shown
+    captions: Sequence[str]
+    image_of: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+class ImageText(DataModule):
+    """Config keys beside the common ones: `loss` (`infonce`, `triplet`), `keep_in_memory` of decoded images.
+
+    Captions are cut and padded to `dataset.max_source_length` tokens, all of them, as CLIP reads texts.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
+        super().__init__(dataset, backbone, seed)
+        self.transform = Transform(image_node(dataset, backbone))
+        self.pairs: Mapping[str, Captioned[Any]] = {}
+        self.tokenizer: Any = None
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    @abstractmethod
+    def read_pairs(self) -> Mapping[str, Captioned[Any]]:
+        """The splits; those that must be there: train, validation, test."""
+
+    # ---- from the configs alone
+    @classmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        return Task(pose(dataset, backbone), 0, (), tuple(dataset["metrics"]), loss=dataset["loss"])
+
+    @classmethod
+    def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
+        shape, text = Transform(image_node(dataset, backbone)).shape, (batch_size, source_length(dataset, backbone))
+        return {
+            "pixel_values": ((batch_size, *shape), torch.float32),
+            "input_ids": (text, torch.int64),
+            "attention_mask": (text, torch.int64),
+            "labels": ((batch_size,), torch.int64),
+        }
+
+    # ---- reading
+    def read(self) -> dict[str, int]:
+        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
+
+        self.pairs = self.read_pairs()
+        self.tokenizer = build_tokenizer(dict(self.backbone))
+        return {name: len(split) for name, split in self.pairs.items()}
+
+    def pixels(self, split: str, number: int) -> Tensor:
+        """Image `number` of a split, decoded: (C, H, W)."""
+        return decoded(self.transform, self.pairs[split].images, number)
+
+    def example(self, split: str, draw: Draw) -> Example:
+        pairs = self.pairs[split]
+        number = int(pairs.image_of[draw.row])
+        pixels = self._kept.get((split, number))
+        if pixels is None:
+            pixels = self.pixels(split, number)
+            if self.dataset.get("keep_in_memory"):
+                self._kept[split, number] = pixels
+        ids = pair_ids(self.tokenizer, [pairs.captions[draw.row]], source_length(self.dataset, self.backbone))
+        return {"pixel_values": pixels, "input_ids": ids["input_ids"], "labels": number if draw.scored else -100}
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        length = source_length(self.dataset, self.backbone)
+        counts = torch.tensor([len(example["input_ids"]) for example in examples])
+        return {
+            "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+            "input_ids": padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id, length, length),
+            "attention_mask": (torch.arange(length) < counts[:, None]).long(),
+            "labels": torch.tensor([example["labels"] for example in examples]),
+        }
+
+    def metrics(self, split: str) -> RetrievalScores:  # type: ignore[override]
+        from transfer_run.data.scores.retrieval import RetrievalScores
+
+        return RetrievalScores(self.task)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def transform_description(self) -> dict[str, Any]:
+        image = {key: self.backbone["image"][key] for key in ("size", "channels", "mean", "std", "interpolation")}
+        tokenizer = {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")}
+        length = source_length(self.dataset, self.backbone)
+        return {
+            "reads": "images and text", "image": image, "tokenizer": tokenizer, "max_source_length": length,
+            "form": "retrieval", "label_names": [],
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tables and label columns as people write them."""

@@ -1,0 +1,220 @@
+"""Scores of one split, summed over batches and ranks by torchmetrics.
+
+A row without a label is predicted but not scored. An answer in words that is none of the labels counts as wrong: it is
+scored as a label other than the right one, or as -1 where a number is asked for (T5's evaluation does the same).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import (
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+
+from transfer_run.backbones.base import Batch
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.task import Task
+
+
+class Answers(Protocol):
+    """Reads what a text-to-text model wrote (`data/text/answers.py`)."""
+
+    words: tuple[str, ...]
+    values: bool
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) as labels or numbers (B,)."""
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """Token ids (B, T) as texts."""
+
+
+class Correlation(Metric):
+    """Pearson's or Spearman's coefficient of predictions and targets.
+
+    Keeps all pairs, so that ranks may hold different numbers of them, none included.
+    """
+
+    def __init__(self, coefficient: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.coefficient = coefficient
+        self.add_state("pairs", default=[], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        self.pairs.append(torch.stack([predictions, targets], dim=1))  # type: ignore[union-attr, operator]
+
+    def compute(self) -> Tensor:
+        pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) else self.pairs
+        assert isinstance(pairs, Tensor)
+        constant = len(pairs) < 2 or bool((pairs == pairs[0]).all(0).any())
+        return pairs.new_zeros(()) if constant else self.coefficient(pairs[:, 0], pairs[:, 1])
+
+
+class Share(Metric):
+    """Mean of weighted values: a share of rows, or with `exponential` the perplexity of a mean loss."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, *, exponential: bool = False) -> None:
+        super().__init__()
+        self.exponential = exponential
+        self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", default=torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        self.total += (value.float() * weight).sum()
+        self.weight += weight.sum()
+
+    def compute(self) -> Tensor:
+        mean = self.total / self.weight
+        return mean.exp() if self.exponential else mean
+
+
+CLASSES: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda n: MulticlassAccuracy(n, average="micro", validate_args=False),
+    "mean_class_accuracy": lambda n: MulticlassAccuracy(n, average="macro", validate_args=False),
+    # of class 1 where there are two classes, as GLUE has it; else the mean over classes
+    "f1": lambda n: BinaryF1Score(validate_args=False) if n == 2 else MulticlassF1Score(n, validate_args=False),
+    "f1_macro": lambda n: MulticlassF1Score(n, average="macro", validate_args=False),
+    "matthews": lambda n: MulticlassMatthewsCorrCoef(n, validate_args=False),
+}
+VALUES: dict[str, Callable[[], Metric]] = {
+    "pearson": lambda: Correlation(pearson_corrcoef),
+    "spearman": lambda: Correlation(spearman_corrcoef),
+    "mse": MeanSquaredError,
+    "mae": MeanAbsoluteError,
+}
+TEXTS = {"exact_match": Share}
+LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": lambda: Share(exponential=True)}
+MEAN = "glue"
+"""The headline of a GLUE task with two metrics: their mean."""
+
+
+class Scores(nn.Module):
+    """All metrics of a task over one split.
+
+    Args:
+        task: names the metrics.
+        answers: reads the words of a text-to-text model.
+
+    Raises:
+        UserError: a metric that does not exist, or that does not fit the task's form.
+    """
+
+    def __init__(self, task: Task, answers: Answers | None = None) -> None:
+        super().__init__()
+        self.task, self.answers = task, answers
+        self.kinds = {name: self._kind(name) for name in task.metrics if name != MEAN}
+        self.parts = nn.ModuleDict({name: self._metric(name) for name in self.kinds})
+        self.scored = Share()
+
+    def _kind(self, name: str) -> str:
+        """Whether a metric compares `classes`, `values` or `texts`, or sums the `loss`."""
+        form, answers = self.task.form, self.answers
+        kind = {"classification": "classes", "regression": "values", "language_modeling": "loss"}.get(form, "texts")
+        if form == "text_to_text" and answers is not None and (answers.values or answers.words):
+            kind = "values" if answers.values else "classes"
+        known: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}
+        fitting = known[kind]
+        if name in LOSSES:
+            return "loss"
+        if name not in fitting:
+            valid = [*fitting, *LOSSES]
+            raise UserError(
+                f"The metric '{name}' does not score {form} with {kind if kind != 'loss' else 'running text'}.",
+                where="dataset.metrics",
+                nearest=nearest_names(name, valid),
+                remedy=f"choose among {', '.join(valid)}",
+            )
+        return kind
+
+    def _metric(self, name: str) -> Metric:
+        if name in CLASSES:
+            return CLASSES[name](self.task.num_labels)
+        return (VALUES | TEXTS | LOSSES)[name]()
+
+    @property
+    def needs_predictions(self) -> bool:
+        """False where the loss alone is scored; generating answers would be a waste."""
+        return any(kind != "loss" for kind in self.kinds.values())
+
+    @property
+    def needs_loss(self) -> bool:
+        return "loss" in self.kinds.values()
+
+    @torch.no_grad()
+    def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:
+        """Count one batch.
+
+        Args:
+            predictions: what `Method.predict` returns; may be None if not `needs_predictions`.
+            loss: the batch's mean loss per scored token; needed if `needs_loss`.
+        """
+        self.to(batch["labels"].device)
+        if self.needs_loss:
+            if loss is None:
+                raise ValueError("perplexity is made of the batch's loss: update(predictions, batch, loss)")
+            labels = batch["labels"][:, 1:] if self.task.form == "language_modeling" else batch["labels"]
+            tokens = (labels != -100).sum()
+            known = tokens > 0
+            self._of("loss", torch.where(known, loss.detach(), 0), tokens)
+            self.scored.update(known, tokens)
+        if predictions is not None and self.needs_predictions:
+            if self.task.form == "text_to_text" and self.answers is not None and "targets" not in batch:
+                self._update_texts(predictions, batch["labels"])
+            else:
+                self._update_labels(predictions, batch.get("targets", batch["labels"]))
+
+    def _of(self, kind: str, *values: Tensor) -> None:
+        for name, part in self.parts.items():
+            if self.kinds[name] == kind:
+                part.update(*values)  # type: ignore[operator]
+
+    def _update_labels(self, predictions: Tensor, targets: Tensor) -> None:
+        if self.answers is not None:
+            predictions = self.answers.read(predictions).to(targets.device)
+        known = ~targets.isnan() if targets.is_floating_point() else targets >= 0
+        predictions, targets = predictions[known], targets[known]
+        self.scored.update(known, torch.ones_like(known))
+        if "values" in self.kinds.values():
+            self._of("values", predictions.float(), targets.float())
+        elif len(targets):
+            wrong = (targets + 1) % self.task.num_labels
+            self._of("classes", torch.where(predictions < 0, wrong, predictions), targets)
+
+    def _update_texts(self, predictions: Tensor, labels: Tensor) -> None:
+        assert self.answers is not None
+        known = (labels != -100).any(1)
+        right = [a == b for a, b in zip(self.answers.texts(predictions), self.answers.texts(labels), strict=True)]
+        equal = torch.tensor(right, device=labels.device)[known].float()
+        self.scored.update(known, torch.ones_like(known))
+        self._of("texts", equal, torch.ones_like(equal))
+
+    def compute(self) -> dict[str, float]:
+        """The scores of all ranks together, the headline first; empty if no row has a label."""
+        with warnings.catch_warnings():
+            # a rank may have had only unlabelled rows
+            warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
+            values = {name: float(part.compute()) for name, part in self.parts.items()}  # type: ignore[operator]
+            scored = float(self.scored.compute())
+        if not scored > 0:
+            return {}
+        if MEAN in self.task.metrics:
+            values[MEAN] = sum(values.values()) / len(values)
+        return {name: values[name] for name in self.task.metrics}
+
+    def reset(self) -> None:
+        for part in (*self.parts.values(), self.scored):
+            part.reset()  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""A file a data set; it bears the data set's key."""

@@ -1,0 +1,95 @@
+"""GLUE (Wang et al. 2018, arXiv 1804.07461): nine tasks of one or two sentences, from the hub or from local files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
+from transfer_run.data.reading.table import FORMATS, Table, existing, read_folder, read_hub
+from transfer_run.data.rows.splits import shuffled
+from transfer_run.data.text.encoding import TextRows
+from transfer_run.data.text.text_data import TextData
+from transfer_run.errors import UserError
+
+HALVED = ("rte", "mrpc", "cola", "stsb", "wnli")
+"""Small tasks; `wnli` is not in the LST paper and is treated like them."""
+VALIDATION_ROWS = 1000
+
+
+class Glue(TextData):
+    """One task. `dataset.path` is a folder of files named by split, or the folder above, which holds one of the
+    task's name; without it the hub is asked.
+
+    `dataset.splits`:
+        lst: those of the LST paper (arXiv 2206.06522, its code), in which every test row has a label. rte, mrpc, cola,
+            stsb: the official validation set, shuffled (torch generator, seed 42) and halved. sst2, qnli, qqp: the
+            first 1,000 of the shuffled training set validate, the official validation set tests. mnli: mismatched
+            validates, matched tests.
+        glue: the official ones (mnli: matched); GLUE's test rows have no labels, so there is no test score.
+    """
+
+    def read_rows(self) -> dict[str, TextRows]:
+        task = str(self.dataset["name"]).rpartition("/")[2]
+        wanted: tuple[str, ...] = ("train", "validation", "test")
+        if task == "mnli":
+            wanted = ("train", "validation_matched", "validation_mismatched", "test_matched")
+        tables = self._tables(task, wanted)
+        chosen = self._as_in_lst(task, tables) if self.dataset["splits"] == "lst" else self._official(task, tables)
+        return {name: self._labelled(table) for name, table in chosen.items()}
+
+    def _tables(self, task: str, wanted: Sequence[str]) -> dict[str, Table]:
+        path = self.dataset.get("path")
+        if not path:
+            return read_hub(self.dataset["hub"], task, self.dataset["revision"], wanted)
+        folder: Path = existing(path)
+        if (folder / task).is_dir() and not any(f.suffix in FORMATS for f in folder.iterdir()):
+            folder = folder / task
+        return read_folder(str(folder), wanted, self.dataset["quoting"])
+
+    def _as_in_lst(self, task: str, tables: dict[str, Table]) -> dict[str, Table]:
+        if task == "mnli":
+            return {
+                "train": self._given(tables, "train"),
+                "validation": self._given(tables, "validation_mismatched"),
+                "test": self._given(tables, "validation_matched"),
+            }
+        train, validation = self._given(tables, "train"), self._given(tables, "validation")
+        if task in HALVED:
+            order = shuffled(len(validation))
+            half = len(order) // 2
+            return {
+                "train": train,
+                "validation": validation.select(order[:half]),
+                "test": validation.select(order[half:]),
+            }
+        order = shuffled(len(train))
+        return {
+            "train": train.select(order[VALIDATION_ROWS:]),
+            "validation": train.select(order[:VALIDATION_ROWS]),
+            "test": validation,
+        }
+
+    def _official(self, task: str, tables: dict[str, Table]) -> dict[str, Table]:
+        names = ("train", "validation_matched", "test_matched") if task == "mnli" else ("train", "validation", "test")
+        return {plain.partition("_")[0]: self._given(tables, plain) for plain in names}
+
+    def _given(self, tables: dict[str, Table], name: str) -> Table:
+        if name not in tables:
+            raise UserError(
+                f"The split '{name}' is missing.",
+                where=f"{self.dataset.get('path') or self.dataset['hub']}, which has {', '.join(tables)}",
+                remedy="add its file, or choose the other splits: dataset.splits=lst|glue",
+            )
+        return tables[name]
+
+    def _labelled(self, table: Table) -> TextRows:
+        columns, label = list(self.dataset["text_columns"]), self.dataset["label_column"]
+        check_texts(table, columns)
+        rows = table.rows.select_columns(columns)
+        if self.dataset["form"] == "regression":
+            return TextRows(rows, value_labels(table, label, unlabelled=-1.0))  # GLUE marks a missing score by -1
+        labels: np.ndarray = class_labels(table, label, self.dataset["label_names"], self.dataset["num_labels"])[0]
+        return TextRows(rows, labels)

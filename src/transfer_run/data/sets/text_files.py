@@ -1,0 +1,80 @@
+"""Any text of one's own: tables (.csv, .tsv, .json, .jsonl, .parquet) or plain .txt, a file or a folder of splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
+from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
+from transfer_run.data.rows.splits import SPLITS, completed
+from transfer_run.data.text.encoding import TextRows
+from transfer_run.data.text.text_data import TextData
+from transfer_run.task import Task
+
+
+class TextFiles(TextData):
+    """`dataset.path` is one file, or a folder of files named train, validation, test.
+
+    A split that is missing is taken from train (`dataset.split_shares`; classes keep their shares). `dataset.form`
+    says what is asked: classification, regression, text_to_text (`label_column` holds the answers), language_modeling
+    or span_corruption (no label column). Class names come from `dataset.label_names`, else from the data.
+    """
+
+    _names: tuple[str, ...] | None = None
+
+    @property
+    def task(self) -> Task:
+        """Class names and their number come from the data where the config leaves them open."""
+        dataset = self.dataset
+        if dataset["form"] == "classification" and not (dataset.get("num_labels") or dataset.get("label_names")):
+            if self._names is None:
+                self.setup()
+            return self.describe({**dataset, "label_names": list(self._names or ())}, self.backbone)
+        return super().task
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self._names or super().label_names
+
+    def read_rows(self) -> dict[str, TextRows]:
+        rows = {name: self._rows(table) for name, table in split_tables(self.dataset).items()}
+        strata = {name: self._strata(rows[name]) for name in rows}
+        parts = completed(strata, self.dataset["split_shares"], path_of(self.dataset))
+        return {name: _chosen(rows[source], picked) for name, (source, picked) in parts.items()}
+
+    def _rows(self, table: Table) -> TextRows:
+        columns, label, form = list(self.dataset["text_columns"]), self.dataset["label_column"], self.dataset["form"]
+        check_texts(table, columns)
+        rows = table.rows.select_columns(columns)
+        if form == "classification":
+            names = self._names or self.dataset.get("label_names")
+            labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
+            return TextRows(rows, labels)
+        if form == "regression":
+            return TextRows(rows, value_labels(table, label))
+        if form == "text_to_text":
+            table.require([label], "dataset.label_column")
+            return TextRows(rows, [None if answer is None else str(answer) for answer in table.rows[label]])
+        return TextRows(rows, None)
+
+    def _strata(self, rows: TextRows) -> np.ndarray:
+        return np.asarray(rows.labels) if self.dataset["form"] == "classification" else np.zeros(len(rows))
+
+
+def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables that `dataset.path` holds, by split; one file alone is `train`."""
+    path, quoting = path_of(dataset), dataset["quoting"]
+    found = existing(path)
+    return {"train": read_files([found], quoting)} if found.is_file() else read_folder(path, SPLITS, quoting)
+
+
+def _chosen(rows: TextRows, picked: list[int]) -> TextRows:
+    labels = rows.labels
+    if isinstance(labels, np.ndarray):
+        labels = labels[picked]
+    elif labels is not None:
+        labels = [labels[i] for i in picked]
+    return TextRows(rows.rows.select(picked), labels)  # type: ignore[attr-defined]

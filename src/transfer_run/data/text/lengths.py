@@ -1,0 +1,121 @@
+"""How a dataset is posed to a backbone: the prediction's form, the answer words, the lengths. Needs neither data nor
+tokenizer files, so that a plan can be made from two configs alone.
+
+A T5 reads and writes text: there a classification is posed as text-to-text, its answers are label words
+(Raffel et al. 2020, section 2.4); other text models get a classification head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError
+from transfer_run.task import Task, class_count, pose
+
+VALUE_STEP = 0.2
+"""A value posed as text is rounded to the nearest multiple of this (T5's STS-B: 21 answers, "0.0" to "5.0")."""
+
+
+def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+    """The task of a text dataset on `backbone`.
+
+    Raises:
+        UserError: the form does not fit the backbone, or the number of classes is known neither from
+            `dataset.num_labels` nor from `dataset.label_names`.
+    """
+    form, asked = pose(dataset, backbone), dataset["form"]
+    metrics = tuple(dataset["metrics"] if asked not in ("span_corruption", "language_modeling") else ["perplexity"])
+    names = tuple(dataset.get("label_names") or ())
+    if asked == "classification":
+        count = class_count(dataset)
+        names = names or tuple(str(n) for n in range(count))
+        words = answer_words(dataset, names) if form == "text_to_text" else names
+        length = answer_length(dataset, backbone, words) if form == "text_to_text" else 0
+        return Task(form, count, words, metrics, length)
+    if form == "text_to_text":
+        return Task(form, 0, (), metrics, answer_length(dataset, backbone, ()))
+    return Task(form, 1 if form == "regression" else 0, (), metrics)
+
+
+def answer_words(dataset: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """What a text-to-text model writes for each class: the names, or with `dataset.answers=digits` "0", "1", ..."""
+    return tuple(str(i) for i in range(len(names))) if dataset.get("answers") == "digits" else tuple(names)
+
+
+def value_text(value: float) -> str:
+    """A value as a text-to-text model writes it, rounded to the nearest 0.2 (T5, section 2.4)."""
+    return f"{round(value / VALUE_STEP) * VALUE_STEP:.1f}"
+
+
+def answer_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any], words: Sequence[str]) -> int:
+    """Longest answer in tokens, end included: `dataset.max_target_length`, else that of the longest word.
+
+    In bytes the latter is exact. No sub-word tokenizer makes more tokens of a word than it has bytes, plus one for the
+    word's beginning, so for others it is a bound.
+    """
+    given = dataset.get("max_target_length")
+    if given is not None:
+        return int(given)
+    if dataset["form"] == "span_corruption":
+        return corrupted_lengths(dataset, backbone)[1]
+    if dataset["form"] == "regression":
+        words = [value_text(5.0)]
+    if not words:
+        raise UserError(
+            "The length of the answers is not known.",
+            where=f"dataset={dataset['name']}",
+            remedy="set dataset.max_target_length=N (tokens)",
+        )
+    return max(len(word.encode()) for word in words) + (1 if uses_bytes(backbone) else 2)
+
+
+def source_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> int:
+    """Longest input in tokens: `dataset.max_source_length`, less where the backbone has fewer positions."""
+    architecture = backbone.get("architecture") or {}
+    text = architecture.get("text_config") or architecture
+    room = text.get("max_position_embeddings") or text.get("n_positions")
+    if room and "roberta" in str(text.get("model_type", "")):
+        room -= text.get("pad_token_id", 1) + 1  # RoBERTa counts positions from the padding id on
+    if backbone["family"] == "t5" or not room:  # T5 has relative positions: no limit
+        return int(dataset["max_source_length"])
+    return min(int(dataset["max_source_length"]), int(room))
+
+
+def span_sizes(length: int, density: float, mean: float) -> tuple[int, int]:
+    """Tokens to hide among `length`, and the number of spans they fall into (T5's `random_spans_noise_mask`)."""
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean), 1), noise, length - noise)
+
+
+def corrupted_lengths(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of text in a span-corrupted example, and the length of its target.
+
+    The text is as long as can be for its corrupted form (kept tokens, one sentinel a span, the end) to fit into
+    `max_source_length`; the target holds the hidden tokens, the same sentinels and the end.
+    """
+    room, density, mean = source_length(dataset, backbone), dataset["noise_density"], dataset["mean_span"]
+
+    def corrupted(length: int) -> int:
+        noise, spans = span_sizes(length, density, mean)
+        return length - noise + spans + 1
+
+    length = 2
+    while corrupted(length + 1) <= room:
+        length += 1
+    return length, sum(span_sizes(length, density, mean)) + 1
+
+
+def uses_bytes(backbone: Mapping[str, Any]) -> bool:
+    """Does the backbone read bytes? So say its config, or weights that come with no tokenizer."""
+    words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
+    if words:
+        return words == "bytes"
+    return weights.split(":")[0] in ("random", "run", "stage") or (Path(weights).expanduser() / "model.json").is_file()
+
+
+def uses_token_types(backbone: Mapping[str, Any]) -> bool:
+    """Does the model tell the first text of a pair from the second by `token_type_ids`? (BERT does.)"""
+    architecture = backbone.get("architecture") or {}
+    return architecture.get("type_vocab_size", 0) > 1 and not uses_bytes(backbone)

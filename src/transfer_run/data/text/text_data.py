@@ -1,0 +1,160 @@
+"""Text datasets: one class for all; a dataset only says where its rows come from (`read_rows`)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from transfer_run.data.base import DataModule
+from transfer_run.data.reading.labels import is_unlabelled
+from transfer_run.data.rows.sampling import Draw
+from transfer_run.data.text.answers import Answers
+from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
+from transfer_run.data.text.lengths import corrupted_lengths, describe_text, source_length, uses_token_types
+from transfer_run.data.text.tokens import padded
+from transfer_run.errors import UserError
+from transfer_run.task import Batch, BatchSpec, Task
+
+if TYPE_CHECKING:
+    from transfer_run.data.scores.labels import Scores
+
+
+class TextData(DataModule):
+    """Rows of text with a label, or running text.
+
+    Config keys beside the common ones: `text_columns`, `prompt` (template for models that read one text),
+    `answers` (`names` | `digits`: label words of text-to-text models), `pad_to_multiple_of`, and for span corruption
+    `noise_density` and `mean_span`.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
+        super().__init__(dataset, backbone, seed)
+        self.encoders: dict[str, Encoder] = {}
+        self.answers: Answers | None = None
+        self.tokenizer: Any = None
+
+    @abstractmethod
+    def read_rows(self) -> dict[str, TextRows]:
+        """The splits as text columns and labels."""
+
+    # ---- from the configs alone
+    @classmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        return describe_text(dataset, backbone)
+
+    @classmethod
+    def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
+        task, asked = cls.describe(dataset, backbone), dataset["form"]
+        source = (batch_size, source_length(dataset, backbone))
+        spec: BatchSpec = {"input_ids": (source, torch.int64), "attention_mask": (source, torch.int64)}
+        value = torch.float32 if asked == "regression" else torch.int64
+        if task.form == "text_to_text":
+            spec["labels"] = ((batch_size, task.max_target_length), torch.int64)
+            if asked in ("classification", "regression"):
+                spec["targets"] = ((batch_size,), value)
+        elif task.form == "language_modeling":
+            spec["labels"] = (source, torch.int64)
+        else:
+            spec["labels"] = ((batch_size,), value)
+            if uses_token_types(backbone):
+                spec["token_type_ids"] = (source, torch.int64)
+        return spec
+
+    # ---- reading
+    def read(self) -> dict[str, int]:
+        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
+
+        rows = self.read_rows()
+        self.tokenizer = build_tokenizer(dict(self.backbone))
+        if self.task.form == "text_to_text":
+            self.answers = Answers(self.task, self.tokenizer, values=self.dataset["form"] == "regression")
+        for name, split in rows.items():
+            self.encoders[name] = self._encoder(split)
+            missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
+            if missing:
+                self.notes.append(f"{name}: {missing} of {len(split)} rows have no label; predicted, not scored")
+        return {name: len(encoder) for name, encoder in self.encoders.items()}
+
+    def _encoder(self, rows: TextRows) -> Encoder:
+        dataset, family = self.dataset, self.backbone["family"]
+        if dataset["form"] in ("language_modeling", "span_corruption"):
+            noisy = dataset["form"] == "span_corruption"
+            room = source_length(dataset, self.backbone)
+            length = corrupted_lengths(dataset, self.backbone)[0] if noisy else room
+            if len(dataset["text_columns"]) != 1:
+                raise UserError(
+                    f"Running text is read from one column, not from {len(dataset['text_columns'])}.",
+                    where="dataset.text_columns",
+                    remedy="dataset.text_columns=[COLUMN]",
+                )
+            windows = Windows(rows, self.tokenizer, column=dataset["text_columns"][0], length=length)
+            if not noisy:
+                return windows
+            density, mean = dataset["noise_density"], dataset["mean_span"]
+            return Corrupted(windows, self.tokenizer, density=density, mean=mean, seed=self.seed)
+        return Labelled(
+            rows,
+            self.tokenizer,
+            columns=dataset["text_columns"],
+            limit=source_length(dataset, self.backbone),
+            answers=self.answers,
+            prompt=None if family == "encoder" else dataset.get("prompt"),
+            pairs=family == "encoder",
+        )
+
+    def example(self, split: str, draw: Draw) -> Example:
+        return self.encoders[split](draw)
+
+    def random_examples(self, split: str) -> bool:
+        return split == "train" and self.dataset["form"] == "span_corruption"
+
+    # ---- batches
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        multiple, limit = self.dataset.get("pad_to_multiple_of"), source_length(self.dataset, self.backbone)
+        ids = [example["input_ids"] for example in examples]
+        tokens = padded(ids, self.tokenizer.pad_token_id, multiple, limit)
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+        batch: Batch = {"input_ids": tokens, "attention_mask": mask}
+        if uses_token_types(self.backbone) and "token_type_ids" in examples[0]:
+            batch["token_type_ids"] = padded([e["token_type_ids"] for e in examples], 0, multiple, limit)
+        for name in ("labels", "targets"):
+            values = [example[name] for example in examples if name in example]
+            if values and isinstance(values[0], list):
+                same = self.task.form == "language_modeling"
+                cap = limit if same else self.task.max_target_length
+                batch[name] = padded(values, -100, multiple, cap)
+            elif values:
+                kind = torch.float32 if self.dataset["form"] == "regression" else torch.int64
+                batch[name] = torch.tensor(values, dtype=kind)
+        return batch
+
+    def metrics(self, split: str) -> Scores:
+        from transfer_run.data.scores.labels import Scores
+
+        self.setup()
+        return Scores(self.task, self.answers)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        names = self.dataset.get("label_names")
+        return tuple(names or (str(n) for n in range(self.dataset.get("num_labels") or 0)))
+
+    @property
+    def transform_description(self) -> dict[str, Any]:
+        dataset, task = self.dataset, self.task
+        return {
+            "reads": "text",
+            "tokenizer": {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")},
+            "text_columns": list(dataset["text_columns"]),
+            "prompt": None if self.backbone["family"] == "encoder" else dataset.get("prompt"),
+            "max_source_length": source_length(dataset, self.backbone),
+            "max_target_length": task.max_target_length,
+            "form": task.form,
+            "asked": dataset["form"],
+            "label_names": list(self.label_names),
+            "answers": list(task.label_names) if task.form == "text_to_text" else [],
+        }

@@ -1,0 +1,1 @@
+"""From words to one valid config with an identity."""

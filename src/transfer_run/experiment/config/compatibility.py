@@ -1,0 +1,191 @@
+"""Do method, backbone and dataset fit together, and do the files that a config names exist?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.config import registry
+
+TEXT, IMAGES, PAIRS = "text", "images", "images or videos with captions"
+READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES},
+         "clip": {TEXT, IMAGES, PAIRS}}  # fmt: skip
+"""What the families of backbones read; a family that is not named here is not checked."""
+
+ANSWERS = {
+    "t5": {"classification", "regression", "text_to_text"},
+    "encoder": {"classification", "regression"},
+    "decoder": {"classification", "regression", "language_modeling"},
+    "vit": {"classification", "regression"},
+    "cnn": {"classification", "regression"},
+    "clip": {"classification", "regression", "retrieval"},
+}
+"""The forms of task that a family can answer; a form that no family names here is not checked."""
+
+
+NO_DATA = "none"
+"""The form of `dataset=none`: checkpoints or finished runs are all that the method works on."""
+
+
+def without_data(cfg: Mapping[str, Any]) -> bool:
+    """Has the run of this composed config no data set?"""
+    return str(cfg["dataset"]["form"]) == NO_DATA
+
+
+def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
+    """Refuse a method on a backbone it is not defined on, and a dataset that the backbone cannot read or answer.
+
+    Args:
+        values: the composed config as plain containers.
+        folders: the user's own config folders, for the names in the message.
+
+    Raises:
+        UserError: naming both and what would fit instead.
+    """
+    if without_data(values):
+        return
+    method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
+    _check_backbone(method, backbone, folders)
+    _check_kind(method, backbone, dataset, folders)
+    _check_form(method, backbone, dataset, folders)
+    _check_task(method, backbone, dataset, folders)
+    _check_features(method, dataset, folders)
+
+
+def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
+    """Refuse a method on a family of backbones that it is not defined on; before keys are looked at, for a method's
+    file may set keys that only its own backbones have."""
+    if values["dataset"].get("form") != NO_DATA:
+        _check_backbone(values["method"], values["backbone"], folders)
+
+
+def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    family, families = str(backbone.get("family")), _families(method)
+    if family in (families or [family]):
+        return
+    methods = _methods(lambda about: family in about.get("backbones", [family]), folders)
+    needs = (method.get("about") or {}).get("needs")
+    raise UserError(
+        f"method={method['name']} is not defined on {_named(backbone)}" + (f": it needs {needs}." if needs else "."),
+        where="method, backbone",
+        remedy=_instead(("backbone", _backbones(families, folders)), ("method", methods)),
+    )
+
+
+def _check_kind(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    kind = reads(dataset)
+    readable = READS.get(str(backbone.get("family")), {kind})
+    if kind in readable and "tower" in backbone:
+        _check_tower(method, backbone, dataset)
+        readable = {kind} if backbone["tower"] == "both" else {TEXT} if backbone["tower"] == "text" else {IMAGES}
+    if kind in readable:
+        return
+    fitting = {family for family, kinds in READS.items() if kind in kinds} & set(_families(method) or READS)
+    datasets = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) in readable]
+    raise UserError(
+        f"dataset={dataset['name']} holds {kind}, which {_named(backbone)} does not read.",
+        where="dataset, backbone",
+        remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", datasets)),
+    )
+
+
+def _check_tower(method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Pairs ask both towers, anything else one of them; only a method that says so (`about.tower`) uses the other."""
+    kind, tower = reads(dataset), backbone["tower"]
+    paired, both = kind == PAIRS, tower == "both"
+    if paired == both or (both and (method.get("about") or {}).get("tower") == "both"):
+        return
+    wanted = "both" if paired else "text" if kind == TEXT else "image"
+    one = f"{wanted} tower alone: the other one would take memory and do nothing"
+    raise UserError(
+        f"dataset={dataset['name']} holds {kind}, which ask {'both towers' if paired else f'the {one}'}.",
+        where=f"backbone.tower={tower}",
+        remedy=f"backbone.tower={wanted}",
+    )
+
+
+def _check_form(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    form = str(dataset.get("form"))
+    able = {family for family, forms in ANSWERS.items() if form in forms}
+    family = str(backbone.get("family"))
+    if not able or family not in ANSWERS or family in able:
+        return
+    raise UserError(
+        f"dataset={dataset['name']} asks for {form}, which {_named(backbone)} does not answer.",
+        where="dataset, backbone",
+        remedy=_instead(("backbone", _backbones(able & set(_families(method) or able), folders))),
+    )
+
+
+def _check_task(
+    method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
+) -> None:
+    """A T5 takes a classification as text-to-text, so a method for either of the two trains on it."""
+    form, tasks = str(dataset.get("form")), (method.get("about") or {}).get("tasks")
+    forms = {form, "text_to_text"} if backbone.get("family") == "t5" else {form}
+    if not tasks or forms & set(tasks):
+        return
+    methods = _methods(lambda about: forms & set(about.get("tasks", forms)), folders)
+    raise UserError(
+        f"method={method['name']} does not train on dataset={dataset['name']}, a task of {form}.",
+        where="method, dataset",
+        remedy=f"choose a dataset of {' or '.join(tasks)}; {_instead(('method', methods))}",
+    )
+
+
+def _check_features(method: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Visual features beside the text (`dataset.feature_width`, 0 without) are what `method.extra_width` takes in."""
+    held, taken = int(dataset.get("feature_width") or 0), int(method.get("extra_width") or 0)
+    if held == taken:
+        return
+    data = f"dataset={dataset['name']}"
+    if "extra_width" not in method:
+        what = f"{data} holds visual features beside the text, which method={method['name']} does not take in."
+        able = [e.name for e in registry.entries("method", folders) if "extra_width" in e.content.get("method", {})]
+        remedy = f"choose method={', '.join(able)} with method.extra_width={held}, or a dataset of text alone"
+    elif not held:
+        what = f"{data} holds no visual features, which method.extra_width={taken} asks for."
+        nodes = {e.name: e.content.get("dataset", {}) for e in registry.entries("dataset", folders)}
+        able = [name for name, node in nodes.items() if node.get("feature_width")]
+        remedy = f"method.extra_width=0, or choose dataset={', '.join(able)}"
+    else:
+        what = f"The visual features of {data} are {held} wide, method.extra_width is {taken}."
+        remedy = f"method.extra_width={held}"
+    raise UserError(what, where="method.extra_width, dataset.feature_width", remedy=remedy)
+
+
+def _families(method: Mapping[str, Any]) -> list[str]:
+    """The families that a method names; none where it works on all."""
+    return (method.get("about") or {}).get("backbones") or []
+
+
+def _named(backbone: Mapping[str, Any]) -> str:
+    return f"backbone={backbone['name']} (family {backbone.get('family')})"
+
+
+def reads(dataset: Mapping[str, Any]) -> str:
+    """Whether a dataset's examples are text, images or both together."""
+    if dataset.get("form") == "retrieval":
+        return PAIRS
+    return TEXT if dataset.get("max_source_length") is not None else IMAGES
+
+
+def _backbones(families: Any, folders: Sequence[Path]) -> list[str]:
+    return [entry.name for entry in registry.entries("backbone", folders) if entry.family in families]
+
+
+def _methods(fits: Callable[[Mapping[str, Any]], Any], folders: Sequence[Path]) -> list[str]:
+    about = {e.name: e.content.get("method", {}).get("about") or {} for e in registry.entries("method", folders)}
+    return [name for name, what in about.items() if fits(what)]
+
+
+def _instead(*choices: tuple[str, Sequence[str]]) -> str:
+    """`choose backbone=a, b, ... or method=c, d`, at most six of each."""
+    parts = [f"{group}={', '.join(names[:6])}{', ...' if len(names) > 6 else ''}" for group, names in choices if names]
+    return "choose " + ", or ".join(parts) if parts else ""

@@ -1,0 +1,335 @@
+"""From words to a valid config: Hydra composes, `schema.py` checks keys and types, `fit.py` whether the parts fit.
+
+    words ── Hydra ──> config ── declared keys and types ──> fitting parts, files that exist ──> the run's config
+
+Nothing heavy is imported, so that a mistake is answered at once. The same words give the same config wherever they
+are written: on a command line, in a sweep, as a source of another run, in a table.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config import registry, schema
+from transfer_run.experiment.config.candidates import candidate_configs
+from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
+from transfer_run.experiment.config.digests import digests
+from transfer_run.experiment.config.files import check_files
+from transfer_run.experiment.config.members import name_members
+from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
+from transfer_run.experiment.config.words import parse, separate
+
+CONFIG_NAME = "run"
+GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
+"""The groups that a run chooses from, in the order in which later ones win."""
+
+version.setbase("1.3")
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None, search_path: Iterable[str] = ()) -> DictConfig:
+    """The valid config of one run: resolved, without Hydra's own node, closed to new keys.
+
+    Args:
+        overrides: words as on the command line, `method=lst seed=1`.
+        config_dir: a folder of the user's own configs (`--config-dir`).
+        search_path: more such folders; `cfg.search_path` of an earlier config.
+
+    Raises:
+        UserError: a word is wrong, parts do not fit together, or a file that is named does not exist.
+    """
+    words, folders = separate(overrides, config_dir, search_path)
+    return Composer(folders).compose(words)
+
+
+class Composer:
+    """Composes runs from the packaged configs and the user's folders.
+
+    Args:
+        folders: the user's own config folders; they also become importable in the run (`cfg.search_path`).
+    """
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        setup_globals()
+        self.folders = list(folders)
+        self.search_path = _search_path(folders)
+        self.loader = ConfigLoaderImpl(self.search_path)
+
+    def compose(self, words: Sequence[str]) -> DictConfig:
+        """The valid config of one run.
+
+        Args:
+            words: without `hydra.searchpath`.
+
+        Raises:
+            UserError: see `compose`.
+        """
+        words = self.normalise(words)
+        cfg = self.load(words, RunMode.RUN)
+        before = None
+        if runs := stage_words(OmegaConf.to_container(cfg).get("stages")):  # type: ignore[union-attr]
+            before = weights_of(words, runs)
+            words = self.normalise(last_stage(words, runs))
+            cfg = self.load(words, RunMode.RUN)
+        choices = _choices(cfg)
+        contents = self._contents(choices)
+        values = _resolved(cfg)
+        missing = next((key for key, value in schema.flatten(values).items() if value == "???"), None)
+        if missing:
+            raise UserError(f"{missing} must be given.", where=missing, remedy=f"add {missing}=VALUE")
+        declared = self._declared(contents)
+        for group in ("method", "backbone", "dataset"):
+            if not isinstance(values.get(group), dict) or declared.get(group, {}).get("name") != choices.get(group):
+                raise _unusable(group, choices.get(group), self.folders)
+
+        def where(key: str) -> str:
+            return _where(key, words, contents, choices, self.folders)
+
+        check_family(values, self.folders)
+        schema.check(values, declared, where, _general())
+        name_members(values, self.folders)
+        if before is not None:
+            start_from(values, before)
+        if values["method"].get("about", {}).get("pretrained", True) is False:
+            values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
+        if values["dataset"].get("form") == NO_DATA:
+            values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
+        values["search_path"] = list(dict.fromkeys([*map(str, self.folders), *values["search_path"]]))
+        check_fit(values, self.folders)
+        for backbone in candidate_configs(values, self.folders).values():
+            check_fit({**values, "backbone": backbone}, self.folders)
+        check_files(values, where)
+        values["contents"] = digests(values, self.folders)
+        final = OmegaConf.create(values)
+        OmegaConf.set_struct(final, True)
+        return final
+
+    def types(self, words: Sequence[str]) -> dict[str, schema.Type]:
+        """What every key of the words' choices may be, where that is said and not only shown by its default.
+
+        Raises:
+            UserError: the words cannot be composed.
+        """
+        cfg = self.load(self.normalise(words), RunMode.MULTIRUN)
+        return schema.all_types(self._declared(self._contents(_choices(cfg))), _general())
+
+    def jobs(self, words: Sequence[str]) -> list[list[str]]:
+        """The words of every run of a sweep, as Hydra's basic sweeper makes them.
+
+        Raises:
+            UserError: a word cannot be read, or sweeps over what the basic sweeper cannot.
+        """
+        words = self.normalise(words)
+        parsed = [parse(word) for word in words]
+        hydra = [word for word, override in zip(words, parsed, strict=True) if override.is_hydra_override()]
+        task = [override for override in parsed if not override.is_hydra_override()]
+        with _user_errors(words, self.folders):
+            batches = BasicSweeper.split_arguments(task, None)
+        return [[*hydra, *job] for job in batches[0]]
+
+    def load(self, words: Sequence[str], mode: RunMode) -> DictConfig:
+        """Hydra's composition of normalised words, its own node included.
+
+        Raises:
+            UserError: a choice does not exist, or Hydra cannot compose the words.
+        """
+        with _user_errors(words, self.folders):
+            return self.loader.load_configuration(CONFIG_NAME, list(words), mode)
+
+    def normalise(self, words: Sequence[str]) -> list[str]:
+        """Words in the one form that never depends on how they were written.
+
+        `+experiment=x` is `experiment=x`; every value is set by `++key=value`, so that an unknown key reaches our
+        own check, which knows the near ones, and a key below an open node (`sources.teacher=...`) needs no plus.
+        """
+        return [form for word in words if (form := self._normalised(parse(word)))]
+
+    def _normalised(self, override: Override) -> str:
+        line, key = str(override.input_line), override.key_or_group
+        if override.is_hydra_override() or override.is_delete():
+            return line
+        if self.loader.repository.group_exists(key):
+            if override.value() is None and key == "experiment":
+                return ""
+            if not isinstance(override.value(), str | list) and not override.is_sweep_override():
+                names = registry.names(key, self.folders)
+                raise UserError(
+                    f"{line} chooses no {key}.", where=line, nearest=nearest_names(str(override.value()), names)
+                )
+            return line.lstrip("+") if key in GROUPS and override.package is None else line
+        return f"++{line.lstrip('+')}"
+
+    def _contents(self, choices: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """What the file of every choice adds to the config; the user's files must not hide behind packaged ones."""
+        contents = {}
+        for key, chosen in choices.items():
+            group, _, package = key.partition("@")
+            for name in chosen if isinstance(chosen, list) else [chosen]:
+                files = registry.find(group, name, self.folders)
+                if len(files) > 1:
+                    raise UserError(
+                        f"{group}={name} stands in two places, and the packaged file would be read.",
+                        where=str(files[1]),
+                        remedy="give your file another name",
+                    )
+                content = dict(registry.entry(group, name, self.folders).content) if files else {}
+                contents[f"{key}={name}"] = {package: content.get(group, content)} if package else content
+        return contents
+
+    def _declared(self, contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """All keys that a run of these choices has, with their defaults.
+
+        A method's file declares its `method` node and a dataset's its `dataset` node; what else they hold sets
+        keys of other files, and so may an experiment.
+        """
+        root = registry.read_yaml(registry.config_root() / f"{CONFIG_NAME}.yaml")
+        declared = {key: value for key, value in root.items() if key not in ("defaults", "hydra")}
+        for choice, content in contents.items():
+            group = choice.partition("=")[0]
+            if group in ("method", "dataset"):
+                declared[group] = {**root.get(group, {}), **content.get(group, {})}
+            elif group != "experiment":
+                declared = registry.merged(declared, content)
+        return declared
+
+
+def _general() -> dict[str, Any]:
+    """What the values of the keys that every run has may be."""
+    return registry.read_yaml(registry.config_root() / "options.yaml")
+
+
+def make_importable(cfg: DictConfig) -> None:
+    """Let modules in the user's folders be imported (`about.target: toy.Toy`), after everything that is installed."""
+    sys.path += [folder for folder in cfg.search_path if folder not in sys.path]
+
+
+def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:
+    path = create_config_search_path(f"file://{registry.config_root()}")
+    assert isinstance(path, ConfigSearchPathImpl)
+    for folder in folders:
+        path.prepend(provider="command-line", path=f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    return path
+
+
+def _choices(cfg: DictConfig) -> dict[str, Any]:
+    choices: dict[str, Any] = OmegaConf.to_container(cfg.hydra.runtime.choices)  # type: ignore[assignment]
+    return {group: choice for group, choice in choices.items() if choice and not group.startswith("hydra/")}
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, without Hydra's node; `${hydra:...}` still sees it."""
+    before, singleton = HydraConfig.instance().cfg, HydraConfig.instance()
+    try:
+        singleton.set_config(cfg)
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        own._set_parent(cfg)
+        return OmegaConf.to_container(own, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        raise UserError(f"{key} cannot be resolved: {str(error).splitlines()[0]}.", where=key) from error
+    finally:
+        singleton.cfg = before
+
+
+def _unusable(group: str, choice: Any, folders: Sequence[Path]) -> UserError:
+    if choice is None:
+        return UserError(f"No {group} is chosen.", where=group, nearest=registry.names(group, folders)[:3])
+    header = "_global_" if group in ("method", "dataset") else group
+    below = f", and put its keys below `{group}:`" if header == "_global_" else ""
+    return UserError(
+        f"The file of {group}={choice} does not set {group}.name to {choice!r}.",
+        where=str(next(iter(registry.find(group, str(choice), folders)), choice)),
+        remedy=f"begin it with the line `# @package {header}`{below}, and name it as its file is named",
+    )
+
+
+def _where(
+    key: str, words: Sequence[str], contents: Mapping[str, Any], choices: Mapping[str, Any], folders: Sequence[Path]
+) -> str:
+    """The word or the file that sets a key, as far as the last one that wins."""
+    for word in reversed([word for word in words if word.startswith(("++", "~"))]):
+        name = word.lstrip("+~").partition("=")[0]
+        if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
+            return word.lstrip("+")
+    for choice, content in sorted(contents.items(), key=lambda item: _rank(item[0]), reverse=True):
+        if schema.has(content, key):
+            group, _, name = choice.partition("=")
+            return f"{next(iter(registry.find(group.partition('@')[0], name, folders)), choice)}: {key}"
+    return key
+
+
+def _rank(choice: str) -> int:
+    group = choice.partition("=")[0]
+    return GROUPS.index(group) if group in GROUPS else -1
+
+
+@contextmanager
+def _user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
+    """What Hydra, OmegaConf and YAML say against a config, as one short message."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise _missing(error, words, folders) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        raise UserError(f"A config is not valid YAML: {getattr(error, 'problem', error)}.", where=place) from error
+    except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        text = str(cause).strip().splitlines()[0].rstrip(".")
+        line = str(error).partition("Error merging override ")[2].splitlines()
+        sweep = next((word for word in words if text.startswith("Ambiguous value") and word in text), "")
+        if sweep:
+            word = sweep.lstrip("+")
+            key, _, value = word.partition("=")
+            raise UserError(
+                f"{word} names several values, but this is one run.",
+                where=word,
+                remedy=f"add -m for a run of each, write {key}=[{value}] for a list, quote it for text",
+            ) from error
+        where = line[0].lstrip("+") if line else ""
+        if text.startswith("Cannot merge DictConfig with"):
+            key, _, value = where.partition("=")
+            raise UserError(
+                f"{key} is a group of keys, not a list.", where=where, remedy=f"set them one by one: {key}.KEY={value}"
+            ) from error
+        if unknown := re.match(r"Key '(\w+)' not in '\w+'", text):  # below `hydra`, where Hydra checks its own keys
+            where = next((word for word in words if word.partition("=")[0].endswith(f".{unknown[1]}")), where)
+        raise UserError(f"The config cannot be composed: {text}.", where=where) from error
+
+
+def _missing(error: MissingConfigException, words: Sequence[str], folders: Sequence[Path]) -> UserError:
+    path = str(error.missing_cfg_file or "")
+    group, _, name = path.partition("/")
+    if group == "hydra":
+        group, _, name = path.rpartition("/")
+    word = next((word for word in words if word.endswith(f"={name}") and group in word), "")
+    inside = str(error).partition("In '")[2].partition("'")[0]
+    experiment = next((word for word in words if word.startswith("experiment=")), "").replace("=", "/")
+    parent_group, _, parent = (inside if "/" in inside else experiment).partition("/")
+    file = next(iter(registry.find(parent_group, parent, folders)), CONFIG_NAME)
+    if group in registry.KINDS.values():
+        return registry.unknown_choice(group, name, folders, where=word or f"{file}: {group}={name}")
+    return UserError(
+        f"There is no {group} {name!r}.", where=word or str(file), nearest=nearest_names(name, error.options or [])
+    )

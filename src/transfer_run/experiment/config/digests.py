@@ -1,0 +1,177 @@
+"""What stands in the files that a config names, as digests: part of the run's identity, so that an edited checkpoint
+or table is another run.
+
+    {"backbone.weights": "9f2c...", "dataset.path": "1b77..."}     in config.yaml under `contents`; empty without files
+
+Checkpoints (weights, tokenizers, files of a method, folders among the sources): names and bytes of the folder's own
+weights and settings; of a run its model. Data: names and bytes of tables, names and sizes of all else (pictures), of
+folders with more than `MANY` files of the first `MANY`. Models of the hub are told by the revision in the config; a
+branch that moves is not seen (`model.json` says which commit was read).
+
+Bytes of large files are read once: their digests are kept by path, size, times and inode. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from transfer_run.experiment.config.candidates import candidate_configs
+from transfer_run.files import write_json
+
+MANY = 20_000
+"""Files of a data folder that are looked at."""
+
+PARTLY = "+sizes"
+"""Ends the digest of files that were not all read: some are told by their names and sizes."""
+
+LARGE = 8 * 2**20
+"""Bytes from which on a file's digest is kept."""
+
+WEIGHTS = (".safetensors",)
+PICKLED = (".bin", ".pt", ".pth")
+SETTINGS = (".json", ".txt", ".model", ".npz", ".npy")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".yaml")
+MODEL = Path("checkpoints") / "model"
+
+
+def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, str]:
+    """Digests of the files and folders that a composed config names, by the key that names them.
+
+    Args:
+        values: the config as plain containers, paths absolute.
+        folders: the user's own config folders.
+    """
+    found = {}
+    for key, place in _places(values, folders):
+        named = [str(each) for each in (place if isinstance(place, list) else [place])]
+        parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
+        if parts:
+            beside = values["dataset"].get("form") == "retrieval" or "feature_column" in values["dataset"]
+            partly = beside and key == "dataset.path"  # images, or features of them, may lie elsewhere
+            partly = partly or any(part.endswith(PARTLY) for part in parts)
+            whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
+            found[key] = whole + PARTLY * partly
+    return dict(sorted(found.items()))
+
+
+def told_by_contents(contents: Mapping[str, str]) -> list[str]:
+    """The keys whose files are told by all of their bytes: where they lie cannot change a result."""
+    return [key for key, digest in contents.items() if not digest.endswith(PARTLY)]
+
+
+def _is_run(place: Any) -> bool:
+    """Is this the folder of a run? A run is told by its own identity."""
+    return (Path(str(place)).expanduser() / "config.yaml").is_file()
+
+
+def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Every key that may name files, and what it says."""
+    dataset, method = values["dataset"], values["method"]
+    yield "dataset.path", dataset.get("path")
+    if not _is_run(dataset.get("rows")):
+        yield "dataset.rows", dataset.get("rows")
+    nodes = dataset.get("nodes") or {}
+    members = {**(nodes.get("tasks") or {}), "images": nodes.get("images"), "texts": nodes.get("texts")}
+    for name, node in members.items():
+        yield f"dataset.nodes.{name}.path", (node or {}).get("path")
+    for key in ("weights", "tokenizer"):
+        yield f"backbone.{key}", values["backbone"].get(key)
+    for name, backbone in candidate_configs(values, folders).items():
+        yield f"method.pool.{name}", backbone.get("weights")
+    for key in (method.get("about") or {}).get("files") or ():
+        yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)
+    for name, words in (values.get("sources") or {}).items():
+        folder = Path(str(words)).expanduser()
+        if "=" not in str(words) and folder.is_dir() and not _is_run(words):
+            yield f"sources.{name}", str(folder.resolve())
+
+
+def _digest(place: str, data: bool) -> str | None:
+    """The digest of a file, of a folder, or of the data files that a pattern fits; None of what is no path."""
+    path = Path(place)
+    if not path.is_absolute():  # composed configs have no other paths: this is `hub`, `random`, `run:WORDS`, `null`
+        return None
+    if path.is_file():  # its ending says how it is read
+        return _short(f"{path.suffix} {_bytes(path)}")
+    if path.is_dir():
+        return _tree(path) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
+    if data and glob.has_magic(place):
+        return _lines((Path(file), file) for file in sorted(glob.glob(place, recursive=True)))
+    return None
+
+
+def _model(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    read = WEIGHTS if any(path.suffix in WEIGHTS for path in files) else PICKLED
+    digest = _lines((path, path.name) for path in files if path.suffix in (*read, *SETTINGS))
+    return digest + PARTLY * (not any(path.suffix in read for path in files))  # a folder of something else
+
+
+def _tree(folder: Path) -> str:
+    found: list[tuple[Path, str]] = []
+    for parent, below, names in os.walk(folder):
+        below.sort()
+        found += [(Path(parent) / name, os.path.relpath(f"{parent}/{name}", folder)) for name in sorted(names)]
+        if len(found) > MANY:
+            break
+    return _lines(iter(found[:MANY]))
+
+
+def _lines(files: Iterator[tuple[Path, str]]) -> str:
+    """The digest of a list of names, each with what its file holds: bytes of weights and tables, else its size."""
+    known, lines, partly = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES), [], False
+    for path, name in files:
+        if path.is_file():
+            read = path.suffix.lower() in known
+            partly = partly or not read
+            lines.append(f"{name} {_bytes(path) if read else path.stat().st_size}")
+    return _short("\n".join(lines)) + PARTLY * (partly or len(lines) >= MANY)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _bytes(path: Path) -> str:
+    """SHA-256 of a file; of a large one that has not been touched since it was last read, the one that is kept."""
+    about = path.stat()
+    stamp = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    if about.st_size < LARGE:
+        return _read(path)
+    kept, name = _kept(), str(path.resolve())
+    if kept.get(name, [None])[:-1] == stamp:
+        return str(kept[name][-1])
+    if about.st_size > 100 * LARGE:
+        print(f"reading {path} ({about.st_size / 1e9:.1f} GB) once, to know it again", file=sys.stderr, flush=True)
+    digest = _read(path)
+    if time.time() - max(about.st_mtime, about.st_ctime) > 2:  # else a change within a clock's tick could be missed
+        with contextlib.suppress(OSError):  # nowhere to keep it: it is read again
+            write_json(_file(), {**_kept(), name: [*stamp, digest]})
+    return digest
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transfer-run" / "digests.json"
+
+
+def _kept() -> dict[str, list[Any]]:
+    try:
+        content = json.loads(_file().read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}

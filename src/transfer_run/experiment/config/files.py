@@ -1,0 +1,62 @@
+"""Files that a config names: absolute, and there."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError, nearest_names
+
+
+def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
+    """Refuse data and weights that are not there; paths become absolute, for they are part of the run's identity.
+
+    Args:
+        values: the composed config, changed in place.
+        where: the place that sets a key, for the message.
+
+    Raises:
+        UserError: a file or folder does not exist.
+    """
+    dataset, backbone = values["dataset"], values["backbone"]
+    if dataset.get("path"):
+        dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
+    if dataset.get("rows") and not dataset["rows"].startswith("run:"):
+        dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
+    weights = backbone.get("weights")
+    if weights and weights not in ("hub", "random") and not weights.startswith(("run:", "stage:", "random:")):
+        backbone["weights"] = _existing(weights, "backbone.weights", where, ["hub", "random"])
+    tokenizer = backbone.get("tokenizer")
+    if tokenizer and tokenizer.startswith((".", "/", "~")):
+        backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
+    for key in values["method"].get("about", {}).get("files") or ():
+        *parents, leaf = key.split(".")
+        node = reduce(dict.__getitem__, parents, values["method"])
+        node[leaf] = _absolute(node[leaf])
+
+
+def _absolute(place: Any) -> Any:
+    """Paths that exist made absolute, in a list too; other words (hub names, `ones`) as they are."""
+    if isinstance(place, list):
+        return [_absolute(each) for each in place]
+    path = Path(place).expanduser() if isinstance(place, str) else None
+    return str(path.absolute()) if path is not None and path.exists() else place
+
+
+def _existing(place: str, key: str, where: Callable[[str], str], words: list[str]) -> str:
+    path = Path(place).expanduser().absolute()
+    if path.exists() or (glob.has_magic(place) and glob.glob(str(path), recursive=True)):
+        return str(path.parent.resolve() / path.name)
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    beside = [str(Path(place).parent / entry.name) for entry in path.parent.glob("*")] if folder == path.parent else []
+    raise UserError(
+        f"{key}={place} does not exist.",
+        where=where(key),
+        nearest=nearest_names(place, words + beside),
+        remedy=f"{folder} exists; name a file or folder in it"
+        if folder != path.parent
+        else "name a file or folder that exists",
+    )

@@ -1,0 +1,217 @@
+"""What there is to choose from: the files of the config search path, read without composing anything.
+
+A choice is a file: `method=peft/dora` is `method/peft/dora.yaml` in the packaged configs or in a folder of the
+user's. Nothing has to be registered anywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transfer_run.errors import UserError, nearest_names
+
+KINDS = {
+    "methods": "method",
+    "backbones": "backbone",
+    "datasets": "dataset",
+    "hardware": "hardware",
+    "tables": "table",
+    "experiments": "experiment",
+    "optimizers": "optimizer",
+    "loggers": "logger",
+    "profilers": "profiler",
+}
+"""What `transfer-list` calls it: the config group that holds it."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The fast loader, reading 1e-3 as the number that OmegaConf reads (YAML 1.1 would want 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+_PACKAGE = re.compile(r"#\s*@package\s+(\S+)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice.
+
+    Attributes:
+        name: what stands after `=`, its path below the group's folder.
+        title: the paper's title, or what the file's first comment says.
+        family: a method's family, a backbone's family, a dataset's form; a table's method.
+        file: where it is written.
+        content: what it adds to a config, as plain data from the config's root, files it builds on included.
+    """
+
+    name: str
+    title: str
+    family: str
+    file: Path
+    content: Mapping[str, Any]
+
+
+def config_root() -> Path:
+    """The packaged configs: beside the code in an installed package, at the top of a checkout otherwise."""
+    package = Path(__file__).resolve().parents[2]
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parents[1] / "configs"
+
+
+def names(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """All choices of a config group, nested ones as `peft/dora`, in alphabetical order.
+
+    Args:
+        folders: the user's own config folders, beside the packaged ones.
+    """
+    return sorted(_files(group, folders))
+
+
+def find(group: str, name: str, folders: Sequence[Path] = ()) -> list[Path]:
+    """The files that call themselves `group=name`; more than one when a user's file takes a packaged name."""
+    paths = [root / group / f"{name}.yaml" for root in (config_root(), *folders)]
+    return list(dict.fromkeys(path.resolve() for path in paths if path.is_file()))
+
+
+def entries(group: str, folders: Sequence[Path] = ()) -> list[Entry]:
+    """Every choice of a config group with its title and family.
+
+    Raises:
+        UserError: a file is no YAML mapping.
+    """
+    return [entry(group, name, folders) for name in names(group, folders)]
+
+
+def entry(group: str, name: str, folders: Sequence[Path] = ()) -> Entry:
+    """One choice of a config group.
+
+    Raises:
+        UserError: there is none of that name, or its file is no YAML mapping.
+    """
+    files = _files(group, folders, hidden=True)
+    if name not in files:
+        raise unknown_choice(group, name, folders)
+    content = _read(group, name, files)
+    node = content.get(group)
+    node = node if isinstance(node, dict) else {}
+    about = node.get("about") or {}
+    family = (
+        name.rpartition("/")[0] if group == "table" else about.get("family") or node.get("family") or node.get("form")
+    )
+    title = about.get("title") or node.get("title") or _comment(files[name])
+    return Entry(name, str(title), str(family or ""), files[name], content)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file of keys.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(
+            f"{file.name} is not valid YAML: {problem}.", where=f"{file}{line}", remedy="mend the file"
+        ) from error
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{file.name} holds no keys.", where=str(file), remedy="write KEY: VALUE lines")
+    return content or {}
+
+
+def unknown_choice(group: str, name: str, folders: Sequence[Path] = (), where: str = "") -> UserError:
+    """The error for a choice that does not exist, with the nearest ones that do."""
+    valid = names(group, folders)
+    plural = next((kind for kind, of in KINDS.items() if of == group), group)
+    listing = f"`transfer-list {plural}` names them all" if valid else f"no {group} is installed"
+    return UserError(
+        f"There is no {group} {name!r}.",
+        where=where or f"{group}={name}",
+        nearest=nearest_choices(name, valid),
+        remedy=listing,
+    )
+
+
+def nearest_choices(wrong: str, valid: Sequence[str]) -> list[str]:
+    """The three choices closest to `wrong`: those that end in it, then by spelling, in full or in the last part."""
+    close = [name for name in valid if name.endswith(f"/{wrong}")] + nearest_names(wrong, valid)
+    short = {name.rsplit("/", 1)[-1]: name for name in reversed(valid)}
+    close += [short[part] for part in nearest_names(wrong.rsplit("/", 1)[-1], short)]
+    return list(dict.fromkeys(close))[:3]
+
+
+def _files(group: str, folders: Sequence[Path], *, hidden: bool = False) -> dict[str, Path]:
+    """The group's files by name; those that begin with `_` are there to be built on, not to be chosen."""
+    found: dict[str, Path] = {}
+    for root in (config_root(), *folders):
+        for path in sorted((root / group).rglob("*.yaml")):
+            if hidden or not path.name.startswith("_"):
+                found.setdefault(path.relative_to(root / group).with_suffix("").as_posix(), path)
+    return found
+
+
+def _read(group: str, name: str, files: Mapping[str, Path], base: str = "") -> dict[str, Any]:
+    """What the file adds to a config, over what the files of its group that its defaults list names add.
+
+    Args:
+        base: the folder below the group's that relative names start from: as Hydra has it, the group's own for a
+            choice, and the file's own for a file that another one builds on.
+    """
+    own = read_yaml(files[name])
+    content: dict[str, Any] = {}
+    for item in own.pop("defaults", []):
+        parent = str(item).partition("@")[0]
+        parent = parent.removeprefix(f"/{group}/") if parent.startswith("/") else f"{base}{parent}"
+        if isinstance(item, str) and parent in files:
+            content = merged(content, _read(group, parent, files, parent[: parent.rfind("/") + 1]))
+    path = group if group == "table" else f"{group}/{name}".rpartition("/")[0].replace("/", ".")
+    return merged(content, _placed(own, _package(files[name]) or path))
+
+
+def _package(file: Path) -> str:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        match = _PACKAGE.match(line)
+        if match:
+            return match[1]
+    return ""
+
+
+def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:
+    for key in reversed(package.split(".") if package != "_global_" else []):
+        content = {key: content}
+    return content
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings over one another; where both hold a key that is no mapping in both, `above` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _comment(file: Path) -> str:
+    """What the comment at the head of the file says, up to the end of its first sentence."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            lines.append(line.lstrip("# ").strip())
+    text = " ".join(lines)
+    return text.partition(". ")[0].rstrip(".") if text else ""

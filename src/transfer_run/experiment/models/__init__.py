@@ -1,0 +1,1 @@
+"""Finished models: saved, handed on, exported."""

@@ -1,0 +1,361 @@
+"""The plan of a run: how much memory it will need, without GPU, weights, data or network."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Group
+from torch import Tensor, nn
+
+from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.quantised import QUANTISED, pack
+from transfer_run.data.load import batch_spec, build_task
+from transfer_run.errors import UserError
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
+from transfer_run.experiment.sources.models import source_on_meta
+from transfer_run.hardware.optimization import build_optimizer
+from transfer_run.memory.budget import Budget, largest_batch, parse_budget
+from transfer_run.memory.devices import Units, one_of_many
+from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
+from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.paper import attend_eagerly
+from transfer_run.memory.planner import Rehearsal, Setting, Shapes
+from transfer_run.memory.report import Facts, amount, memory_report
+from transfer_run.methods.base import Method
+from transfer_run.methods.build import build_method
+
+Target = Literal["cuda", "cpu"]
+LEAN = ("lora", "adapter", "bitfit")
+"""Well-known methods that train few weights all over the backbone, for the report's advice."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+        memory: as in `result.json`, source `plan`; of one device.
+        report: tables and reasons, for `rich.console.Console.print`.
+        seconds: what planning took.
+        parameters: `total`, `trainable`, `trainable_pct`.
+        shapes: the planned batch of one device, name -> (shape, dtype).
+        batch_size: examples over all devices.
+        left_out: what of `Method.prepare` is in no number, a line each.
+        budget: the answer to `plan.budget`, of one device; None when it was not asked.
+        assumptions: what was planned otherwise than the run's words say, or taken for granted.
+    """
+
+    memory: dict[str, Any]
+    report: Group
+    seconds: float
+    parameters: dict[str, float]
+    shapes: Shapes
+    batch_size: int
+    budget: Budget | None = None
+    left_out: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+
+def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
+    """Plan the run that `cfg` describes.
+
+    Args:
+        cfg: composed and valid (`experiment.compose.compose`).
+        target: whose memory is predicted; default: the CPU's for `hardware=cpu`, else a GPU's.
+
+    Raises:
+        UserError: the parts do not fit together, or `plan.budget` is no amount of memory.
+    """
+    begin = time.perf_counter()
+    if without_data(cfg):
+        found = planned_on_first_source(cfg)
+        if found is None:
+            return _plan_of_files(cfg, begin)
+        cfg = found
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    wanted = config["plan"]["budget"] and parse_budget(config["plan"]["budget"])
+    with torch.random.fork_rng(devices=[]):
+        planned = _Planned(config, target)
+        share = -(-config["dataset"]["batch_size"] // planned.devices)
+        memory = planned.memory(share)
+        fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
+        budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
+    assumed = tuple(line for line in (*planned.profile, *planned.assumptions) if line)
+    notes = [f"* {line}" for line in (*planned.beside, *assumed, *planned.left_out)]
+    if budget is not None:
+        notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
+    report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
+    seconds = round(time.perf_counter() - begin, 3)
+    total = config["dataset"]["batch_size"]
+    left_out = tuple(planned.left_out)
+    return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed)
+
+
+def _plan_of_files(cfg: DictConfig, begin: float) -> Plan:
+    """Checkpoints are merged as files: pieces of them are in memory, on the CPU, whatever the models' size."""
+    memory, lines = memory_of_files(cfg)
+    report = Group(*lines)
+    counts = {"total": 0, "trainable": 0, "trainable_pct": 0.0}
+    return Plan(memory, report, round(time.perf_counter() - begin, 3), counts, {}, int(cfg.dataset.batch_size))
+
+
+def inference_memory(cfg: DictConfig, batch_size: int = 1, target: Target | None = None) -> dict[str, Any]:
+    """The memory of one prediction alone, weights included, as in `result.json` (papers' inference columns)."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with torch.random.fork_rng(devices=[]):
+        return _Planned(config, target, trains=False).memory(batch_size)
+
+
+def parameter_counts(cfg: DictConfig) -> dict[str, float]:
+    """How many parameters the run trains, from shapes alone; no step is rehearsed.
+
+    `total` and `trainable` of the method on its backbone; `counted`: trainable without the task's fresh head, as
+    papers count; `backbone`: the pretrained model by itself; in per cent: `trainable_pct` of the total, and
+    `trainable_of_backbone`, `counted_of_backbone`.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with torch.random.fork_rng(devices=[]):
+        method = _method_on_meta(config, paper=config["plan"]["profile"] == "paper")
+        with torch.device("meta"):
+            alone = build_backbone(config["backbone"], weights=False, device="meta")
+    backbone = sum(p.numel() for p in alone.model.parameters())
+    counts = count_parameters(method) | {"counted": method.counted_parameters(), "backbone": backbone}
+    shares = {f"{name}_of_backbone": 100 * counts[name] / backbone for name in ("trainable", "counted")}
+    return counts | shares
+
+
+@contextmanager
+def method_without_values(config: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[Method, dict[str, Tensor]]]:
+    """The method and a batch on fake tensors, attention written out, while the context lasts (for counting)."""
+    method, mode = _method_on_meta(config, paper=False), fake_mode()
+    make_fake(method, mode)
+    attend_eagerly(method)
+    with mode, AnswersNo():
+        yield method, {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def prepared_on_cpu(backbone: Mapping[str, Any]) -> bool:
+    """A backbone that the GPU need not hold whole is not there while the method is prepared, either."""
+    return bool(backbone.get("offload") or backbone.get("load") in QUANTISED)
+
+
+class _Planned:
+    """A run's method, rehearsed on fake tensors.
+
+    Args:
+        config: the composed config as plain containers.
+        target: as in `plan_run`.
+        trains: False leaves training out.
+    """
+
+    def __init__(self, config: Mapping[str, Any], target: Target | None, trains: bool = True) -> None:
+        self.config = config
+        self.setting = _setting(config, target)
+        if self.setting.target == "cpu" and config["backbone"].get("load") in QUANTISED:
+            raise UserError(
+                "8- and 4-bit weights need a CUDA GPU, and the plan is asked for a CPU.",
+                where=f"backbone.load={config['backbone']['load']}, hardware.accelerator=cpu",
+                remedy="leave hardware=cpu out, or set backbone.load=bf16",
+            )
+        self.devices, self.strategy = _spread(config)
+        self.assumptions: list[str] = []
+        self.profile = [_paper_line(config)] if self.setting.paper else []
+        self.unplanned = ""
+        method = _method_on_meta(config, paper=self.setting.paper)
+        self.generates = method.task.form == "text_to_text"
+        blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
+        self.parameters = count_parameters(method)
+        pack(method.backbone, planned=True)
+        rehearsed = trains and self._rehearses(method)
+        official = config["method"].get("memory_mode") == "official"  # released code keeps the frozen blocks' graph
+        self.through_backbone = method.needs_backbone_gradient or official
+        self.rehearsal = Rehearsal(
+            method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
+            trains=trains and method.trains, prepares=rehearsed,
+        )  # fmt: skip
+        self.beside = beside_the_model(method)
+        self.units = Units.of(method, blocks)
+
+    def shapes(self, batch_size: int) -> Shapes:
+        spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size)
+        return spec
+
+    def memory(self, batch_size: int) -> dict[str, Any]:
+        """The `memory` node at this batch on each device."""
+        memory = self.rehearsal.measure(batch_size).as_dict("plan")
+        if self.devices > 1:
+            memory, self.assumptions = one_of_many(memory, self.devices, self.strategy, self.units)
+        memory["predicted_peak"] = memory["peak"]
+        if self.unplanned:
+            memory["not_planned"] = [PREPARE]
+        return memory
+
+    def _rehearses(self, method: Method) -> bool:
+        """Can the plan tell what the method needs before its first step? If not, `unplanned` says why."""
+        if type(method).prepare is Method.prepare or self.setting.paper:  # the papers' counters begin at the first step
+            return False
+        backbone, half = self.config["backbone"], self.setting.dtype is not None and not self.setting.mixed
+        if self.setting.target == "cuda" and prepared_on_cpu(backbone):
+            return False
+        if half:
+            self.unplanned = f"method={self.config['method']['name']} prepares in single precision"
+        elif type(method).rehearse is Method.rehearse:
+            self.unplanned = f"method={self.config['method']['name']} works on data or weights before the first step"
+        return not self.unplanned
+
+    @property
+    def left_out(self) -> list[str]:
+        """What of `Method.prepare` is in no number."""
+        lines = [f"{PREPARE} is in no number: {self.unplanned}"] if self.unplanned else []
+        return lines + [f"{PREPARE}, in no number: {line}" for line in self.rehearsal.left_out]
+
+    def peak(self, batch_size: int) -> int:
+        return int(self.memory(batch_size)["peak"])
+
+    def facts(self, batch_size: int) -> Facts:
+        return Facts(
+            batch_size=batch_size,
+            trainable_pct=self.parameters["trainable_pct"],
+            through_backbone=self.through_backbone,
+            side=_methods_for(self.config, family="side_tuning", through_backbone=False),
+            lean=tuple(name for name in _methods_for(self.config, family="tuning") if name in LEAN),
+            checkpointing=self.config["hardware"]["activation_checkpointing"],
+            precision=self.setting.precision,
+            optimizer=self.config["optimizer"]["name"],
+            gradients_kept=not self.setting.grads_to_none,
+            paper=self.setting.paper,
+            generates=self.generates,
+        )
+
+    def title(self, batch_size: int) -> str:
+        names = (self.config[group]["name"] for group in ("method", "backbone", "dataset"))
+        each = f" a device, one of {self.devices} ({self.strategy})" if self.devices > 1 else ""
+        where = "a GPU" if self.setting.target == "cuda" else "the CPU"
+        return f"{' / '.join(names)}: batch {batch_size}{each}, {self.setting.precision}, on {where}"
+
+
+def _methods_for(config: Mapping[str, Any], family: str, *, through_backbone: bool = True) -> tuple[str, ...]:
+    """Other methods of a family that are defined on the run's backbone.
+
+    Args:
+        through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
+    """
+    backbone = config["backbone"]["family"]
+    entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
+    found = []
+    for entry in entries:
+        about = entry.content["method"]["about"]
+        fits = entry.family == family and backbone in about.get("backbones", [backbone])
+        if fits and entry.name != config["method"]["name"] and (through_backbone or not about.get("through_backbone")):
+            found.append(entry.name)
+    return tuple(found)
+
+
+def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:
+    hardware, trainer = config["hardware"], config["trainer"]
+    setting = Setting(
+        target=target or ("cpu" if hardware["accelerator"] == "cpu" else "cuda"),
+        precision=str(hardware["precision"]),
+        gradient_clip=trainer["gradient_clip"],
+        accumulate=trainer["accumulate"],
+        grads_to_none=trainer["grads_to_none"],
+        use_cache=trainer["use_cache_in_training"],
+    )
+    return setting.as_paper() if config["plan"]["profile"] == "paper" else setting
+
+
+def _spread(config: Mapping[str, Any]) -> tuple[int, str]:
+    """Devices and strategy: those of `plan`, else those of `hardware`."""
+    plan, hardware = config["plan"], config["hardware"]
+    devices = plan["devices"] if plan["devices"] > 1 else hardware["devices"] * hardware["nodes"]
+    strategy = plan["strategy"] or hardware["strategy"]
+    return int(devices), "fsdp" if strategy == "fsdp" else "ddp"
+
+
+def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
+    """The method on its backbone, without memory; with the overrides of its own paper's memory setting if asked."""
+    settings = dict(config["method"])
+    if paper:
+        own = _nested(paper_settings(config))
+        settings = OmegaConf.to_container(OmegaConf.merge(settings, own))  # type: ignore[assignment]
+    task = build_task(config["dataset"], config["backbone"])
+
+    def build() -> Method:
+        backbone = build_backbone(config["backbone"], weights=False, device="meta")
+        backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+        method = build_method(settings, backbone, task)
+        method.take_sources(lambda name: source_on_meta(name, config, task))
+        return method
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
+        return build()
+
+
+def paper_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the paper profile sets of the method (`about.paper_profile`), by dotted key; what the run's words or its
+    experiment have changed stays as they say."""
+    method = config["method"]
+    own = method["about"].get("paper_profile") or {}
+    entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
+    default = next((e.content["method"] for e in entries if e.name == method["name"]), method)
+    return {key: value for key, value in own.items() if OmegaConf.select(OmegaConf.create(method), key)
+            == OmegaConf.select(OmegaConf.create(default), key)}  # fmt: skip
+
+
+def _paper_line(config: Mapping[str, Any]) -> str:
+    """The settings that the paper profile plans with, which a run of the same words would not have."""
+    words = ", ".join(f"method.{key}={str(value).lower()}" for key, value in paper_settings(config).items())
+    return f"as in the paper's memory setting: {words} (method.about.paper_profile=null plans without)" if words else ""
+
+
+def beside_the_model(method: Method) -> list[str]:
+    """What a method keeps or trains beside the model that it ships, a line for each: copies, critics, projectors."""
+    lines = []
+    for name in sorted(method.held):
+        tensors = [*method.get_submodule(name).parameters(), *method.get_submodule(name).buffers()]
+        held = amount(sum(t.numel() * t.element_size() for t in tensors))
+        lines.append(f"{name}: a frozen copy of {held}, counted as weights without gradients or optimizer states")
+    shipped, extra = method.shipped().keys(), Counter[str]()
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad and name not in shipped:
+            extra[name.split(".")[0]] += parameter.numel()
+    lines += [f"{name}: {count:,} parameters are trained and counted, not exported" for name, count in extra.items()]
+    return lines
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{a.b: 1}` as `{a: {b: 1}}`."""
+    nested = OmegaConf.create()
+    for key, value in overrides.items():
+        OmegaConf.update(nested, key, value)
+    return OmegaConf.to_container(nested)  # type: ignore[return-value]
+
+
+def count_parameters(model: nn.Module) -> dict[str, float]:
+    """Scalars in all and trained; tied parameters count once."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
+
+
+def _budget_line(budget: Budget, planned: _Planned, asked: str) -> str:
+    paper = planned.setting.paper
+    if not budget.batch_size:
+        return f"> not even one example fits {asked}: it needs {amount(budget.peak, paper)}"
+    more = "" if budget.next_peak is None else f", one more needs {amount(budget.next_peak, paper)}"
+    over = f" a device ({budget.batch_size * planned.devices} in all)" if planned.devices > 1 else ""
+    found = f"{budget.batch_size}{over}, with {amount(budget.peak, paper)}{more}"
+    return f"> the largest batch that fits {asked} ({amount(budget.bytes, paper)}): {found}"

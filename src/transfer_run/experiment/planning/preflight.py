@@ -1,0 +1,97 @@
+"""What can be known of a run before anything is carried out for it: said in seconds, not after its sources' hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.compatibility import without_data
+
+
+def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
+    """Refuse a run that cannot be carried out on this machine, with these data and these weights.
+
+    Args:
+        sources_missing: must other runs be carried out first? Then local data are read now, too; else the run itself
+            reads them at once.
+
+    Raises:
+        UserError: what the devices, the data and the weights lack, in one message.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    if without_data(cfg):
+        return
+    check_shares(config)
+    if config["dataset"]["about"].get("needs_path"):
+        from transfer_run.data.reading.table import path_of
+
+        path_of(config["dataset"])
+    from transfer_run.hardware.devices import check_devices
+
+    devices = _error_of(lambda: check_devices(config["hardware"], config["backbone"]))
+    devices = devices or _error_of(lambda: _check_load(config["backbone"]))
+    missing = [error for error in (devices, *_missing_files(config, sources_missing)) if error]
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        raise UserError(
+            " ".join(f"{error.what.rstrip('.')}." for error in missing),
+            where="; ".join(error.where for error in missing if error.where),
+            remedy="; ".join(error.remedy for error in missing if error.remedy),
+        )
+
+
+def check_shares(config: Mapping[str, Any]) -> None:
+    """The batch divides among the devices."""
+    size, hardware = config["dataset"]["batch_size"], config["hardware"]
+    count = int(hardware["devices"]) * int(hardware["nodes"])
+    if size % count:
+        raise UserError(
+            f"dataset.batch_size={size} is the total over devices and does not divide among {count}.",
+            where="dataset.batch_size, hardware.devices",
+            remedy=f"choose a multiple of {count}",
+        )
+
+
+def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[UserError | None, UserError | None]:
+    """Data and weights of the hub are fetched, local data are read: what is wrong with the data, with the weights."""
+    dataset, backbone = config["dataset"], dict(config["backbone"])
+    weights = data = None
+    read = config["method"]["about"].get("pretrained", True)
+    if read and str(backbone["weights"]) == "hub" and backbone.get("hub"):
+        weights = _error_of(lambda: _fetch(backbone))
+    if weights is not None:
+        backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
+    if (sources_missing and dataset.get("path")) or (dataset.get("hub") and not dataset.get("path")):
+        data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
+    return data, weights
+
+
+def _check_load(backbone: Mapping[str, Any]) -> None:
+    if backbone.get("load"):
+        from transfer_run.backbones.quantised import check_quantised
+
+        check_quantised(backbone)
+
+
+def _error_of(work: Callable[[], Any]) -> UserError | None:
+    try:
+        work()
+    except UserError as error:
+        return error
+    return None
+
+
+def _fetch(backbone: Mapping[str, Any]) -> None:
+    from transfer_run.backbones.weights.hub import fetch_weights
+
+    fetch_weights(backbone["hub"], backbone.get("revision"))
+
+
+def _read(dataset: dict[str, Any], backbone: dict[str, Any], seed: int) -> None:
+    from transfer_run.data.load import build_data
+
+    build_data(dataset, backbone, seed).setup()

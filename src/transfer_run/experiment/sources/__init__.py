@@ -1,0 +1,1 @@
+"""Earlier runs, folders and hub models that a run needs."""

@@ -1,0 +1,1 @@
+"""One method fitted and tested on one data set."""

@@ -1,0 +1,210 @@
+"""The Lightning module around a method: the training step, the metrics, the optimizer, what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from transfer_run.backbones.base import Batch
+from transfer_run.data.base import DataModule
+from transfer_run.experiment.models.saved import not_finite
+from transfer_run.experiment.training.divergence import diverged
+from transfer_run.experiment.training.taps import ROWS, first_row, numbered
+from transfer_run.hardware.optimization import build_optimizer, build_schedule
+from transfer_run.methods.base import Method
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of one training step: dropout is a function of (seed, step, rank), so a resumed run repeats it."""
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Running statistics of trained batch norms become their mean over the processes, each of which saw its own rows.
+
+    Frozen ones are the pretrained weights' and stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not (module.affine and not module.weight.requires_grad):
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= dist.get_world_size()
+
+
+class TransferModule(pl.LightningModule):
+    """Fits and tests one method on one dataset.
+
+    Args:
+        method: built and prepared.
+        data: set up; gives loaders and metrics.
+        config: the composed config as plain containers (`optimizer`, `trainer`, `dataset`, `hardware`, `seed`).
+    """
+
+    def __init__(self, method: Method, data: DataModule, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.method = method
+        self.data = data
+        self.config = config
+        self.scores = {split: data.metrics(split) for split in ("validation", "test")}
+        self.headline: float | None = None  # of the last validation
+        self.reported: dict[str, float] = {}  # the last value of every score
+        self.samples = 0  # rows trained on by this process
+        self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
+
+    # ---- data
+    def _loader(self, split: str) -> Any:
+        world, total = self.trainer.world_size, self.config["dataset"]["batch_size"]
+        loader = self.data.loader(
+            split,
+            batch_size=total // world,
+            seed=self.config["seed"],
+            num_workers=self.config["hardware"]["num_workers"],
+            world_size=world,
+            rank=self.trainer.global_rank,
+        )
+        return loader if self.method.backbone.replay is None else numbered(loader, first_row(self.data, split))
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self._rows = batch.pop(ROWS, None)  # they stay on the CPU
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self._rows is not None and self.method.backbone.replay is not None:
+            self.method.backbone.replay.serve(self._rows, batch)
+        return batch
+
+    def train_dataloader(self) -> Any:
+        loader = self._loader("train")
+        self._go_on(loader)
+        return loader
+
+    def _go_on(self, loader: Any) -> None:
+        """Let the loader begin where the run is: in a resumed run behind the last batch before the checkpoint."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loader.batch_sampler.set_epoch(self.trainer.current_epoch)
+        if self.trainer.fit_loop.restarting and 0 < progress.ready < len(loader):
+            loader.batch_sampler.start_at(progress.ready)
+
+    def val_dataloader(self) -> Any:
+        return self._loader("validation")
+
+    def test_dataloader(self) -> Any:
+        return self._loader("test")
+
+    # ---- training
+    def on_train_start(self) -> None:
+        self._go_on(self.trainer.train_dataloader)  # made before the checkpoint was read, where steps were counted
+        self.method.train()  # Lightning leaves modes as they are: loaded models are in eval mode, probes stay there
+        self.method.start_fit(int(self.trainer.estimated_stepping_batches))
+
+    def on_train_epoch_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader
+        loader.batch_sampler.set_epoch(self.current_epoch)
+        self.method.start_epoch(self.current_epoch, self.trainer.max_epochs or 0)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(step_seed(self.config["seed"], self.global_step, self.global_rank))
+        self.samples += len(next(iter(batch.values())))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
+        self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=self.config["trainer"]["grads_to_none"])
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.method.after_step(self.global_step + 1)  # here, so that a checkpoint of this step holds what it changes
+        if self.method.fresh_optimizer(self.global_step + 1):
+            self.trainer.optimizers[0].state.clear()
+        if self.config["trainer"]["grads_to_none"]:
+            optimizer.zero_grad()  # gradients are not alive during the next forward pass
+
+    def configure_optimizers(self) -> Any:
+        config = self.config["optimizer"]
+        optimizer = build_optimizer(self.method.parameter_groups(), config)
+        by_epoch = config["interval"] == "epoch"
+        total = self.trainer.max_epochs if by_epoch else int(self.trainer.estimated_stepping_batches)
+        own = self.method.schedule(config, self._epoch_steps())
+        schedule = build_schedule(optimizer, config, total or 1) if own is None else LambdaLR(optimizer, own)
+        interval = config["interval"] if own is None else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+    def _epoch_steps(self) -> int:
+        """Optimizer steps of a whole epoch."""
+        return -(-len(self._loader("train")) // self.trainer.accumulate_grad_batches)
+
+    # ---- evaluation
+    def _score(self, split: str, batch: Batch) -> None:
+        scores = self.scores[split]
+        predictions = self.method.predict(batch) if scores.needs_predictions else None
+        scores.update(predictions, batch, self.method.loss(batch) if scores.needs_loss else None)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def _report(self, split: str) -> None:
+        """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written."""
+        values = {f"{split}/{name}": float(value) for name, value in self.scores[split].compute().items()}
+        self.scores[split].reset()
+        self.log_dict(values, logger=False)
+        self.reported |= values
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
+        if split == "validation":
+            self.headline = values.get(f"validation/{self.data.task.headline}")
+
+    def on_validation_start(self) -> None:
+        self._share_statistics()
+
+    def on_train_epoch_end(self) -> None:
+        self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        if self.trainer.world_size > 1:
+            average_statistics(self.method)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("validation")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    # ---- checkpoints: frozen weights are not saved, they are named
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep = {f"method.{name}" for name in self.method.shipped()}
+        keep |= {f"method.{name}" for name, p in self.method.named_parameters() if p.requires_grad}
+        keep |= {k for k in checkpoint["state_dict"] if k.split(".")[1] in self.method.changing}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        broken = not_finite(checkpoint["state_dict"]) if self.config["trainer"]["stop_on_nan"] else []
+        if broken:  # the checkpoint before this one stays
+            what = f"The trained weights are not finite at step {self.global_step} ({', '.join(broken[:3])})."
+            raise diverged(what, Path(self.trainer.default_root_dir) / "run.log")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `on_save_checkpoint` kept; frozen weights stay as they were built."""
+        expected = {name for name, p in self.named_parameters() if p.requires_grad}
+        missing = sorted(expected - set(state_dict))
+        outcome = super().load_state_dict(state_dict, strict=False, assign=assign)
+        if missing or outcome.unexpected_keys:
+            raise RuntimeError(
+                f"checkpoint does not fit: missing {missing[:5]}, unexpected {outcome.unexpected_keys[:5]}"
+            )
+        return outcome

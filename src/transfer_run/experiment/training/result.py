@@ -1,0 +1,112 @@
+"""The record of a finished run: result.json, with the plan beside what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig, OmegaConf
+
+from transfer_run.data.base import DataModule
+from transfer_run.errors import UserError
+from transfer_run.experiment.models.saved import not_finite, save_model
+from transfer_run.experiment.planning.plan import Plan, Target, plan_run
+from transfer_run.experiment.record.log import LOG, environment
+from transfer_run.experiment.training.divergence import diverged
+from transfer_run.experiment.training.module import TransferModule
+from transfer_run.files import write_json
+from transfer_run.hardware.devices import device_of
+from transfer_run.memory.callback import MemoryCallback
+from transfer_run.methods.base import Context, Method
+from transfer_run.run_folder import model_folder
+
+
+def _record(
+    cfg: DictConfig,
+    name: str,
+    config: dict[str, Any],
+    folder: Path,
+    module: TransferModule,
+    trainer: pl.Trainer,
+    context: Context,
+    seconds: dict[str, float],
+    memory: MemoryCallback | None,
+) -> None:
+    """Save the model, plan the run beside its measurement, and write `result.json` last."""
+    method = module.method
+    if broken := not_finite(method.shipped()):
+        raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / "run.log")
+    context.scores = dict(module.reported)
+    extra = dict(method.conclude(context))
+    extra |= {"notes": list(module.data.notes)} if module.data.notes else {}
+    scores = module.reported | extra.pop("metrics", {})
+    if method.tests:
+        save_model(method, model_folder(folder), config, module.data.transform_description)
+    target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
+    plan = _planned(_with_found_labels(cfg, module.data), target) if memory is not None else None
+    result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
+    write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
+    if memory is not None and plan is not None:
+        LOG.info("%s", memory.compare(plan))
+
+
+def _planned(cfg: DictConfig, target: Target) -> Plan | None:
+    """The plan beside the measurement; a finished run is not lost because its shapes could not be foreseen.
+
+    Of what was run: the paper's setting, and devices beside the run's own, are of plans alone.
+    """
+    try:
+        of_run = {"plan": {"profile": "modern", "devices": 1, "strategy": None}}
+        return plan_run(DictConfig(OmegaConf.merge(cfg, of_run)), target)
+    except (NotImplementedError, RuntimeError, UserError) as error:
+        LOG.warning("no plan beside this measurement: %s", error)
+        return None
+
+
+def _with_found_labels(cfg: DictConfig, data: DataModule) -> DictConfig:
+    """The config with the class names that only the data could tell: a plan reads no data."""
+    if cfg.dataset.get("num_labels") or cfg.dataset.get("label_names") or not data.label_names:
+        return cfg
+    found = OmegaConf.create({"dataset": {"label_names": list(data.label_names)}})
+    return DictConfig(OmegaConf.merge(cfg, found))
+
+
+def count_parameters(method: Method) -> dict[str, float]:
+    """Scalars in all and trained; tied parameters count once."""
+    total = sum(p.numel() for p in method.parameters())
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
+
+
+def _result(
+    cfg: DictConfig,
+    name: str,
+    method: Method,
+    trainer: pl.Trainer,
+    scores: dict[str, float],
+    seconds: dict[str, float],
+    memory: MemoryCallback | None,
+    plan: Plan | None,
+) -> dict[str, Any]:
+    """`result.json` of the contract, of the run whose identity is `name`."""
+    measured = memory.result() if memory is not None else {}
+    if plan is not None:  # a run that measures nothing: its plan stands there, and says so
+        left_out = {key: plan.memory[key] for key in ("not_planned",) if key in plan.memory}
+        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"], **left_out}
+    elif measured:
+        measured["predicted_peak"] = None
+    return {
+        "schema": 1,
+        "status": "finished",
+        "identity": name,
+        "method": cfg.method.name,
+        "backbone": cfg.backbone.name,
+        "dataset": cfg.dataset.name,
+        "seed": cfg.seed,
+        "metrics": {name: round(float(value), 6) for name, value in sorted(scores.items())},
+        "parameters": count_parameters(method),
+        "memory": measured,
+        "time": {**seconds, "steps": trainer.global_step, "epochs": trainer.current_epoch},
+        "environment": environment(),
+    }

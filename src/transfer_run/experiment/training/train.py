@@ -1,0 +1,231 @@
+"""Carry out one run in this process: build, prepare, fit, test, record."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from transfer_run.backbones.base import Batch
+from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.quantised import pack
+from transfer_run.data.base import DataModule
+from transfer_run.data.load import build_data
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.candidates import candidate_configs
+from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config.compose import make_importable
+from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.models.handover import hand_over, resolved_backbone, starting_backbone
+from transfer_run.experiment.models.saved import refuse_diverged
+from transfer_run.experiment.planning.plan import prepared_on_cpu
+from transfer_run.experiment.record.log import LOG
+from transfer_run.experiment.record.loggers import build_loggers
+from transfer_run.experiment.record.metrics_csv import MetricsCsv, StepRows
+from transfer_run.experiment.record.progress import progress_callback
+from transfer_run.experiment.sources.combine import combine_files, on_first_source
+from transfer_run.experiment.sources.models import source_model
+from transfer_run.experiment.sources.resolve import resolved_dataset
+from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted
+from transfer_run.experiment.training.divergence import StopOnNan
+from transfer_run.experiment.training.module import TransferModule
+from transfer_run.experiment.training.result import _record
+from transfer_run.experiment.training.taps import open_replay
+from transfer_run.hardware.devices import device_of
+from transfer_run.hardware.trainer import build_trainer
+from transfer_run.memory.callback import MemoryCallback
+from transfer_run.memory.tracker import followed_in_part
+from transfer_run.methods.base import Candidate, Context, Method
+from transfer_run.methods.build import build_method
+
+
+def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
+    """Build, prepare, fit, test and record the run of `cfg` in `folder`; goes on from a checkpoint that is there.
+
+    Args:
+        sources: folders of the finished source runs by name.
+    """
+    name = identity(cfg)
+    if without_data(cfg):
+        found = on_first_source(cfg, sources)
+        if found is None:
+            combine_files(cfg, folder, sources)
+            return
+        cfg = found
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config["dataset"] = resolved_dataset(config["dataset"], sources)
+    make_importable(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    method, data = _build(config, sources)
+    checkpoints, memory, metrics = _witnesses(config, folder)
+    rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
+    finite = StopOnNan(config["trainer"]["log_every"], folder / "run.log") if cfg.trainer.stop_on_nan else None
+    callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
+    trainer = build_trainer(
+        config, folder, callbacks, [metrics, *build_loggers(config, folder)], _block_classes(method)
+    )
+    module = TransferModule(method, data, config)
+
+    device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
+    context = _context(config, folder, sources, data)
+    context.batches = _batches(config, data, prepared_on)
+    method.take_sources(context.load_source)
+    resume = checkpoints.last if checkpoints.last.is_file() else None
+    if resume is None:
+        _prepare(method.to(prepared_on), context, prepared_on, memory)
+        hand_over(method, config, sources, context.log)
+    else:
+        LOG.info("going on from %s", resume)
+        metrics.go_on_from(_step_of(resume))
+        method.to(prepared_on).resume(context)
+    pack(method.backbone)
+    method.to(device)
+    context.batches = _batches(config, data, device)
+    if config["cache"]["taps"] != "none":
+        method.backbone.replay = open_replay(config, method, data)
+    seconds = _fit(trainer, module, resume)
+    if checkpoints.keep_best and checkpoints.best_path.is_file():
+        _load_weights(module, checkpoints.best_path)
+    method.settle()
+    if method.tests and "test" in data.sizes:
+        trainer.test(module, verbose=False)
+    if trainer.is_global_zero:
+        _record(cfg, name, config, folder, module, trainer, context, seconds, memory)
+
+
+def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, DataModule]:
+    data = build_data(config["dataset"], config["backbone"], config["seed"])
+    data.setup()
+    for note in data.notes:
+        LOG.info("%s", note)
+    backbone = build_backbone(starting_backbone(config, sources), weights=method_needs_weights(config))
+    if "backbone" in sources:
+        refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
+    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+    return build_method(config["method"], backbone, data.task), data
+
+
+def _prepare(method: Method, context: Context, device: torch.device, memory: MemoryCallback | None) -> None:
+    """What the method does before the first step, followed where it does anything."""
+    followed = memory is not None and type(method).prepare is not Method.prepare
+    with memory.preparing(method, device) if followed and memory else nullcontext():
+        method.prepare(context)
+
+
+def _block_classes(method: Method) -> set[type[nn.Module]]:
+    backbone = method.backbone
+    return {type(block) for stack in backbone.stacks for block in backbone.blocks(stack)}
+
+
+def _witnesses(config: dict[str, Any], folder: Path) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
+    """What watches the training and writes it down."""
+    settings = config["trainer"]
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        settings["checkpoint_every"],
+        settings["checkpoint_minutes"],
+        keep_best=settings["select"] == "best",
+    )
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    memory = MemoryCallback(settings["tracked_steps"]) if config["profiler"]["memory"] else None
+    return checkpoints, memory, MetricsCsv(folder / "metrics.csv")
+
+
+def method_needs_weights(config: dict[str, Any]) -> bool:
+    """Pretraining starts from random weights, whatever the backbone's config names."""
+    return bool(config["method"]["about"].get("pretrained", True))
+
+
+def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], data: DataModule) -> Context:
+    pool = candidate_configs(config, [Path(folder) for folder in config["search_path"]])
+    return Context(
+        config["seed"],
+        folder,
+        _batches(config, data, device_of(config["hardware"])),
+        sources,
+        partial(LOG.info, "%s"),
+        batch_size=config["dataset"]["batch_size"],
+        candidates={
+            name: partial(_candidate, config, resolved_backbone(backbone, sources, f"pool.{name}"))
+            for name, backbone in pool.items()
+        },
+        load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
+        load_data=partial(_source_data, sources),
+        sizes=data.sizes,
+    )
+
+
+def _source_data(sources: dict[str, Path], name: str) -> DataModule:
+    """The whole data set that the source run `name` was fitted on, as its backbone reads it."""
+    file = sources[name] / "config.yaml" if name in sources else None
+    if file is None or not file.is_file():
+        raise UserError(
+            f"The run needs a source {name!r}."
+            if file is None
+            else f"The source {name!r} is no run, so it says nothing of the data it was fitted on.",
+            where=f"sources.{name}",
+            remedy=f'sources.{name}="method=pretrain dataset=..."',
+        )
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
+    data = build_data({**values["dataset"], "rows": None}, values["backbone"], values["seed"])
+    data.setup()
+    return data
+
+
+def _prepared_on(config: dict[str, Any]) -> torch.device:
+    """A backbone that the GPU need not hold whole is not there while the method is prepared, either."""
+    return torch.device("cpu") if prepared_on_cpu(config["backbone"]) else device_of(config["hardware"])
+
+
+def _batches(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[[str, int], Iterator[Batch]]:
+    """(split, batch_size) -> one pass over the split, on `device`."""
+
+    def batches(split: str, batch_size: int) -> Iterator[Batch]:
+        for batch in followed_in_part(data.loader(split, batch_size=batch_size, seed=config["seed"])):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    return batches
+
+
+def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:
+    """A backbone of the pool, and the run's dataset through its tokenizer or image transform."""
+    data = build_data(config["dataset"], backbone, config["seed"])
+    return Candidate(build_backbone(backbone), _batches(config, data, device_of(config["hardware"])))
+
+
+def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:
+    """Fit; seconds of training and samples a second of this process's part."""
+    if not module.method.trains:
+        return {"fit_seconds": 0.0, "samples_per_second": 0.0}
+    begin = time.perf_counter()
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
+    except Interrupted as error:
+        raise KeyboardInterrupt from error
+    spent = time.perf_counter() - begin
+    return {"fit_seconds": round(spent, 3), "samples_per_second": round(module.samples / max(spent, 1e-9), 3)}
+
+
+def _step_of(checkpoint: Path) -> int:
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            "The checkpoint that this run would go on from is damaged.",
+            where=str(checkpoint),
+            remedy="delete it, or give force=true, to start the run again from the beginning",
+        ) from error
+
+
+def _load_weights(module: TransferModule, checkpoint: Path) -> None:
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])

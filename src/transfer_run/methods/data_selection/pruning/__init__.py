@@ -1,0 +1,1 @@
+"""Groups of training rows, scored and dropped."""

@@ -1,0 +1,1 @@
+"""Earlier distillations, recorded and learned from."""

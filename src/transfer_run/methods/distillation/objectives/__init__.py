@@ -1,0 +1,1 @@
+"""Losses between a teacher and a student."""

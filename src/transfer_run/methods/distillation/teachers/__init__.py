@@ -1,0 +1,1 @@
+"""Teachers and what can be observed in them."""

@@ -1,0 +1,1 @@
+"""A file a form of task: head, logits, loss, predictions."""

@@ -1,0 +1,256 @@
+"""What every merging method shares in the runner: where the models come from, the search, the table of tasks.
+
+Two ways in:
+
+    method.models=[FOLDER,...] dataset=none    files in, one checkpoint out; no backbone, no data
+    sources={a: "method=full ...", b: ...}     finished runs: merged, then tested on every source's task with its head
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Context, Method
+from transfer_run.methods.merging.engine.adapters import adapter_config
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict, open_checkpoint
+from transfer_run.methods.merging.engine.opening import ONES, local_path, open_models
+from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
+from transfer_run.methods.merging.engine.writer import Live, copy_companions
+from transfer_run.methods.merging.runs.bodies import BODIES, body_of, body_tensors
+from transfer_run.methods.merging.runs.report import task_metrics, task_rows, task_table
+from transfer_run.methods.merging.runs.source_task import SourceTask, check_one_start, save_heads
+from transfer_run.task import Task
+
+INTERMEDIATE = (BODIES, TASK_VECTOR)
+"""Folders below the run's `checkpoints` that are of no use once all is merged."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Option:
+    """One setting that a search tries: what it is called, and how to merge with it."""
+
+    label: Mapping[str, Any]
+    job: Job
+    rule: Rule
+
+
+class Common(TypedDict, total=False):
+    """Settings that every merging method has; `Merging` says what they are."""
+
+    base: str | None
+    models: Sequence[str]
+    exclude: Sequence[str]
+    dtype: str
+    chunk_bytes: float
+    max_shard_bytes: float
+
+
+class Merging(Method, ABC):
+    """Base of the merging methods; takes no optimization step.
+
+    Args:
+        backbone: theta_0, live, of the source runs; None where files are merged.
+        task: whose head the merged model gets; None where files are merged.
+        base: theta_0 as a folder, a file, a hub name, or `ones` ((IA)^3); null: the backbone's own weights.
+        models: folders, files or hub names, beside the source runs.
+        exclude: regular expressions of tensors that are taken from the base (from the first model without one).
+        dtype: of the arithmetic, `float32` or `float64`; the result has the base's own types.
+        chunk_bytes: about the size of a piece; (n + 6) pieces are in memory at once.
+        max_shard_bytes: a new file is begun where the next tensor would exceed it.
+    """
+
+    shape = "combine"
+    trains = False
+    needs_backbone_gradient = False
+    needs_base = True
+    mismatched = "refuse"
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        task: Task | None,
+        *,
+        base: str | None = None,
+        models: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        dtype: str = "float32",
+        chunk_bytes: float = 2e6,
+        max_shard_bytes: float = 5e9,
+    ) -> None:
+        if backbone is None or task is None:
+            nn.Module.__init__(self)
+        else:
+            super().__init__(backbone, task)
+            self.requires_grad_(False)
+        self.of_files = backbone is None
+        self.base, self.models, self.exclude = base, list(models), list(exclude)
+        self.dtype, self.chunk_bytes, self.max_shard_bytes = DTYPES[dtype], chunk_bytes, max_shard_bytes
+        self.results: dict[str, Any] = {}
+
+    # ---- what a rule says
+    @abstractmethod
+    def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
+        """The settings to choose from; one where nothing is searched."""
+
+    def searched_on(self, tasks: Sequence[SourceTask]) -> Sequence[SourceTask]:
+        """The tasks whose mean validation score decides a search."""
+        return tasks
+
+    # ---- the work
+    def prepare(self, context: Context) -> None:
+        """Merge: into the backbone, or into the run's folder where there is none."""
+        begin = time.perf_counter()
+        if self.of_files:
+            self._merge_files(context)
+        else:
+            self._merge_runs(self.backbone, context)
+        self.results["merge"]["seconds"] = round(time.perf_counter() - begin, 3)
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """The base kept beside the backbone, what the sources are looked at for, and an evaluation."""
+        known = [tensor.clone() for tensor in body_tensors(self.backbone).values()]
+        left_out = self.rehearse_source(batch)
+        with torch.no_grad():
+            self.predict(batch)
+        del known
+        return [
+            *left_out,
+            "a source that did not train its whole body (LoRA and kin) is loaded once, beside all this",
+            f"pieces of the checkpoints, a few times method.chunk_bytes={self.chunk_bytes:.0f}, on the CPU",
+        ]
+
+    def rehearse_source(self, batch: Batch) -> Sequence[str]:
+        """What is made of one source's model and data before anything is merged; what that leaves out, in lines."""
+        return ()
+
+    def bytes_for_files(self, models: int) -> int | None:
+        """The most that a merge of files holds at once: n + 6 pieces. None: it is not done in pieces alone."""
+        return (models + 6) * piece_length(self.chunk_bytes, self.dtype) * self.dtype.itemsize
+
+    def conclude(self, context: Context) -> dict[str, Any]:
+        return self.results
+
+    def shipped(self) -> dict[str, Tensor]:
+        """All of the model, though nothing in it is trained here."""
+        state = self.state_dict()
+        names = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        return {name: state[name] for name in sorted(names & state.keys())}
+
+    def _job(self, models: list[Checkpoint], base: Checkpoint | None) -> Job:
+        if base is None and self.needs_base:
+            raise UserError(
+                f"{type(self).__name__} merges changes, so it must know the checkpoint that they are changes of.",
+                where="method.base",
+                remedy="method.base=FOLDER, the model that all were fine-tuned from (ones for (IA)^3)",
+            )
+        return Job(
+            models, base, exclude=self.exclude, mismatched=self.mismatched, dtype=self.dtype,
+            chunk_bytes=self.chunk_bytes,
+        )  # fmt: skip
+
+    # ---- files in, a file out
+    def _merge_files(self, context: Context) -> None:
+        folders = [local_path(place) for place in self.models]
+        folders += [folder for name, folder in context.sources.items() if name != "backbone"]
+        models, base = open_models(folders, self.base)
+        job = self._job(models, base)
+        options = self.options(job, context, ())
+        if len(options) > 1:
+            raise UserError(
+                "There is no task to search on where files are merged without data.",
+                where=f"method.{next(iter(options[0].label))}",
+                remedy="give one value, or merge finished runs: sources={a: 'method=full ...', b: ...}",
+            )
+        first = folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
+        stem = "model" if adapter_config(first) is None else "adapter_model"
+        out = context.folder / "checkpoints" / "model"
+        merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
+        copied = copy_companions(first, out)
+        self._note(options[0], context)
+        context.log(f"{out} holds the merged checkpoint{', ' + ', '.join(copied) if copied else ''}")
+
+    # ---- runs in, a model with tasks out
+    def _merge_runs(self, backbone: Backbone, context: Context) -> None:
+        named = {name: folder for name, folder in context.sources.items() if name != "backbone"}
+        tasks = [SourceTask(name, folder) for name, folder in named.items() if SourceTask.is_run(folder)]
+        check_one_start(tasks, backbone)
+        own = self._own_task(tasks, backbone)
+        known = {name: tensor.detach().clone() for name, tensor in body_tensors(backbone).items()}
+        base = StateDict(known, "the backbone") if self.base is None else open_models([], self.base)[1]
+        models = [body_of(task, known, context) for task in tasks]
+        models += [open_checkpoint(folder) for name, folder in named.items() if not SourceTask.is_run(folder)]
+        models += [open_checkpoint(local_path(place)) for place in self.models]
+        job = self._job(models, base)
+        chosen = self._best(self.options(job, context, tasks), backbone, self.searched_on(tasks), context)
+        run(chosen.job, chosen.rule, Live(body_tensors(backbone)))
+        self._note(chosen, context)
+        rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
+        self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
+        context.log(task_table(rows))
+        save_heads(tasks, context.folder / "checkpoints" / "model")
+        if own is not None:
+            own.on(backbone)
+        self.requires_grad_(False)
+        for name in INTERMEDIATE:
+            shutil.rmtree(context.folder / "checkpoints" / name, ignore_errors=True)
+
+    def _own_task(self, tasks: Sequence[SourceTask], backbone: Backbone) -> SourceTask | None:
+        """The source whose head the merged model gets: the first one of the run's own task."""
+        own = next((task for task in tasks if task.task == self.task), None)
+        if own is None and any(True for _ in backbone.head.parameters()):
+            raise UserError(
+                "None of the sources was trained on the run's own dataset: the merged model would have no head for it.",
+                where="dataset",
+                remedy="choose the dataset of a source, or dataset=none for that of the first source",
+            )
+        return own
+
+    def _best(
+        self, options: Sequence[Option], backbone: Backbone, tasks: Sequence[SourceTask], context: Context
+    ) -> Option:
+        """The option of the best mean validation score; the first of equals."""
+        if len(options) == 1:
+            return options[0]
+        if not tasks:
+            raise UserError(
+                "A search needs a task to score on, and checkpoints that are no runs bring none.",
+                where=f"method.{next(iter(options[0].label))}",
+                remedy="give one value, or finished runs as sources",
+            )
+        scores = []
+        for option in options:
+            run(option.job, option.rule, Live(body_tensors(backbone)))
+            found = [next(iter(task.evaluate(backbone, "validation").values())) for task in tasks]
+            scores.append(sum(found) / len(found))
+            context.log(f"{', '.join(f'{k}={v}' for k, v in option.label.items())}: {scores[-1]:.4f} on validation")
+        self.results["search"] = [{**o.label, "validation": s} for o, s in zip(options, scores, strict=True)]
+        return options[scores.index(max(scores))]
+
+    def _note(self, chosen: Option, context: Context) -> None:
+        layout = chosen.job.layout
+        self.results["merge"] = {
+            **chosen.label,
+            "models": len(chosen.job.originals),
+            "tensors": len(layout.merged),
+            "parameters": layout.numel,
+            "averaged": len(layout.averaged),
+            "taken_over": len(layout.copied),
+        }
+        tried = len(self.results.get("search", ()))
+        how = ", ".join(f"{name}={value}" for name, value in chosen.label.items())
+        line = f"merged {len(chosen.job.originals)} models, {len(layout.merged)} tensors of {layout.numel:,} parameters"
+        line += f", with {how}" if how else ""
+        line += f", the best of {tried} on validation" if tried else ""
+        self.results["table"] = [line]
+        context.log(line)

@@ -1,0 +1,1 @@
+"""Checkpoints aligned, read, merged and written a piece at a time."""

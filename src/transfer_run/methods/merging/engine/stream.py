@@ -1,0 +1,211 @@
+"""The streaming engine: tensors are read, merged and written in pieces; memory is some pieces, never a model.
+
+    models ──┐  pieces of one tensor            ┌── CheckpointWriter (safetensors)
+    base   ──┴── Rule.merge(job, place) ── sink ┴── Memory, Live
+
+A piece begins at a multiple of `BLOCK` elements, whatever its length, and every sum that runs over a whole model is
+made of one term a block; so results do not depend on the piece size to the last bit. Arithmetic keeps to single
+multiplications and additions: fused ones round differently at the ends of vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfer_run.errors import UserError
+from transfer_run.methods.merging.engine.align import Layout, align
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint
+from transfer_run.methods.merging.engine.writer import CheckpointWriter, Memory, Sink
+
+BLOCK = 1 << 16
+TASK_VECTOR = "task_vector"
+"""Where a search keeps tau_m, below the run's `checkpoints`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Elements `start` to `stop` of the flattened tensor `name`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def piece_length(chunk_bytes: float, dtype: torch.dtype) -> int:
+    """Elements of a piece of about so many bytes: whole blocks."""
+    return max(1, int(chunk_bytes) // (BLOCK * dtype.itemsize)) * BLOCK
+
+
+class Job:
+    """The aligned checkpoints of one merge.
+
+    Args:
+        models: theta_1 .. theta_n.
+        base: theta_0, or None.
+        exclude, mismatched: see `align`.
+        dtype: of the arithmetic, float32 or float64.
+        chunk_bytes: about the size of one piece; (n + 6) of them are in memory at once, at most.
+
+    Raises:
+        UserError: the checkpoints do not fit each other.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Checkpoint],
+        base: Checkpoint | None = None,
+        *,
+        exclude: Sequence[str] = (),
+        mismatched: str = "refuse",
+        dtype: torch.dtype = torch.float32,
+        chunk_bytes: float = 8e6,
+    ) -> None:
+        self.models, self.base, self.dtype = list(models), base, dtype
+        self.originals = self.models
+        self.layout: Layout = align(models, base, exclude, mismatched=mismatched)
+        self.step = piece_length(chunk_bytes, dtype)
+
+    @property
+    def count(self) -> int:
+        """n, the number of models."""
+        return len(self.models)
+
+    def replaced(self, models: Sequence[Checkpoint]) -> Job:
+        """The same merge of other models, known to have its merged tensors; means are still of the `originals`."""
+        other = copy.copy(self)
+        other.models = list(models)
+        return other
+
+    def places(self, name: str, step: int | None = None) -> Iterator[Place]:
+        """The pieces of one merged tensor."""
+        numel = (self.layout.merged.get(name) or self.layout.averaged[name]).numel
+        for start in range(0, numel, step or self.step):
+            yield Place(name, start, min(numel, start + (step or self.step)))
+
+    def all_places(self) -> Iterator[Place]:
+        for name in self.layout.merged:
+            yield from self.places(name)
+
+    def base_values(self, place: Place) -> Tensor:
+        """theta_0 at `place`, flat."""
+        assert self.base is not None, "this rule needs a base"
+        return self.base.read(place.name, place.start, place.stop).to(self.dtype)
+
+    def values(self, place: Place, model: int) -> Tensor:
+        """theta_i at `place`, flat; the caller may change it."""
+        return self.models[model].read(place.name, place.start, place.stop).to(self.dtype)
+
+    def difference(self, place: Place, model: int, base: Tensor) -> Tensor:
+        """tau_i = theta_i - theta_0 at `place`; the caller may change it."""
+        return self.models[model].difference(place.name, place.start, place.stop, base)
+
+
+class Rule(ABC):
+    """How the values of n models at one place become one."""
+
+    def survey(self, job: Job) -> None:  # noqa: B027 - most rules look at nothing before
+        """Passes over the models before the merge (thresholds, norms)."""
+
+    def step(self, job: Job, name: str) -> int | None:
+        """Elements a piece of this tensor; None: the job's own."""
+        return None
+
+    @abstractmethod
+    def merge(self, job: Job, place: Place) -> Tensor:
+        """The merged values at `place`, flat."""
+
+    def unsettled(self) -> Iterable[Place]:
+        """Places that must be merged again, because only the whole pass has told what they need."""
+        return ()
+
+
+@torch.no_grad()
+def run(job: Job, rule: Rule, sink: Sink) -> None:
+    """Merge every tensor of the job into the sink."""
+    merge_tensors(job, rule, sink)
+    for name in job.layout.averaged:
+        for place in job.places(name):
+            _write(job, place, _mean(job, place), sink)
+    for name, source in job.layout.copied.items():
+        for start in range(0, source.entries[name].numel, job.step):
+            sink.write(name, start, source.read(name, start, min(start + job.step, source.entries[name].numel)))
+
+
+@torch.no_grad()
+def merge_tensors(job: Job, rule: Rule, sink: Sink) -> None:
+    """Only what the rule merges, without what is averaged or taken over."""
+    rule.survey(job)
+    for name in job.layout.merged:
+        for place in job.places(name, rule.step(job, name)):
+            _write(job, place, rule.merge(job, place), sink)
+    for place in rule.unsettled():
+        _write(job, place, rule.merge(job, place), sink)
+
+
+def _mean(job: Job, place: Place) -> Tensor:
+    pieces = [model.read(place.name, place.start, place.stop).to(job.dtype) for model in job.originals]
+    total = pieces[0]
+    for piece in pieces[1:]:
+        total.add_(piece)
+    return total.div_(len(pieces))
+
+
+def _write(job: Job, place: Place, values: Tensor, sink: Sink) -> None:
+    for name in (place.name, *job.layout.tied.get(place.name, ())):
+        sink.write(name, place.start, values)
+
+
+def merge_to_folder(job: Job, rule: Rule, folder: Path, *, max_shard_bytes: float = 5e9, stem: str = "model") -> None:
+    """Merge into a safetensors checkpoint in `folder`."""
+    with CheckpointWriter(folder, job.layout.entries(), max_shard_bytes=max_shard_bytes, stem=stem) as writer:
+        run(job, rule, writer)
+
+
+def merge_in_memory(job: Job, rule: Rule) -> dict[str, Tensor]:
+    """The merged tensors as a dict, bit for bit what `merge_to_folder` writes."""
+    memory = Memory(job.layout.entries())
+    run(job, rule, memory)
+    return memory.tensors
+
+
+class SquareSum:
+    """The exactly rounded sum of one float64 term a block: the same whatever the piece size and the threads."""
+
+    def __init__(self) -> None:
+        self._terms: list[float] = []
+
+    def add(self, values: Tensor) -> None:
+        squares = np.square(values.numpy(), dtype=np.float64)
+        whole = len(squares) // BLOCK * BLOCK
+        self._terms += squares[:whole].reshape(-1, BLOCK).sum(axis=1).tolist()
+        if whole < len(squares):
+            self._terms.append(float(squares[whole:].sum()))
+
+    @property
+    def value(self) -> float:
+        return math.fsum(self._terms)
+
+
+def model_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """One factor a model; ones where none are given.
+
+    Raises:
+        UserError: another number of them, or all zero.
+    """
+    factors = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(factors) != count or not any(factors):
+        raise UserError(
+            f"There are {count} models and the weights {factors}.",
+            where="method.weights",
+            remedy="one number a model, not all zero",
+        )
+    return factors

@@ -1,0 +1,1 @@
+"""Source runs and the report of a merge."""

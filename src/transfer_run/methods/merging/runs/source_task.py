@@ -1,0 +1,143 @@
+"""Finished source runs as a merge sees them: a body to merge, a head, a task with its data, and the scores so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.base import DataModule
+from transfer_run.data.load import build_data
+from transfer_run.errors import UserError
+from transfer_run.memory.tracker import followed_in_part
+from transfer_run.methods.base import Method
+from transfer_run.task import Task
+
+BODY, HEAD = "backbone.model.", "backbone.head."
+HEADS = "heads"
+"""Folder beside a merged model with the heads of all its tasks."""
+
+
+class SourceTask:
+    """One finished run that a merge takes as a source.
+
+    Args:
+        name: under `sources.`.
+        folder: the run's folder.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.model_folder = folder / "checkpoints" / "model"
+        self.about: dict[str, Any] = json.loads((self.model_folder / "model.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
+        names = self._tensors(lambda name: True, read=False)
+        strange = sorted(name for name in names if not name.startswith((BODY, HEAD)))
+        if strange:
+            raise UserError(
+                f"The source {name!r} ({self.about['method']['name']}) trained more than its backbone and head, which "
+                "merging would lose.",
+                where=f"sources.{name}: {', '.join(strange[:4])}",
+                remedy="merge runs of methods that change the backbone's own weights: full, partial, bitfit, lora",
+            )
+
+    @staticmethod
+    def is_run(folder: Path) -> bool:
+        return (folder / "checkpoints" / "model" / "model.json").is_file() and (folder / "config.yaml").is_file()
+
+    @property
+    def complete(self) -> bool:
+        """Does the run hold its whole body, and not only what it trained?"""
+        return bool(self.about["complete"])
+
+    @property
+    def checksum(self) -> str | None:
+        """Of the weights that the run started from."""
+        return self.about["provenance"].get("checksum")
+
+    @cached_property
+    def task(self) -> Task:
+        return Task.from_json(self.about["task"])
+
+    @cached_property
+    def data(self) -> DataModule:
+        data = build_data(self.config["dataset"], self.config["backbone"], self.config["seed"])
+        data.setup()
+        return data
+
+    @property
+    def answers(self) -> list[list[int]] | None:
+        """Token ids of the label words of a text-to-text task."""
+        found = getattr(self.data, "answers", None)
+        return None if found is None else found.ids
+
+    def batches(self, split: str, device: torch.device) -> Iterator[Batch]:
+        size = self.config["dataset"]["batch_size"]
+        for batch in followed_in_part(self.data.loader(split, batch_size=size, seed=self.config["seed"])):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def scores(self) -> dict[str, float]:
+        """The run's own test scores by metric."""
+        result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return {k.removeprefix("test/"): v for k, v in result["metrics"].items() if k.startswith("test/")}
+
+    def on(self, backbone: Backbone) -> Method:
+        """This task with this run's head on whatever body `backbone` has now; in eval mode."""
+        method = Method(backbone, self.task)
+        head = self._tensors(lambda name: name.startswith(HEAD))
+        backbone.head.load_state_dict({name.removeprefix(HEAD): tensor for name, tensor in head.items()})
+        return method.to(next(backbone.model.parameters()).device).eval()
+
+    def save_head(self, file: Path) -> None:
+        """The run's head as an export has it; no file where the task needs none (text-to-text)."""
+        head = self._tensors(lambda name: name.startswith(HEAD))
+        if head:
+            save_file({f"head.{name.removeprefix(HEAD)}": tensor for name, tensor in head.items()}, file)
+
+    @torch.no_grad()
+    def evaluate(self, backbone: Backbone, split: str) -> dict[str, float]:
+        """Scores of this task on `split`, the headline first."""
+        method, scores = self.on(backbone), self.data.metrics(split)
+        for batch in self.batches(split, next(backbone.model.parameters()).device):
+            predictions = method.predict(batch) if scores.needs_predictions else None
+            scores.update(predictions, batch, method.loss(batch) if scores.needs_loss else None)
+        return scores.compute()
+
+    def _tensors(self, wanted: Any, read: bool = True) -> dict[str, Tensor]:
+        with safe_open(self.model_folder / "model.safetensors", framework="pt") as file:
+            names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - the file is no mapping
+            return {name: file.get_tensor(name) if read else torch.empty(0) for name in names}
+
+
+def save_heads(tasks: list[SourceTask], folder: Path) -> None:
+    """Every task and its head beside the merged model: `heads/NAME.safetensors`, and `heads/tasks.json` of all."""
+    (folder / HEADS).mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        task.save_head(folder / HEADS / f"{task.name}.safetensors")
+    about = {task.name: {key: task.about[key] for key in ("task", "transform")} for task in tasks}
+    (folder / HEADS / "tasks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def check_one_start(tasks: list[SourceTask], backbone: Backbone) -> None:
+    """Refuse to merge what was not fine-tuned from the same weights: far apart, their mean is no model.
+
+    Raises:
+        UserError: naming the runs that started elsewhere.
+    """
+    known = backbone.provenance.get("checksum")
+    strangers = [task for task in tasks if task.checksum != known]
+    if strangers:
+        raise UserError(
+            "Models can only be merged when they were fine-tuned from the same weights.",
+            where="; ".join(f"sources.{task.name} started from {task.about['provenance']}" for task in strangers),
+            remedy=f"fine-tune all of them from {backbone.provenance.get('weights')}, with one backbone and seed",
+        )

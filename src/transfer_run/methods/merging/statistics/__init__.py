@@ -1,0 +1,1 @@
+"""What is estimated on data before a merge: Fisher, Gram matrices, likelihoods."""

@@ -1,0 +1,1 @@
+"""The side network beside a backbone: LST and its kin."""

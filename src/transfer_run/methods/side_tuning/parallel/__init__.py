@@ -1,0 +1,1 @@
+"""Networks that read all taps at once: UniPT and its kin."""

@@ -1,0 +1,1 @@
+"""Modules that one side-tuning paper or the other brings."""

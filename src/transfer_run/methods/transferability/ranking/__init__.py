@@ -1,0 +1,1 @@
+"""Features extracted, models ranked, rankings drawn and compared."""

@@ -1,0 +1,1 @@
+"""Where and how small modules are put into a backbone."""

@@ -1,0 +1,59 @@
+"""The rest of peft: one method, driven by the name of a peft config class, its settings and canonical part names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from transfer_run.backbones.base import Backbone
+from transfer_run.methods.base import Method
+from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.attach.places import Layers, norms, places
+from transfer_run.task import Task
+
+
+class PeftMethod(Method):
+    """A tuner of peft on chosen parts is trained, and the head.
+
+    Args:
+        tuner: peft's config class, e.g. `VeraConfig`.
+        settings: its keyword arguments, under peft's names.
+        targets: part names (`q`, `v`, `mlp_in`, ...), or `norms` for all norms. A fused q, k, v projection is adapted
+            as a whole when one of its parts is named.
+        cross_attention: adapt cross-attention's projections of these names too.
+        layers: blocks to adapt, by stack; a stack that is not named: all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        *,
+        tuner: str,
+        settings: Mapping[str, Any],
+        targets: Sequence[str],
+        cross_attention: bool = True,
+        layers: Layers | None = None,
+    ) -> None:
+        super().__init__(backbone, task)
+        self.freeze_backbone()
+        if list(targets) == ["norms"]:
+            chosen = {id(norm) for norm in norms(backbone.model)}
+            paths = [path for path, module in backbone.named_modules() if id(module) in chosen]
+        else:
+            found = places(backbone, targets, cross_attention=cross_attention, layers=layers)
+            paths = list(dict.fromkeys(place.path for place in found))
+        self._tuner = (inject(backbone, peft_config(tuner, settings), paths),)
+        # Some tuners keep what their layers share (vector banks, random bases) beside the model.
+        shared = {name: child for name, child in self._tuner[0].named_children() if name != "model"}
+        self.shared = nn.ModuleDict(shared)
+
+    def fold(self) -> None:
+        unload(self.backbone)
+        self.shared = nn.ModuleDict()
+
+    def export(self, folder: Path) -> bool:
+        return save_peft(self.backbone, folder, shared=self.shared)

@@ -1,0 +1,113 @@
+"""What a dataset asks of a model: the prediction's form, the labels, the metrics. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from transfer_run.errors import UserError
+
+Form = Literal["classification", "regression", "text_to_text", "language_modeling", "retrieval"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset's question to a model.
+
+    Attributes:
+        form: what a prediction is. `classification`: logits (B, num_labels) and integer labels (B,).
+            `regression`: one number per example, float labels (B,). `text_to_text`: logits (B, T, vocabulary) of
+            an encoder-decoder and token labels (B, T), -100 ignored. `language_modeling`: the same from a decoder.
+            `retrieval`: similarities (B, B) of the images and texts of a batch; equal labels (B,) belong together.
+        num_labels: classes (1 for regression; for text-to-text the number of label words, 0 for free text).
+        label_names: names in the order of the label numbers; for text-to-text the label words.
+        metrics: names of `data/metrics.py`, the first one is the headline.
+        loss: retrieval only: `infonce`, symmetric cross-entropy of the scaled cosines; `triplet`, hinge with the
+            hardest negatives. Elsewhere the form has its own: cross-entropy, mean squared error for regression.
+        max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
+        sequence: names of the tasks that are learned one after another, an epoch each; empty: one task.
+    """
+
+    form: Form
+    num_labels: int
+    label_names: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+    max_target_length: int = 0
+    sequence: tuple[str, ...] = ()
+    loss: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Task:
+        """The task that `vars(task)` wrote as JSON, lists as tuples again."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**fields)
+
+    @property
+    def headline(self) -> str:
+        return self.metrics[0]
+
+
+Batch = dict[str, Tensor]
+
+
+BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+ANSWERED = {
+    "t5": ("classification", "regression", "text_to_text", "span_corruption"),
+    "encoder": ("classification", "regression"),
+    "decoder": ("classification", "regression", "language_modeling"),
+    "clip": ("classification", "regression", "retrieval"),
+    "vit": ("classification", "regression"),
+    "cnn": ("classification", "regression"),
+}
+"""The forms of dataset that each family of backbones answers."""
+
+
+HEAD = "head"
+"""`dataset.answers=head`: a T5 answers through a head on the mean of its encoder's states, as encoders do."""
+
+
+def pose(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Form:
+    """The form in which `backbone` answers `dataset`.
+
+    Raises:
+        UserError: the family does not answer datasets of this form.
+    """
+    form, family = dataset["form"], backbone["family"]
+    if form not in ANSWERED.get(family, (form,)):
+        fitting = [name for name, forms in ANSWERED.items() if form in forms]
+        raise UserError(
+            f"A backbone of family {family} cannot be asked for {form}.",
+            where=f"dataset={dataset['name']}, backbone={backbone.get('name')}",
+            remedy=f"choose a backbone of the families {', '.join(fitting)}" if fitting else "",
+        )
+    if family == "t5" and not (form in ("classification", "regression") and dataset.get("answers") == HEAD):
+        return "text_to_text"
+    return form
+
+
+def class_count(dataset: Mapping[str, Any]) -> int:
+    """Number of classes from the config alone.
+
+    Raises:
+        UserError: neither `num_labels` nor `label_names` is given, or they contradict each other.
+    """
+    count, names = dataset.get("num_labels"), dataset.get("label_names")
+    if count is None and not names:
+        raise UserError(
+            "The number of classes is not known.",
+            where=f"dataset={dataset['name']}",
+            remedy="set dataset.num_labels=N or dataset.label_names=[...]",
+        )
+    if count is not None and names and count != len(names):
+        raise UserError(
+            f"dataset.num_labels={count}, but dataset.label_names holds {len(names)} names.",
+            where=f"dataset={dataset['name']}",
+            remedy="let them agree, or set dataset.num_labels=null",
+        )
+    return int(count) if count is not None else len(names or ())

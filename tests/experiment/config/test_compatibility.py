@@ -1,0 +1,72 @@
+"""Method, backbone and dataset: which go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.compatibility import check_fit
+
+TEXT = {"name": "sentences", "form": "classification", "max_source_length": 32}
+PICTURES = {"name": "pictures", "form": "classification", "max_source_length": None}
+PAIRS = {"name": "captions", "form": "retrieval", "max_source_length": 32}
+
+
+def pair(family: str, dataset: dict[str, Any], **about: Any) -> dict[str, Any]:
+    return {"method": {"name": "m", "about": about}, "backbone": {"name": "b", "family": family}, "dataset": dataset}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pair("t5", TEXT),
+        pair("encoder", TEXT, backbones=["encoder", "t5"]),
+        pair("vit", PICTURES, backbones=["vit"]),
+        pair("clip", PICTURES),
+        pair("clip", TEXT),
+        pair("t5", {**TEXT, "form": "text_to_text"}),
+        pair("t5", TEXT, tasks=["text_to_text"]),
+        pair("decoder", {**TEXT, "form": "language_modeling"}),
+        pair("forecaster", {**TEXT, "form": "forecast"}),
+    ],
+)
+def test_pairs_that_fit(values: dict[str, Any]) -> None:
+    check_fit(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pair("cnn", PICTURES, backbones=["vit", "t5"]), r"method=m is not defined on backbone=b \(family cnn\)"),
+        (pair("encoder", PICTURES), "dataset=pictures holds images"),
+        (pair("vit", TEXT), "dataset=sentences holds text"),
+        (pair("encoder", {**TEXT, "form": "text_to_text"}), "asks for text_to_text"),
+        (pair("t5", {**TEXT, "form": "language_modeling"}), "asks for language_modeling"),
+        (pair("vit", {**PICTURES, "form": "language_modeling"}), "asks for language_modeling"),
+        (pair("encoder", TEXT, tasks=["regression"]), "method=m does not train on dataset=sentences"),
+    ],
+)
+def test_pairs_that_do_not_fit(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        check_fit(values)
+    assert error.value.remedy.startswith("choose")
+
+
+@pytest.mark.parametrize(("tower", "fits"), [("image", PICTURES), ("text", TEXT), ("both", PAIRS)])
+def test_a_tower_of_clip_reads_its_own_kind(tower: str, fits: dict[str, Any]) -> None:
+    values = pair("clip", fits)
+    values["backbone"]["tower"] = tower
+    check_fit(values)
+    for other in (TEXT, PICTURES, PAIRS):
+        values["dataset"] = other
+        if other is not fits:
+            with pytest.raises(UserError, match=r"does not read|both towers|tower alone"):
+                check_fit(values)
+
+
+def test_a_method_may_use_both_towers_for_one_kind() -> None:
+    values = pair("clip", PICTURES, tower="both")
+    values["backbone"]["tower"] = "both"
+    check_fit(values)

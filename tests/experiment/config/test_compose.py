@@ -1,0 +1,225 @@
+"""From words to a valid config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.compose import Composer, compose, make_importable
+
+USER = Path(__file__).parents[2] / "user_configs"
+BASE = ("method=toy", "backbone=small", "dataset=sentences")
+
+
+def composed(*words: str) -> DictConfig:
+    return compose([*BASE, *words], str(USER))
+
+
+def refused(*words: str) -> UserError:
+    with pytest.raises(UserError) as error:
+        composed(*words)
+    return error.value
+
+
+def test_later_groups_win() -> None:
+    cfg = composed()
+    assert cfg.trainer.max_epochs == 7, "the dataset's epochs over the general ones"
+    assert cfg.optimizer.lr == 0.01, "the method's rate over the optimizer's"
+    assert composed("optimizer.lr=0.5").optimizer.lr == 0.5, "the command line over all"
+
+
+def test_an_experiment_wins_over_the_choices_it_makes_and_loses_to_the_command_line() -> None:
+    cfg = compose(["experiment=good"], str(USER))
+    assert (cfg.method.name, cfg.dataset.name, cfg.backbone.name) == ("toy", "sentences", "small")
+    assert (cfg.method.depth, cfg.optimizer.lr, cfg.seed, cfg.trainer.max_steps) == (5, 0.25, 4, 3)
+    assert compose(["+experiment=good", "seed=9"], str(USER)).seed == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["seed=1"], ["+seed=1"]),
+        (["seed=1"], ["++seed=1"]),
+        (["experiment=good"], ["+experiment=good"]),
+        (["optimizer.lr=1e-3"], ["optimizer.lr=0.001"]),
+        (["trainer.max_epochs=2"], ["trainer.max_epochs=2.0"]),
+        (["seed=1", "method.depth=2"], ["method.depth=2", "seed=1"]),
+        ([], ["experiment=null"]),
+        (["sources.a='method=toy seed=1'"], ["+sources.a=method=toy seed=1"]),
+    ],
+)
+def test_the_same_config_however_it_is_written(words: list[str], same: list[str]) -> None:
+    assert composed(*words) == composed(*same)
+
+
+def test_values_have_their_declared_types() -> None:
+    cfg = composed("method.rate=1", "method.scale=2", "method.width=4.0", "trainer.gradient_clip=1")
+    for value in (cfg.method.rate, cfg.method.scale, cfg.trainer.gradient_clip):
+        assert type(value) is float
+    assert type(cfg.method.width) is int
+
+
+def test_the_config_is_resolved_and_closed() -> None:
+    cfg = composed("method.depth=${seed}", "output_dir=${hydra:runtime.choices.method}")
+    assert OmegaConf.to_container(cfg, resolve=False)["method"]["depth"] == 0  # type: ignore[index,call-overload]
+    assert cfg.output_dir == "toy"
+    assert "hydra" not in cfg
+    with pytest.raises(ConfigAttributeError):
+        cfg.nothing = 1
+
+
+def test_open_nodes_take_any_key_without_a_plus() -> None:
+    cfg = composed("sources.teacher=method=full", "method.extra.a.b=1", "backbone.architecture.d_ff=4")
+    assert cfg.sources.teacher == "method=full"
+    assert cfg.method.extra.a.b == 1
+    assert cfg.backbone.architecture.d_ff == 4
+
+
+def test_the_users_folders_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    cfg = composed()
+    assert list(cfg.search_path) == [str(USER.resolve())]
+    make_importable(cfg)
+    import toy  # type: ignore[import-not-found]
+
+    assert toy.NAME == "toy"
+
+
+def test_composing_from_a_run_config_gives_the_same_folders() -> None:
+    cfg = composed()
+    assert compose(BASE, search_path=cfg.search_path) == cfg
+
+
+def test_a_method_that_starts_from_nothing_names_no_weights() -> None:
+    assert composed("method=from_nothing", "backbone.weights='run:method=full'").backbone.weights == "random"
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.csv").write_text("a,b\n")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("dataset.path=data.csv", "backbone.weights=./weights")
+    assert cfg.dataset.path == str((tmp_path / "data.csv").resolve())
+    assert cfg.backbone.weights == str((tmp_path / "weights").resolve())
+    assert composed("dataset.path=*.csv").dataset.path == str((tmp_path / "*.csv").resolve())
+
+
+WRONG: list[tuple[str, str, str | None]] = [
+    ("method=ty", "There is no method 'ty'", "toy"),
+    ("method=lts", "There is no method 'lts'", "lst"),
+    ("dataset=pictures", "There is no dataset 'pictures'", "suite/pictures"),
+    ("dataset=suite/picture", "There is no dataset 'suite/picture'", "suite/pictures"),
+    ("backbone=smal", "There is no backbone 'smal'", "small"),
+    ("hardware=gpu", "There is no hardware 'gpu'", "1gpu"),
+    ("hardware=2gpus", "There is no hardware '2gpus'", "2gpu"),
+    ("optimizer=adamW", "There is no optimizer 'adamW'", "adamw"),
+    ("logger=tensorbord", "There is no logger 'tensorbord'", "tensorboard"),
+    ("+experiment=god", "There is no experiment 'god'", "good"),
+    ("hydra/launcher=jobllib", "There is no hydra/launcher 'jobllib'", "joblib"),
+    ("methd=toy", "There is no key 'methd'", "method"),
+    ("method.dept=3", "There is no key 'method.dept'", "method.depth"),
+    ("+method.new=3", "There is no key 'method.new'", None),
+    ("method.inner.labl=x", "There is no key 'method.inner.labl'", "method.inner.label"),
+    ("depth=3", "There is no key 'depth'", "method.depth"),
+    ("lr=3", "There is no key 'lr'", "optimizer.lr"),
+    ("batch_size=3", "There is no key 'batch_size'", "dataset.batch_size"),
+    ("dataset.batchsize=3", "There is no key 'dataset.batchsize'", "dataset.batch_size"),
+    ("trainer.max_epoch=3", "There is no key 'trainer.max_epoch'", "trainer.max_epochs"),
+    ("seed=abc", "seed must be a whole number of at least 0, not 'abc'", None),
+    ("seed=-1", "seed must be a whole number of at least 0, not -1", None),
+    ("seed.x=1", "seed must be a whole number", None),
+    ("method.rate=2", "method.rate must be a number of at least 0 and of at most 1, not 2", None),
+    ("method.width=two", "method.width must be a whole number of at least 1 or null, not 'two'", None),
+    ("method.mode=gate", "method.mode must be one of plain, gated, null, not 'gate'", "gated"),
+    ("method.inner=3", "method.inner is a group of keys", "method.inner.bias"),
+    ("method.blocks=3", "method.blocks must be a list of whole numbers", None),
+    ("method.extra=3", "method.extra must be keys with values", None),
+    ("dataset.batch_size=0", "dataset.batch_size must be a whole number of at least 1, not 0", None),
+    ("hardware.precision=bf16", "hardware.precision must be one of 32-true, bf16-mixed", "bf16-true"),
+    ("optimizer.betas=[0.9,x]", "optimizer.betas must be a list of 2 numbers", None),
+    ("force=yes", "force must be true or false, not 'yes'", None),
+    ("seed=1,2", "seed=1,2 names several values", None),
+    ("method=null", "method=null chooses no method", None),
+    ("~method", "No method is chosen", None),
+    ("~seed", "seed was taken out", None),
+    ("trainer=null", "trainer is a group of keys", "trainer.max_epochs"),
+    ("seed=${nothing}", "seed cannot be resolved", None),
+    ("dataset=my_files", "dataset.path must be given", None),
+    ("dataset.path=no/such.csv", "dataset.path=no/such.csv does not exist", None),
+    ("backbone.weights=randm", "backbone.weights=randm does not exist", "random"),
+    ("backbone.tokenizer=./nowhere", "backbone.tokenizer=./nowhere does not exist", None),
+    ("method=for_cnns", "method=for_cnns is not defined on backbone=small (family t5)", None),
+    ("dataset=suite/pictures", "dataset=suite/pictures holds images, which backbone=small (family t5)", None),
+    ("dataset.form=language_modeling", "asks for language_modeling", None),
+    ("seed=[1,", "cannot be read", None),
+]
+
+
+@pytest.mark.parametrize(("word", "message", "near"), WRONG, ids=[word for word, *_ in WRONG])
+def test_a_wrong_word_is_answered(word: str, message: str, near: str | None) -> None:
+    error = refused(word)
+    assert message in error.what
+    assert word.lstrip("+~").partition("=")[0].partition(".")[0].split("/")[-1] in f"{error.where} {error.what}"
+    assert len(error.nearest) <= 3
+    if near is not None:
+        assert near in error.nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "where"),
+    [
+        ("experiment=key", "There is no key 'method.gaet'", "experiment/key.yaml"),
+        ("experiment=value", "trainer.max_epochs must be a whole number", "experiment/value.yaml"),
+        ("experiment=choice", "There is no method 'lts'", "experiment/choice.yaml"),
+        ("experiment=no_yaml", "not valid YAML", "no_yaml.yaml, line 3"),
+        ("method=other_key", "There is no key 'optimizer.lrr'", "method/other_key.yaml"),
+        ("method=no_type", "neither a type", "method.about.options.depth"),
+        ("method=no_key", "describes a key that does not exist", ""),
+        ("method=other_name", "does not set method.name to 'other_name'", "method/other_name.yaml"),
+        ("method=no_package", "does not set method.name", "method/no_package.yaml"),
+        ("method=full", "stands in two places", "broken/method/full.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named(word: str, message: str, where: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose([word, *BASE[1:]], search_path=[str(USER), str(USER / "broken")])
+    error = caught.value
+    assert message in error.what
+    assert where in error.where
+
+
+def test_a_pair_that_does_not_fit_names_what_would() -> None:
+    assert "backbone=" in refused("method=for_cnns").remedy
+    assert "method=" in refused("method=for_cnns").remedy
+    assert "dataset=" in refused("dataset=suite/pictures").remedy
+    error = refused("method=only_regression", "backbone=small_encoder")
+    assert "does not train on dataset=sentences, a task of classification" in error.what
+    assert "regression" in error.remedy
+
+
+def test_the_words_of_every_run_of_a_sweep() -> None:
+    composer = Composer([USER])
+    jobs = composer.jobs([*BASE, "seed=0,1", "method.depth=range(2,4)", "hydra/launcher=joblib"])
+    values: list[Any] = []
+    for job in jobs:
+        assert "hydra/launcher=joblib" in job
+        cfg = composer.compose(job)
+        values.append((cfg.seed, cfg.method.depth))
+    assert values == [(0, 2), (0, 3), (1, 2), (1, 3)]
+
+
+def test_hardware_slurm_goes_to_slurm_and_asks_for_what_the_run_needs() -> None:
+    from hydra.types import RunMode
+
+    composer = Composer([USER])
+    words = [*BASE, "hardware=slurm", "hardware.devices=2", "hardware.slurm.minutes=30"]
+    hydra = composer.load(composer.normalise(words), RunMode.MULTIRUN).hydra
+    assert hydra.launcher._target_.endswith("SlurmLauncher")
+    assert (hydra.launcher.gpus_per_node, hydra.launcher.timeout_min, hydra.launcher.nodes) == (2, 30, 1)
