@@ -111,7 +111,7 @@ def _made_up(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
 def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], device: str) -> dict[str, Any]:
     import torch
 
-    from transfer_run.memory.gauges import CudaGauge, Gauge, TrackerGauge
+    from transfer_run.memory.meters import CudaGauge, Gauge, TrackerGauge
 
     half = config["hardware"]["precision"] == "bf16-mixed"
 

@@ -23,7 +23,7 @@ def load(folder: str | Path, *, backbone_weights: str | None = None, task: str |
         UserError: the folder holds no model, it has no such task, or the backbone's weights are not those that it was
             trained on.
     """
-    from transfer_run.experiment.models.saved import load_model, on_task
+    from transfer_run.experiment.models.model_files import load_model, on_task
     from transfer_run.run_folder import model_folder
 
     place = model_folder(Path(folder).expanduser())

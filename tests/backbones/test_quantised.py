@@ -18,7 +18,7 @@ from transfer_run.backbones.quantised import Packed, PlannedLinear, check_quanti
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.base import Method

@@ -221,7 +221,7 @@ class TestExport:
         self, finished: Path, tmp_path: Path
     ) -> None:
         from transfer_run.experiment.models.export import export_run
-        from transfer_run.experiment.models.saved import load_model
+        from transfer_run.experiment.models.model_files import load_model
 
         out = export_run(finished, tmp_path / "out")
         assert load_model(out).task.num_labels == 5

@@ -16,7 +16,7 @@ from transfer_run.data.load import build_data
 from transfer_run.data.scores.retrieval import OF_VIDEOS, RetrievalScores
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity, run_folder
-from transfer_run.experiment.models.saved import not_finite
+from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.tuning.linear_probe import LinearProbe
 

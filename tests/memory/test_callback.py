@@ -14,7 +14,7 @@ from tests.memory import small
 from tests.memory.test_planner import fit
 from transfer_run.memory.account import KINDS
 from transfer_run.memory.callback import MemoryCallback
-from transfer_run.memory.gauges import CudaGauge
+from transfer_run.memory.meters import CudaGauge
 from transfer_run.methods.tuning.full import Full
 
 

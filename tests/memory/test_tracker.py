@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.memory.fake import fake_mode
-from transfer_run.memory.places import ModulePlaces
+from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.tracker import MemoryTracker, cuda_block, exact
 
 OPERATIONS = ("make", "view", "part", "in_place", "copy", "add", "detach", "free", "resize", "storage_resize", "into")
@@ -135,7 +135,7 @@ def size_of(tensors: list[Tensor]) -> int:
 def train_steps(steps: int, keep_gradients: bool = False) -> tuple[nn.Module, MemoryTracker]:
     model, inputs, labels = model_and_batch()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    with MemoryTracker(places=ModulePlaces(model)) as tracker:
+    with MemoryTracker(places=ModuleNames(model)) as tracker:
         tracker.hold_model(model)
         tracker.hold([inputs, labels], "inputs")
         for _ in range(steps):
@@ -241,7 +241,7 @@ def test_reset_forgets_the_peak_and_forget_the_tensor() -> None:
 def test_checkpointing_lowers_activations(checkpointed: bool) -> None:
     layers = nn.ModuleList([nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)) for _ in range(6)])
     inputs = torch.randn(128, 64)
-    with MemoryTracker(places=ModulePlaces(layers)) as tracker:
+    with MemoryTracker(places=ModuleNames(layers)) as tracker:
         tracker.hold_model(layers)
         tracker.mark("forward")
         hidden = inputs

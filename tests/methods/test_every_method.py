@@ -22,7 +22,7 @@ from tests.methods import matrix
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.models.saved import load_model, save_model
+from transfer_run.experiment.models.model_files import load_model, save_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.methods.build import method_class, method_settings

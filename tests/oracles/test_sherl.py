@@ -16,7 +16,7 @@ from tests.oracles.side_networks import BOUND, FOLDER, Case
 from transfer_run.backbones.families.encoder import Encoder
 from transfer_run.backbones.families.t5 import T5
 from transfer_run.methods.base import Method
-from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing, redundancy
+from transfer_run.methods.side_tuning.parallel.early_route import ConvSensing, PooledSensing, Sensing, redundancy
 from transfer_run.methods.side_tuning.sherl import FORMS, SHERL
 from transfer_run.task import Task
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
-from transfer_run.data.rows.kept_rows import Rows, read_kept_rows
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
+from transfer_run.data.rows.subset import Rows, read_kept_rows
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Batch, BatchSpec, Task
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from transfer_run.memory.gauges import PREPARE, CudaGauge, Gauge, TrackerGauge
+from transfer_run.memory.meters import PREPARE, CudaGauge, Gauge, TrackerGauge
 from transfer_run.memory.report import explain_difference
 
 

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from transfer_run.memory.account import MemoryReport, preceded
 from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
-from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.meters import PREPARE
+from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
-from transfer_run.memory.places import ModulePlaces
 from transfer_run.memory.tracker import MemoryTracker, cuda_block, exact
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -113,7 +113,7 @@ class Rehearsal:
         make_fake(method, self.mode, None if setting.mixed else setting.dtype)
         if setting.paper:
             attend_eagerly(method)
-        self.places = ModulePlaces(method)
+        self.places = ModuleNames(method)
         self.tracker = MemoryTracker(cuda_block if setting.target == "cuda" else exact, self.places)
         self.optimizer = self._optimizer(make_optimizer) if trains else None
         self._stepped = False

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from transfer_run.memory.account import KINDS
-from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.meters import PREPARE
 
 GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
 PHASES = (PREPARE, "forward", "backward", "step", "evaluation")

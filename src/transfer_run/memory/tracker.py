@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from transfer_run.memory.account import Allocation, MemoryReport, by_kind, report
-from transfer_run.memory.places import ModulePlaces, leaf_shapes
+from transfer_run.memory.module_names import ModuleNames, leaf_shapes
 
 B = TypeVar("B", bound=Mapping[str, Tensor])
 
@@ -103,7 +103,7 @@ class MemoryTracker(TorchDispatchMode):
     in between, allocations are not, so name what is there on entering (`hold`).
     """
 
-    def __init__(self, rounding: Callable[[int], int] = exact, places: ModulePlaces | None = None) -> None:
+    def __init__(self, rounding: Callable[[int], int] = exact, places: ModuleNames | None = None) -> None:
         super().__init__()
         self.rounding = rounding
         self.places = places

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.methods.continual import models
 from transfer_run.data.load import batch_spec
-from transfer_run.data.rows.stage_batches import StageBatches, TaskByTask
+from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompts, templates_of
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose

@@ -14,7 +14,7 @@ from tests.methods.continual import models
 from tests.methods.matrix import carried_out_in_two
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.tables import spec

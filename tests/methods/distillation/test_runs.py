@@ -19,7 +19,7 @@ from transfer_run.cli.sweep import with_axes
 from transfer_run.errors import Preempted, UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import Composer, compose
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import source_tree

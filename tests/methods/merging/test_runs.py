@@ -18,7 +18,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
 from transfer_run.methods.merging.engine.stream import Job, merge_in_memory

@@ -12,7 +12,7 @@ from tests.methods.side_tuning.models import backbone, batch, gradients, task
 from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.ladder.ladder import Identities, Ladder, LadderTuning
 from transfer_run.methods.side_tuning.ladder.mixing import GateMix, LearnedGates, ScheduledGate, Sum
-from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
+from transfer_run.methods.side_tuning.ladder.slim_blocks import side_blocks
 
 
 # ---- mixing

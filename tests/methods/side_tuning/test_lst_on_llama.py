@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 
 LLAMA = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "llama-stories260k"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.methods.side_tuning import models
 from tests.methods.side_tuning.parallel_models import backbone, batch, task, tracked, tuned
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing, Votes, redundancy
+from transfer_run.methods.side_tuning.parallel.early_route import ConvSensing, PooledSensing, Sensing, Votes, redundancy
 from transfer_run.methods.side_tuning.sherl import FORMS, SHERL
 from transfer_run.methods.side_tuning.unipt import UniPT
 from transfer_run.methods.tuning.full import Full

@@ -12,7 +12,7 @@ from torch import nn
 from tests.methods.side_tuning import models
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.models.saved import load_model
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.vqt import VQT

@@ -25,7 +25,7 @@ from transfer_run.data.base import DataModule, Example
 from transfer_run.data.load import build_data, data_class
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.rows.splits import SPLITS, shuffled
-from transfer_run.data.rows.stage_batches import StageBatches, TaskByTask
+from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompt_length, prompts, random_ids, templates_of, text_ids
 from transfer_run.data.text.text_data import TextData
 from transfer_run.errors import UserError

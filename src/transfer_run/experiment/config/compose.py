@@ -32,12 +32,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
-from transfer_run.experiment.config.candidates import candidate_configs
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.files import check_files
-from transfer_run.experiment.config.members import name_members
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
+from transfer_run.experiment.config.subdatasets import name_members
 from transfer_run.experiment.config.words import parse, separate
 
 CONFIG_NAME = "run"

@@ -25,7 +25,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from transfer_run.experiment.config.candidates import candidate_configs
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.files import write_json
 
 MANY = 20_000

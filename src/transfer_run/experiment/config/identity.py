@@ -20,9 +20,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.candidates import candidate_configs
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.digests import digests, told_by_contents
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.schema import ABOUT, flatten
 from transfer_run.experiment.config.stages import STAGE
 

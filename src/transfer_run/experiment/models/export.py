@@ -26,7 +26,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.models.export_folder import check_place, replaced
 from transfer_run.experiment.models.handover import HEAD, MODEL, as_full
-from transfer_run.experiment.models.saved import backbone_config, load_model, tasks_of
+from transfer_run.experiment.models.model_files import backbone_config, load_model, tasks_of
 from transfer_run.files import write_json
 from transfer_run.methods.base import Method
 from transfer_run.run_folder import HEADS, model_folder, read_description

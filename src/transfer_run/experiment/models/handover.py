@@ -26,7 +26,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.identity import STARTS
 from transfer_run.experiment.config.stages import STAGE
-from transfer_run.experiment.models.saved import backbone_config, load_model, save_model
+from transfer_run.experiment.models.model_files import backbone_config, load_model, save_model
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, method_settings
 from transfer_run.run_folder import model_folder, read_description

@@ -27,7 +27,7 @@ from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
-from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.paper import attend_eagerly
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
 from transfer_run.memory.report import Facts, amount, memory_report

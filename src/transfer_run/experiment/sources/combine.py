@@ -14,12 +14,12 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config.compatibility import check_fit, without_data
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.identity import identity
-from transfer_run.experiment.models.saved import backbone_config
+from transfer_run.experiment.models.model_files import backbone_config
 from transfer_run.experiment.record.log import LOG, environment
 from transfer_run.experiment.sources.resolve import sources_of
 from transfer_run.files import write_json
 from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
-from transfer_run.memory.gauges import PREPARE
+from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.report import amount
 from transfer_run.methods.base import Context
 from transfer_run.methods.build import method_class, method_settings

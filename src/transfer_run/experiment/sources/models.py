@@ -17,7 +17,7 @@ from transfer_run.data.load import build_task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compatibility import READS, reads, without_data
 from transfer_run.experiment.config.compose import make_importable
-from transfer_run.experiment.models.saved import load_model, refuse_diverged
+from transfer_run.experiment.models.model_files import load_model, refuse_diverged
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method

@@ -19,9 +19,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config.candidates import candidate_configs
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import RUN, STARTS, identity, run_folder
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, INHERITED, ROWS, Source, Tree, _naming, key_of
 from transfer_run.run_folder import read_result

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from transfer_run.errors import RunFailed
-from transfer_run.experiment.models.saved import REMEDY
+from transfer_run.experiment.models.model_files import REMEDY
 from transfer_run.experiment.record.log import LOG
 
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
-from transfer_run.experiment.models.saved import not_finite
+from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
 from transfer_run.hardware.optimization import build_optimizer, build_schedule

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
-from transfer_run.experiment.models.saved import not_finite, save_model
+from transfer_run.experiment.models.model_files import not_finite, save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
 from transfer_run.experiment.record.log import LOG, environment
 from transfer_run.experiment.training.divergence import diverged

@@ -16,8 +16,8 @@ from transfer_run.backbones.taps.replay import Replay, Taps
 from transfer_run.backbones.taps.store import open_store, sizes
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import batch_spec
-from transfer_run.data.rows.kept_rows import digest
 from transfer_run.data.rows.sampling import Draw, Loader
+from transfer_run.data.rows.subset import digest
 from transfer_run.errors import UserError
 from transfer_run.experiment.record.log import LOG
 from transfer_run.files import make_folder

@@ -22,12 +22,12 @@ from transfer_run.backbones.quantised import pack
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.candidates import candidate_configs
 from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.models.handover import hand_over, resolved_backbone, starting_backbone
-from transfer_run.experiment.models.saved import refuse_diverged
+from transfer_run.experiment.models.model_files import refuse_diverged
 from transfer_run.experiment.planning.plan import prepared_on_cpu
 from transfer_run.experiment.record.log import LOG
 from transfer_run.experiment.record.loggers import build_loggers

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
-from transfer_run.data.rows.kept_rows import write_kept_rows
+from transfer_run.data.rows.subset import write_kept_rows
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.data_selection.pruning.groups import (

@@ -25,7 +25,6 @@ from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.ladder.extra_tokens import ExtraTokens
 from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.ladder.mixing import ScheduledGate, build_mix, small_linear
-from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
 from transfer_run.methods.side_tuning.ladder.pruning import (
     Order,
     PruningChain,
@@ -33,6 +32,7 @@ from transfer_run.methods.side_tuning.ladder.pruning import (
     first_parameter,
     squared_gradients,
 )
+from transfer_run.methods.side_tuning.ladder.slim_blocks import side_blocks
 from transfer_run.task import Task
 
 Gate = Literal["learnable", "none", "one", "schedule-linear", "schedule-hyperbolic"]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.ladder.mixing import LearnedGates
-from transfer_run.methods.side_tuning.ladder.narrow import side_blocks
+from transfer_run.methods.side_tuning.ladder.slim_blocks import side_blocks
 from transfer_run.task import Task
 
 Down = Literal["low_rank", "adapter", "max_pool", "avg_pool"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.side_tuning.ladder.ladder import LadderMemory, MemoryMode, task_stacks
-from transfer_run.methods.side_tuning.parallel.sensing import ConvSensing, PooledSensing, Sensing
+from transfer_run.methods.side_tuning.parallel.early_route import ConvSensing, PooledSensing, Sensing
 from transfer_run.methods.side_tuning.parallel.tap_tuning import (
     ALL,
     Layers,

@@ -16,7 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Norm
-from transfer_run.methods.tuning.attach.places import Layers, Place, chosen_blocks, norms, out_features, places
+from transfer_run.methods.tuning.attach.targets import Layers, Place, chosen_blocks, norms, out_features, places
 from transfer_run.task import Task
 
 

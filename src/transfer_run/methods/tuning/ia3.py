@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.attach.places import Layers, Place, out_features, places, third_of
+from transfer_run.methods.tuning.attach.targets import Layers, Place, out_features, places, third_of
 from transfer_run.task import Task
 
 

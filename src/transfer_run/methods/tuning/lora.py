@@ -23,7 +23,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.biases import add_zero_biases
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.attach.places import (
+from transfer_run.methods.tuning.attach.targets import (
     Layers,
     Place,
     chosen_blocks,

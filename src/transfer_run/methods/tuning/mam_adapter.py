@@ -14,7 +14,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.tuning.attach.bottleneck import Norm
 from transfer_run.methods.tuning.attach.inject import inject, peft_config
-from transfer_run.methods.tuning.attach.places import Layers, places
+from transfer_run.methods.tuning.attach.targets import Layers, places
 from transfer_run.methods.tuning.parallel_adapter import mlp_adapters
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
 from transfer_run.task import Task

@@ -16,7 +16,8 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Bypass, Norm
-from transfer_run.methods.tuning.attach.places import (
+from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
+from transfer_run.methods.tuning.attach.targets import (
     Layers,
     Place,
     chosen_blocks,
@@ -25,7 +26,6 @@ from transfer_run.methods.tuning.attach.places import (
     places,
     project,
 )
-from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
 from transfer_run.task import Task
 
 

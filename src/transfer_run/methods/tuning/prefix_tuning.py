@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.places import Layers, places
 from transfer_run.methods.tuning.attach.prefix import (
     Composition,
     LayerPrefix,
@@ -20,6 +19,7 @@ from transfer_run.methods.tuning.attach.prefix import (
     make_prefixes,
     switch_attention,
 )
+from transfer_run.methods.tuning.attach.targets import Layers, places
 from transfer_run.task import Task
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.attach.places import Layers, norms, places
+from transfer_run.methods.tuning.attach.targets import Layers, norms, places
 from transfer_run.task import Task
 
 

@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.methods.tuning.attach.places import Place, out_features, third_of
+from transfer_run.methods.tuning.attach.targets import Place, out_features, third_of
 
 Rows = tuple[Tensor, Tensor]
 Composition = Literal["concat", "gated", "ungated"]

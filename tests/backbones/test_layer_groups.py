@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.layer_groups import copy_stages, freeze_stages, reinitialize, stages
 from transfer_run.backbones.load import build_backbone
-from transfer_run.backbones.stages import copy_stages, freeze_stages, reinitialize, stages
 from transfer_run.errors import UserError
 from transfer_run.task import Task
 

@@ -9,7 +9,7 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
-from transfer_run.methods.tuning.attach.places import norms, places, project
+from transfer_run.methods.tuning.attach.targets import norms, places, project
 
 Build = Callable[..., Backbone]
 

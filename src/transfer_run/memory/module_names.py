@@ -24,7 +24,7 @@ _PASSES_ON = (
 )
 
 
-class ModulePlaces:
+class ModuleNames:
     """Knows the dotted name of the module at work.
 
     Args:
@@ -38,7 +38,7 @@ class ModulePlaces:
         self._places = [""]
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> ModulePlaces:
+    def __enter__(self) -> ModuleNames:
         self._hooks = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.candidates import candidate_configs
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.models.handover import resolved_backbone
 from transfer_run.experiment.sources.resolve import sources_of
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.data.rows.kept_rows import digest, read_kept_rows, write_kept_rows
+from transfer_run.data.rows.subset import digest, read_kept_rows, write_kept_rows
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity

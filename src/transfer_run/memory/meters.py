@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
-from transfer_run.memory.places import ModulePlaces
+from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.tracker import MemoryTracker, cuda_block
 
 PREPARE = "prepare"
@@ -41,7 +41,7 @@ class TrackerGauge:
 
     def __init__(self, model: nn.Module, data: Iterable[Tensor] = ()) -> None:
         self.model, self.data = model, list(data)
-        self.tracker = MemoryTracker(places=ModulePlaces(model))
+        self.tracker = MemoryTracker(places=ModuleNames(model))
         self._batch: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         self.active = False
