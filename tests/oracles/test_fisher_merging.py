@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from transfer_run.methods.merging.engine.checkpoint import StateDict
 from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
-from transfer_run.methods.merging.fisher_merging import coefficient_candidates
-from transfer_run.methods.merging.fisher_rule import FisherRule
+from transfer_run.methods.merging.fisher_merging import FisherRule, coefficient_candidates
 from transfer_run.methods.merging.statistics.fisher_estimate import diagonal_fisher, exact
 
 FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))

@@ -20,8 +20,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
 from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
-from transfer_run.methods.merging.fisher_merging import coefficient_candidates
-from transfer_run.methods.merging.fisher_rule import FisherRule
+from transfer_run.methods.merging.fisher_merging import FisherRule, coefficient_candidates
 from transfer_run.methods.merging.statistics.examples import single_examples
 from transfer_run.methods.merging.statistics.fisher_estimate import diagonal_fisher, exact, one_label, save_fisher
 

@@ -14,7 +14,7 @@ from tests.methods.merging.toy import Tensors, equal, flat, merged, random_model
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
 from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
-from transfer_run.methods.merging.regmean_rule import ROWS, RegMeanRule
+from transfer_run.methods.merging.regmean import ROWS, RegMeanRule
 from transfer_run.methods.merging.statistics.gram import TRANSPOSED, gather_grams, linear_layers, save_grams
 
 SHAPES = {"linear.weight": (ROWS + 5, 6), "linear.bias": (ROWS + 5,), "conv": (2, 3, 3)}

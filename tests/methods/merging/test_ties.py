@@ -15,8 +15,7 @@ from tests.methods.merging.toy import LONG, equal, flat, job, merged, random_mod
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.average import AverageRule
 from transfer_run.methods.merging.engine.stream import BLOCK, merge_in_memory
-from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
-from transfer_run.methods.merging.task_vectors import Scaled, store_task_vector
+from transfer_run.methods.merging.task_arithmetic import Scaled, TaskArithmeticRule, store_task_vector
 from transfer_run.methods.merging.ties import TiesRule
 
 SETTINGS: list[dict[str, Any]] = [

@@ -10,8 +10,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.merging.base import Common
 from transfer_run.methods.merging.engine.stream import Job, Place
-from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
-from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging
+from transfer_run.methods.merging.task_arithmetic import Scales, TaskArithmeticRule, TaskVectorMerging
 from transfer_run.methods.merging.trimming.drop import Drop
 from transfer_run.task import Task
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.merging.base import Common
 from transfer_run.methods.merging.engine.stream import Job, Place
-from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging
+from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging
 from transfer_run.methods.merging.ties import TiesRule
 from transfer_run.methods.merging.trimming.drop import Drop
 from transfer_run.task import Task

@@ -16,7 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.base import Common
 from transfer_run.methods.merging.engine.stream import Job, Place, SquareSum, model_weights
-from transfer_run.methods.merging.task_vectors import Scales, TaskVectorMerging, TaskVectorRule
+from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging, TaskVectorRule
 from transfer_run.methods.merging.trimming.trim import Trim
 from transfer_run.task import Task
 
