@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import platform
 import statistics
@@ -113,7 +114,7 @@ def _bare(cfg: Any, steps: int) -> Callable[[], None]:
 
 def _through_runner(cfg: Any, *, defaults: bool = False) -> Callable[[], None]:
     from transfer_run.experiment.record.metrics_csv import MetricsCsv, StepRows
-    from transfer_run.experiment.training.checkpoints import Checkpoints
+    from transfer_run.experiment.training.checkpoints import Checkpoints, Selection
     from transfer_run.experiment.training.module import TransferModule
     from transfer_run.hardware.trainer import build_trainer
     from transfer_run.memory.callback import MemoryCallback
@@ -122,7 +123,7 @@ def _through_runner(cfg: Any, *, defaults: bool = False) -> Callable[[], None]:
     settings = config["trainer"]
     settings["validate_every"] = 10**6
     folder, every = Path(tempfile.mkdtemp()), settings["checkpoint_every"] if defaults else 10**6
-    callbacks: list[Any] = [StepRows(settings["log_every"]), Checkpoints(folder, every, 60, keep_best=False)]
+    callbacks: list[Any] = [StepRows(settings["log_every"]), Checkpoints(folder, every, 60, Selection(operator.gt))]
     callbacks += [MemoryCallback(settings["tracked_steps"])] * defaults
     trainer = build_trainer(config, folder, callbacks, [MetricsCsv(folder / "metrics.csv")])
     module = TransferModule(method, data, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def build_trainer(
         max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
         gradient_clip_val=settings["gradient_clip"],
         accumulate_grad_batches=settings["accumulate"],
-        check_val_every_n_epoch=settings["validate_every"],
+        check_val_every_n_epoch=None if settings["validate_steps"] else settings["validate_every"],
+        # where steps are counted, `Checkpoints` says behind which batch a validation comes
+        val_check_interval=sys.maxsize if settings["validate_steps"] else None,
         log_every_n_steps=settings["log_every"],
         default_root_dir=folder,
         callbacks=callbacks,

@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer
 from transfer_run.data.scores.labels import Scores
 from transfer_run.data.text.answers import Answers
 from transfer_run.errors import UserError
-from transfer_run.task import Task
+from transfer_run.task import Form, Task
 
 TOKENIZER = ByT5Tokenizer()
 CLASS_METRICS = ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews")
@@ -48,6 +48,27 @@ def test_class_metrics_agree_with_scikit_learn(classes: int, seed: int) -> None:
         "matthews": matthews_corrcoef(labels, predictions),
     }
     assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "metrics", "larger"),
+    [
+        ("classification", ("accuracy", "perplexity"), True),
+        ("classification", ("f1_macro",), True),
+        ("regression", ("mse",), False),
+        ("regression", ("mae", "pearson"), False),
+        ("regression", ("glue", "pearson", "spearman"), True),
+        ("text_to_text", ("exact_match",), True),
+        ("language_modeling", ("perplexity",), False),
+    ],
+)
+def test_the_headline_knows_whether_large_or_small_is_better(
+    form: Form, metrics: tuple[str, ...], larger: bool
+) -> None:
+    scores = Scores(Task(form, 3, metrics=metrics))
+    assert scores.better(1.0, 0.0) == larger
+    assert scores.better(0.0, 1.0) != larger
+    assert not any(scores.better(*pair) for pair in [(1.0, 1.0), (math.nan, 1.0), (1.0, math.nan)])
 
 
 def test_correlations_agree_with_scipy() -> None:

@@ -185,3 +185,14 @@ def test_run_folder_keeps_the_datasets_path_and_flattens_the_others() -> None:
     cfg.method.name, cfg.backbone.name, cfg.dataset.name = "peft/dora", "google/flan-t5-base", "glue/rte"
     assert run_folder(cfg).parent == Path("outputs/runs/glue/rte")
     assert run_folder(cfg).name.startswith("peft_dora-google_flan-t5-base-")
+
+
+@pytest.mark.parametrize(("key", "value"), [("patience", 3), ("validate_steps", 50)])
+def test_a_key_that_came_later_changes_nothing_while_it_is_null(key: str, value: int) -> None:
+    cfg = compose(["method=linear_probe", "backbone=vit_tiny", "dataset=digits"])
+    before = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(before, dict)
+    del before["trainer"][key]
+    assert identity(cfg) == identity(before)  # type: ignore[arg-type]
+    before["trainer"][key] = value
+    assert identity(cfg) != identity(before)  # type: ignore[arg-type]

@@ -1,11 +1,14 @@
 """Scores of one split, summed over batches and ranks by torchmetrics.
 
+Every metric knows its direction, torchmetrics' `higher_is_better`; `Scores.better` is that of the headline.
+
 A row without a label is predicted but not scored. An answer in words that is none of the labels counts as wrong: it is
 scored as a label other than the right one, or as -1 where a number is asked for (T5's evaluation does the same).
 """
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,6 +26,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from transfer_run.backbones.base import Batch
+from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Task
 
@@ -46,6 +50,8 @@ class Correlation(Metric):
     Keeps all pairs, so that ranks may hold different numbers of them, none included.
     """
 
+    higher_is_better = True
+
     def __init__(self, coefficient: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.coefficient = coefficient
@@ -62,14 +68,14 @@ class Correlation(Metric):
 
 
 class Share(Metric):
-    """Mean of weighted values: a share of rows, or with `exponential` the perplexity of a mean loss."""
+    """Mean of weighted values, as a share of rows is."""
 
+    higher_is_better = True
     total: Tensor
     weight: Tensor
 
-    def __init__(self, *, exponential: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.exponential = exponential
         self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("weight", default=torch.zeros(()), dist_reduce_fx="sum")
 
@@ -78,8 +84,16 @@ class Share(Metric):
         self.weight += weight.sum()
 
     def compute(self) -> Tensor:
-        mean = self.total / self.weight
-        return mean.exp() if self.exponential else mean
+        return self.total / self.weight
+
+
+class Perplexity(Share):
+    """exp of the mean loss."""
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
 
 
 CLASSES: dict[str, Callable[[int], Metric]] = {
@@ -97,9 +111,16 @@ VALUES: dict[str, Callable[[], Metric]] = {
     "mae": MeanAbsoluteError,
 }
 TEXTS = {"exact_match": Share}
-LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": lambda: Share(exponential=True)}
+LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": Perplexity}
 MEAN = "glue"
 """The headline of a GLUE task with two metrics: their mean."""
+
+
+def better_by(metric: str) -> Better:
+    """Is the first value of a metric better than the second? Never where either is no number."""
+    if metric in (LOSSES | VALUES) and not (LOSSES | VALUES)[metric]().higher_is_better:
+        return operator.lt
+    return operator.gt  # of classes, of texts, the mean of two correlations, a recall
 
 
 class Scores(nn.Module):
@@ -153,6 +174,10 @@ class Scores(nn.Module):
     @property
     def needs_loss(self) -> bool:
         return "loss" in self.kinds.values()
+
+    def better(self, first: float, second: float) -> bool:
+        """Is `first` the better value of the headline? An error is better where it is smaller."""
+        return better_by(self.task.headline)(first, second)
 
     @torch.no_grad()
     def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:

@@ -105,6 +105,10 @@ class RetrievalScores(nn.Module):
                     remedy=f"choose among {', '.join(known)}",
                 )
 
+    def better(self, first: float, second: float) -> bool:
+        """Is `first` the better value of the headline? All of them are shares, or sums of shares, of what was found."""
+        return first > second
+
     @torch.no_grad()
     def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:
         """Count one batch of `Method.predict`'s pairs (B, 2, E)."""

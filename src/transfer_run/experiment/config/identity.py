@@ -36,6 +36,9 @@ NEUTRAL = (
 )  # fmt: skip
 """Keys that cannot change a result. The batch size is the total over devices, so their number is among them."""
 
+SILENT = (("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"))
+"""Keys whose null says what was so before there were such keys; it is left out, so that earlier identities stay."""
+
 RUN = "run:"
 STARTS = (RUN, STAGE)
 """What weights begin with that name a run: its backbone alone, or all that a next stage goes on from."""
@@ -84,8 +87,9 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
     dataset = kept.get("dataset") or {}
     if rows := dataset.pop("rows", None):  # null says nothing: the whole data set
         dataset["rows"] = _source("dataset.rows", str(rows).removeprefix(RUN), folders, chain)
-    if (kept.get("backbone") or {}).get("load") is None:  # says nothing: float32, as ever
-        (kept.get("backbone") or {}).pop("load", None)
+    for node, key in SILENT:
+        if (kept.get(node) or {}).get(key) is None:
+            (kept.get(node) or {}).pop(key, None)
     for place in told_by_contents(kept.get("contents") or {}):
         _take_out(kept, place.split("."))
     if not kept.get("contents"):  # no files are named

@@ -1,10 +1,17 @@
-"""Checkpoints that a killed or preempted run goes on from, and the signals that ask for one."""
+"""Checkpoints that a killed or preempted run goes on from, the signals that ask for one, and what validations decide.
+
+optimizer step ──> validation due? ── no ──> last.ckpt, if due
+                       └─ yes ──> score ──> the best so far? best.ckpt ──> `patience` without a better one? the end
+                                                                   └─ no ──> last.ckpt, if due
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +19,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from transfer_run.data.scores.direction import Better
 from transfer_run.errors import Preempted
 from transfer_run.experiment.training.module import TransferModule
 
@@ -20,23 +28,60 @@ class Interrupted(Exception):
     """Ctrl-C, after saving. Lightning would turn a KeyboardInterrupt into exit code 1; `train` turns this into one."""
 
 
+@dataclass
+class Selection:
+    """The best validation so far, and how many came since.
+
+    Attributes:
+        better: is the first value of the headline better than the second?
+        patience: validations without a better one after which training ends; None: it goes on to its end.
+    """
+
+    better: Better
+    patience: int | None = None
+    best: float | None = None
+    since: int = 0
+
+    def count(self, value: float | None) -> bool:
+        """One more validation, None where it scored nothing; is it the best so far?"""
+        if value is None:
+            return False
+        found = self.best is None or self.better(value, self.best)
+        self.best, self.since = (value, 0) if found else (self.best, self.since + 1)
+        return found
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.since >= self.patience
+
+
 class Checkpoints(Callback):
     """Saves `last.ckpt` atomically at epoch ends, every few minutes, and when a signal asks the run to stop.
 
     Saving happens after an optimizer step, on all ranks after the same one. SIGTERM and SIGUSR1 (Slurm) end in
-    `Preempted`, SIGINT in `Interrupted`.
+    `Preempted`, SIGINT in `Interrupted`. The validation that ends training is in no `last.ckpt`: a run that is killed
+    between it and its end repeats the way there and stops at the same step.
 
     Args:
         folder: the run's `checkpoints/`.
         every_epochs: epochs between checkpoints.
         every_minutes: minutes between checkpoints.
-        keep_best: also keep the weights of the best validation headline (`best.ckpt`).
+        selection: what validations are compared by.
+        keep_best: also keep the weights of the best one (`best.ckpt`).
+        validate_steps: optimizer steps between validations; None: they come at ends of epochs.
     """
 
-    def __init__(self, folder: Path, every_epochs: int, every_minutes: float, keep_best: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every_epochs: int,
+        every_minutes: float,
+        selection: Selection,
+        keep_best: bool = False,
+        validate_steps: int | None = None,
+    ) -> None:
         self.folder, self.every_epochs, self.every_minutes = folder, every_epochs, every_minutes
-        self.keep_best = keep_best
-        self.best: float | None = None
+        self.selection, self.keep_best, self.validate_steps = selection, keep_best, validate_steps
         self._saved_at = time.monotonic()
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -50,16 +95,18 @@ class Checkpoints(Callback):
         return self.folder / "best.ckpt"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.selection.best, "since": self.selection.since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.selection.best, self.selection.since = state_dict["best"], state_dict.get("since", 0)
 
     # ---- signals
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning, whose own answer to SIGTERM is to end with exit code 0."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._remember)
+        if self.validate_steps is not None:
+            self._validation_follows(trainer)  # gone on from the checkpoint of a validation: it was that step's
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         while self._handlers:
@@ -73,6 +120,24 @@ class Checkpoints(Callback):
             raise KeyboardInterrupt
         self._signal = number
 
+    # ---- validations
+    def _validation_follows(self, trainer: pl.Trainer) -> bool:
+        """Behind an optimizer step: does Lightning validate now? Where steps are counted, this is what it goes by."""
+        if self.validate_steps is None:
+            every = trainer.check_val_every_n_epoch or 1
+            return trainer.is_last_batch and (trainer.current_epoch + 1) % every == 0
+        due = trainer.global_step > 0 and trainer.global_step % self.validate_steps == 0
+        # Lightning counts batches, which are no measure of steps where gradients are summed over some of them
+        trainer.val_check_batch = trainer.fit_loop.epoch_loop.total_batch_idx + 1 if due else sys.maxsize
+        return due
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TransferModule)
+        if self.selection.count(pl_module.headline) and self.keep_best:
+            self.save(trainer, self.best_path)
+        trainer.should_stop = trainer.should_stop or self.selection.exhausted
+        self._save_if_due(trainer, trainer.is_last_batch)
+
     # ---- saving
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,30 +145,21 @@ class Checkpoints(Callback):
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if ready % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # gradients are still being summed, and a checkpoint does not hold them
-        validated = trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
-        if not validated:  # else the validation's end is the moment: a run that goes on must not lack it
+        if not self._validation_follows(trainer):  # else its end is the moment: a run that goes on must not lack it
             self._save_if_due(trainer, trainer.is_last_batch)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TransferModule)
-        value = pl_module.headline
-        if self.keep_best and value is not None and (self.best is None or value > self.best):
-            self.best = value
-            self.save(trainer, self.best_path)
-        self._save_if_due(trainer, True)
 
     def _save_if_due(self, trainer: pl.Trainer, epoch_ends: bool) -> None:
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         done = trainer.current_epoch + 1
         due = epoch_ends and (done % self.every_epochs == 0 or done == trainer.max_epochs)
         late = trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.every_minutes)
-        if due or late or stop:
+        if (due or late or stop) and not self.selection.exhausted:
             self.save(trainer, self.last)
         if stop:
             if self._signal == signal.SIGINT:
                 raise Interrupted
             name = signal.Signals(self._signal or signal.SIGTERM).name
-            raise Preempted(f"stopped by {name} after saving {self.last}")
+            raise Preempted(f"stopped by {name}; it goes on from {self.last}")
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Write to a neighbour, then move into place; all ranks call it."""

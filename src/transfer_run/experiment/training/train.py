@@ -36,7 +36,7 @@ from transfer_run.experiment.record.progress import progress_callback
 from transfer_run.experiment.sources.combine import combine_files, on_first_source
 from transfer_run.experiment.sources.models import source_model
 from transfer_run.experiment.sources.resolve import resolved_dataset
-from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted
+from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
 from transfer_run.experiment.training.divergence import StopOnNan
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.result import _record
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     method, data = _build(config, sources)
-    checkpoints, memory, metrics = _witnesses(config, folder)
+    checkpoints, memory, metrics = _witnesses(config, folder, data)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
     finite = StopOnNan(config["trainer"]["log_every"], folder / "run.log") if cfg.trainer.stop_on_nan else None
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
@@ -81,12 +81,12 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     context.batches = _batches(config, data, prepared_on)
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
+    metrics.go_on_from(-1 if resume is None else _step_of(resume))
     if resume is None:
         _prepare(method.to(prepared_on), context, prepared_on, memory)
         hand_over(method, config, sources, context.log)
     else:
         LOG.info("going on from %s", resume)
-        metrics.go_on_from(_step_of(resume))
         method.to(prepared_on).resume(context)
     pack(method.backbone)
     method.to(device)
@@ -127,14 +127,18 @@ def _block_classes(method: Method) -> set[type[nn.Module]]:
     return {type(block) for stack in backbone.stacks for block in backbone.blocks(stack)}
 
 
-def _witnesses(config: dict[str, Any], folder: Path) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
+def _witnesses(
+    config: dict[str, Any], folder: Path, data: DataModule
+) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
     """What watches the training and writes it down."""
     settings = config["trainer"]
     checkpoints = Checkpoints(
         folder / "checkpoints",
         settings["checkpoint_every"],
         settings["checkpoint_minutes"],
+        Selection(data.metrics("validation").better, settings["patience"]),
         keep_best=settings["select"] == "best",
+        validate_steps=settings["validate_steps"],
     )
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryCallback(settings["tracked_steps"]) if config["profiler"]["memory"] else None

@@ -8,6 +8,7 @@ Two ways in:
 
 from __future__ import annotations
 
+import operator
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.merging.engine.adapters import adapter_config
@@ -219,7 +221,11 @@ class Merging(Method, ABC):
     def _best(
         self, options: Sequence[Option], backbone: Backbone, tasks: Sequence[SourceTask], context: Context
     ) -> Option:
-        """The option of the best mean validation score; the first of equals."""
+        """The option of the best mean validation score; the first of equals.
+
+        Raises:
+            UserError: there is no task to score on, or a mean of the tasks' scores would say nothing.
+        """
         if len(options) == 1:
             return options[0]
         if not tasks:
@@ -228,14 +234,27 @@ class Merging(Method, ABC):
                 where=f"method.{next(iter(options[0].label))}",
                 remedy="give one value, or finished runs as sources",
             )
-        scores = []
+        better, scores = self._direction(tasks), []
         for option in options:
             run(option.job, option.rule, Live(body_tensors(backbone)))
             found = [next(iter(task.evaluate(backbone, "validation").values())) for task in tasks]
             scores.append(sum(found) / len(found))
             context.log(f"{', '.join(f'{k}={v}' for k, v in option.label.items())}: {scores[-1]:.4f} on validation")
         self.results["search"] = [{**o.label, "validation": s} for o, s in zip(options, scores, strict=True)]
-        return options[scores.index(max(scores))]
+        return options[first_best(scores, better)]
+
+    @staticmethod
+    def _direction(tasks: Sequence[SourceTask]) -> Better:
+        """What the headlines of all tasks are compared by, and so their mean."""
+        ways = {task.data.metrics("validation").better(1.0, 0.0): task for task in tasks}
+        if len(ways) > 1:
+            named = ", ".join(f"{task.task.headline} of sources.{task.name}" for task in ways.values())
+            raise UserError(
+                "A search takes the best mean score, and of these one is better large, another one small.",
+                where=named,
+                remedy="give one value, or sources whose metrics go the same way (dataset.metrics)",
+            )
+        return operator.gt if True in ways else operator.lt
 
     def _note(self, chosen: Option, context: Context) -> None:
         layout = chosen.job.layout

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.transferability.ranking.extraction import (
@@ -182,14 +183,21 @@ class TMI(Method):
             log(f"{layer}: no more samples than dimensions: hscore is C - 1 for any features, see hscore_reg")
 
     # ---- fine-tuned accuracies
+    @property
+    def _better(self) -> Better:
+        """Which of two values of the headline is the better one."""
+        from transfer_run.data.scores.labels import better_by  # torchmetrics takes seconds to import; a plan needs none
+
+        return better_by(self.task.headline)
+
     def _accuracies(self, context: Context, checksums: dict[str, str]) -> dict[str, float]:
         own, headline = context.folder, self.task.headline
         beside = [path.parent for path in sorted(own.parent.glob("*/result.json"))]
         named = [path for name, path in context.sources.items() if name != "backbone" and not name.startswith("pool.")]
         found, say = {}, self.chosen_how.append
         if self.reference_method is not None:
-            found = accuracies_of_runs(own, beside, checksums, headline, self.reference_method, say)
-        return found | accuracies_of_runs(own, named, checksums, headline, None, say)
+            found = accuracies_of_runs(own, beside, checksums, headline, self._better, self.reference_method, say)
+        return found | accuracies_of_runs(own, named, checksums, headline, self._better, None, say)
 
     def _refuse_strangers(self, ranked: Iterable[str], known: Callable[[str], bool]) -> None:
         for name in self.given:
@@ -207,12 +215,12 @@ class TMI(Method):
             for score in self.scores
         }
         by_score = {score: values for score, values in by_score.items() if values}
-        divided = self.settings["tmi"]["divide_by_classes"]
+        divided, better = self.settings["tmi"]["divide_by_classes"], self._better
         return {
             "definition": {"tmi": "H(Z|Y) / classes (released code)" if divided else "H(Z|Y) (paper)"},
             "scores": by_score,
             "ranking": {score: ranking(values) for score, values in by_score.items()},
-            "agreement": {score: agreement(values, accuracies) for score, values in by_score.items()},
+            "agreement": {score: agreement(values, accuracies, better) for score, values in by_score.items()},
             "reference": accuracies,
             "candidates": {name: asdict(found) for name, found in scored.items()},
         }

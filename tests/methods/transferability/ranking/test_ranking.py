@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,16 +89,16 @@ def test_accuracies_of_runs_from_the_same_weights(tmp_path: Path, finished: Call
         tmp_path / "not there",
     ]
     checksums = {"a": "one", "b": "two", "c": "four"}
-    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", "full") == {"a": 0.9, "b": 0.6}
-    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", None) == {"a": 0.99, "b": 0.6}
-    assert accuracies_of_runs(tmp_path, folders, checksums, "f1", None) == {}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", operator.gt, "full") == {"a": 0.9, "b": 0.6}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "accuracy", operator.gt, None) == {"a": 0.99, "b": 0.6}
+    assert accuracies_of_runs(tmp_path, folders, checksums, "f1", operator.gt, None) == {}
 
 
 def test_of_several_runs_validation_chooses_and_the_test_counts(tmp_path: Path, finished: Callable[..., Path]) -> None:
     both = [{"validation/accuracy": 0.9, "test/accuracy": 0.8}, {"validation/accuracy": 0.7, "test/accuracy": 0.95}]
     folders = [finished(tmp_path / str(i), "one", 0.0, metrics=metrics) for i, metrics in enumerate(both)]
     said: list[str] = []
-    asked = ({"a": "one"}, "accuracy", "full", said.append)
+    asked = ({"a": "one"}, "accuracy", operator.gt, "full", said.append)
     assert accuracies_of_runs(tmp_path, folders, *asked) == {"a": 0.8}
     assert said.pop() == "accuracy of a: of 2 runs the best by its validation accuracy"
     folders.append(finished(tmp_path / "untold", "one", 0.85))  # tested alone
@@ -105,6 +106,19 @@ def test_of_several_runs_validation_chooses_and_the_test_counts(tmp_path: Path, 
     assert "3 runs the best by its test accuracy, for not all" in said.pop()
     assert accuracies_of_runs(tmp_path, folders[:1], *asked) == {"a": 0.8}
     assert not said
+
+
+def test_of_several_runs_the_smallest_error_counts(tmp_path: Path, finished: Callable[..., Path]) -> None:
+    errors = [{"validation/mse": 0.4, "test/mse": 0.5}, {"validation/mse": 0.3, "test/mse": 0.6}]
+    folders = [finished(tmp_path / str(i), "one", 0.0, metrics=metrics) for i, metrics in enumerate(errors)]
+    assert accuracies_of_runs(tmp_path, folders, {"a": "one"}, "mse", operator.lt, "full") == {"a": 0.6}
+
+
+def test_scores_agree_with_errors_that_fall() -> None:
+    falling = {"a": 0.3, "b": 0.1, "c": 0.2, "d": 0.4}
+    assert (found := agreement(SCORED, falling, operator.lt))
+    assert found["weighted_tau"] == pytest.approx(1.0)
+    assert found["top5_best"] == 0.1
 
 
 def test_a_missing_tau_has_a_reason() -> None:
@@ -128,7 +142,7 @@ def test_accuracies_on_another_part_of_the_data_do_not_count(tmp_path: Path, fin
         finished(tmp_path / "larger batch", "one", 0.8, dataset=digits | {"batch_size": 64}),
         finished(tmp_path / "other classes", "one", 0.9, dataset=digits | {"classes": [0, 1]}),
     ]
-    assert accuracies_of_runs(own, folders, {"a": "one"}, "accuracy", "full") == {"a": 0.8}
+    assert accuracies_of_runs(own, folders, {"a": "one"}, "accuracy", operator.gt, "full") == {"a": 0.8}
 
 
 # ---- scores that cannot be had

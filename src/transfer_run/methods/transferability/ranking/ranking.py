@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import weightedtau
+
+from transfer_run.data.scores.direction import Better, first_best
 
 TOP = 5
 
@@ -16,8 +19,13 @@ def ranking(scores: Mapping[str, float]) -> list[str]:
     return sorted(scores, key=lambda name: -scores[name])
 
 
-def agreement(scores: Mapping[str, float], accuracies: Mapping[str, float]) -> dict[str, Any] | None:
+def agreement(
+    scores: Mapping[str, float], accuracies: Mapping[str, float], better: Better = operator.gt
+) -> dict[str, Any] | None:
     """How the scores agree with fine-tuned accuracies, over the names that have both; None for fewer than two.
+
+    Args:
+        better: is the first accuracy better than the second? Of errors the smaller one is.
 
     Returns:
         `weighted_tau`: Kendall's tau weighted by 1 / (rank + 1), the mean over the two rankings (TMI section 5; None
@@ -27,13 +35,14 @@ def agreement(scores: Mapping[str, float], accuracies: Mapping[str, float]) -> d
     names = [name for name in ranking(scores) if name in accuracies]
     if len(names) < 2:
         return None
-    tau = weightedtau([scores[n] for n in names], [accuracies[n] for n in names]).statistic
+    sign = 1 if better(1.0, 0.0) else -1
+    tau = weightedtau([scores[n] for n in names], [sign * accuracies[n] for n in names]).statistic
     top = [accuracies[n] for n in names[:TOP]]
     return {
         "weighted_tau": float(tau) if np.isfinite(tau) else None,
         "candidates": len(names),
         "top5_mean": float(np.mean(top)),
-        "top5_best": float(max(top)),
+        "top5_best": float(top[first_best(top, better)]),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
 
 READING = ("about", "batch_size", "max_source_length", "max_target_length", "keep_in_memory")
@@ -52,6 +53,7 @@ def accuracies_of_runs(
     folders: Iterable[Path],
     checksums: Mapping[str, str],
     headline: str,
+    better: Better,
     method: str | None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
@@ -65,6 +67,7 @@ def accuracies_of_runs(
         folders: of runs, finished or not.
         checksums: of the candidates' weights. A run counts for the candidate whose weights it started from.
         headline: the metric's name.
+        better: is its first value better than its second?
         method: only runs of this method; None: of any.
         say: told how a run was chosen among several.
     """
@@ -82,7 +85,7 @@ def accuracies_of_runs(
         for name, checksum in checksums.items():
             if reached.accuracy is not None and checksum == started_from:
                 found.setdefault(name, []).append(reached)
-    return {name: _best(name, runs, say) for name, runs in found.items()}
+    return {name: _best(name, runs, better, say) for name, runs in found.items()}
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class _Reached:
         return self.validation if self.test is None else self.test
 
 
-def _best(name: str, runs: Sequence[_Reached], say: Callable[[str], None]) -> float:
+def _best(name: str, runs: Sequence[_Reached], better: Better, say: Callable[[str], None]) -> float:
     by_validation = all(run.validation is not None for run in runs)
-    best = max(runs, key=lambda run: float((run.validation if by_validation else run.accuracy) or 0.0))
+    reached = [float((run.validation if by_validation else run.accuracy) or 0.0) for run in runs]
+    best = runs[first_best(reached, better)]
     if len(runs) > 1:
         split = "validation" if by_validation else "test"
         why = "" if by_validation else ", for not all know a validation accuracy: the reference is optimistic"
