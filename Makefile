@@ -5,7 +5,7 @@ READY := .venv/.ready
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench faults tables clean
+.PHONY: help setup demo test test-fast lint format bench faults mutations tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, the command
 
 faults: $(READY)  ## break things on purpose: kill, resume, two at once, full disk
 	$(BIN)/python -m pytest -n 2 tests/faults
+
+mutations: $(READY)  ## make mistakes in core lines and see that the tests notice each
+	$(BIN)/python scripts/mutations.py
 
 tables: $(READY)  ## every paper table, memory by plan
 	$(BIN)/transfer-table all

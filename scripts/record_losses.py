@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.methods.matrix import methods, words  # noqa: E402
-from tests.methods.test_every_method import PINNED, first_losses  # noqa: E402
+from tests.matrix.smallest import methods, words  # noqa: E402
+from tests.matrix.test_every_method import PINNED, first_losses  # noqa: E402
 
 from transfer_run.experiment.config.compose import compose  # noqa: E402
 from transfer_run.experiment.run import carry_out  # noqa: E402

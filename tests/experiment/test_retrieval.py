@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.methods.matrix import carried_out_in_two
+from tests.matrix.smallest import carried_out_in_two
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
 from transfer_run.data.scores.retrieval import NAMES

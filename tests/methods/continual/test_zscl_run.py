@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.matrix.smallest import carried_out_in_two
 from tests.methods.continual import models
-from tests.methods.matrix import carried_out_in_two
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.models.model_files import load_model

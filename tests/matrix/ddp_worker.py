@@ -11,7 +11,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from matrix import batch_of, methods, smallest
+from smallest import batch_of, methods, smallest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
