@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,26 @@ def test_a_file_bears_the_key_of_what_it_holds(group: str, folder: str) -> None:
 
 def test_the_ground_imports_nothing_heavy() -> None:
     """Words are checked before torch is imported; `task.py` alone names its types."""
-    light = {"__future__", "collections", "dataclasses", "difflib", "json", "os", "pathlib", "re", "typing", "yaml"}
+    light = {*sys.stdlib_module_names, "yaml"}
     for name in FLOORS[-1]:
         tree = ast.parse((SOURCE / f"{name}.py").read_text(encoding="utf-8"))
         found = {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         found |= {a.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
         assert found <= light | {"transfer_run"} | ({"torch"} if name == "task" else set()), name
+
+
+LEFT_BY_A_RUN = {
+    "config.yaml", "result.json", "run.log", "metrics.csv", "checkpoints", "model.json", "heads", "tasks.json",
+    "backbone.model.", "backbone.head.",
+}  # fmt: skip
+
+
+def test_what_a_run_leaves_is_spelled_out_once() -> None:
+    """The names of a run's files stand in `run_folder.py`; a format that changes is changed there."""
+    again = [
+        f"{name}, line {node.lineno}: {node.value!r}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in LEFT_BY_A_RUN and name != "run_folder"
+    ]
+    assert again == []

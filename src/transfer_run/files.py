@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from transfer_run.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the whole new one, never a part."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A neighbour of `path` to write to, which takes its place when the block ends: a reader sees the old file or the
+    whole new one, never a part; what breaks off leaves the old one. Two processes may write at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text`, whole or not at all, and onto the disk."""
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def make_folder(folder: Path, where: str) -> None:
@@ -55,3 +70,32 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"The file is damaged: {error}.", where=str(path), remedy=remedy) from error
     return content
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The fast loader, reading 1e-3 as the number that OmegaConf reads (YAML 1.1 would want 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file of keys.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(
+            f"{file.name} is not valid YAML: {problem}.", where=f"{file}{line}", remedy="mend the file"
+        ) from error
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{file.name} holds no keys.", where=str(file), remedy="write KEY: VALUE lines")
+    return content or {}

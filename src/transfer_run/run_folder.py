@@ -1,12 +1,45 @@
-"""What a run leaves in its folder, by name: the one place that spells the names out."""
+"""What a run leaves in its folder, by name: the one place that spells the names out.
+
+config.yaml            the composed config
+run.log  metrics.csv   what was said and measured on the way
+checkpoints/           the state to go on from, and in `model/` the finished model:
+    model/model.json        what it is
+    model/model.safetensors what it ships
+    model/heads/            of a merged model: its tasks, and their heads
+result.json            written last: the run has finished
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
-from transfer_run.files import read_json
+from transfer_run.files import read_json, read_yaml
+
+CONFIG, RESULT, LOG_FILE, METRICS = "config.yaml", "result.json", "run.log", "metrics.csv"
+CHECKPOINTS = "checkpoints"
+MODEL = f"{CHECKPOINTS}/model"
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+HEADS, TASKS = "heads", "tasks.json"
+
+BODY_PREFIX, HEAD_PREFIX = "backbone.model.", "backbone.head."
+"""What the names of a backbone's own tensors, and those of the task's head, begin with in a run's model."""
+
+AGAIN = "carry out the run again with force=true, or copy the file again"
+
+
+def is_run(folder: Path) -> bool:
+    """Is this the folder of a run, finished or not? A `config.yaml` alone may be anybody's."""
+    return (folder / CONFIG).is_file() and any((folder / name).exists() for name in (RESULT, LOG_FILE, CHECKPOINTS))
+
+
+def finished_runs(root: Path) -> Iterator[Path]:
+    """The folders of all finished runs below `root`, in the order of their names."""
+    for path in sorted(root.rglob(RESULT)):
+        if read_result(path.parent) is not None:
+            yield path.parent
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -15,14 +48,30 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.is_file():
         return None
     content = read_json(path, "delete it: the same command then makes it again, from the run's last checkpoint")
     return content if content.get("status") == "finished" else None
 
 
-AGAIN = "carry out the run again with force=true, or copy the file again"
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.yaml` of a run folder; empty where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def model_folder(run: Path) -> Path:
+    """Where a run keeps its model; a folder that is no run is a model folder itself."""
+    return run / MODEL if is_run(run) else run
+
+
+def has_model(folder: Path) -> bool:
+    """Does a model folder hold a finished run's model, or an exported one?"""
+    return (folder / DESCRIPTION).is_file()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -31,18 +80,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = folder / "model.json"
-    if not path.is_file():
+    if not has_model(folder):
         raise UserError(
-            f"{folder} holds no saved model (model.json is missing).", remedy="name a run's checkpoints/model folder"
+            f"{folder} holds no saved model ({DESCRIPTION} is missing).", remedy=f"name a run's {MODEL} folder"
         )
-    return read_json(path, AGAIN)
-
-
-HEADS = "heads"
-"""Folder in a merged model's with the tasks that were merged and their heads."""
-
-
-def model_folder(run: Path) -> Path:
-    """Where a finished run keeps its model; a folder that is no run is a model folder itself."""
-    return run / "checkpoints" / "model" if (run / "config.yaml").is_file() else run
+    return read_json(folder / DESCRIPTION, AGAIN)

@@ -175,6 +175,7 @@ class TestSources:
         folder = tmp_path / "half"
         folder.mkdir()
         (folder / "config.yaml").write_text("seed: 0", encoding="utf-8")
+        (folder / "run.log").touch()
         with pytest.raises(UserError, match="has not finished"):
             carry_out(config(tmp_path, f"sources.teacher={folder}"))
 

@@ -13,6 +13,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.compatibility import READS, check_fit, reads
 from transfer_run.experiment.config.compose import GROUPS, compose
+from transfer_run.files import read_yaml
 
 METHOD_ABOUT = {"title", "target", "family", "shape", "backbones"}
 SHAPES = {"tune", "stage", "combine", "distil", "score", "reshape"}
@@ -131,7 +132,7 @@ def taking(dataset: dict[str, Any]) -> dict[str, Any]:
 
 
 def general() -> dict[str, Any]:
-    return registry.read_yaml(registry.config_root() / "options.yaml")
+    return read_yaml(registry.config_root() / "options.yaml")
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ Only the module of the family asked for is imported: a text model never waits fo
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transfer_run.backbones.quantised import check_quantised, narrow, offload
 from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors
 from transfer_run.backbones.weights.hub import commit_of, fetch_weights, hub_name
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, read_description
 
 FAMILIES = {
     "t5": "transfer_run.backbones.families.t5:T5",
@@ -126,28 +126,16 @@ def _from_path(config: dict[str, Any], source: str) -> Backbone:
             nearest=nearest_names(source, ("hub", RANDOM)),
             remedy="hub, random, or the path of a folder with config.json and model.safetensors",
         )
-    if (path / "model.json").is_file() and _description(path).get("library") not in ("transformers", "timm"):
+    if has_model(path) and read_description(path).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
     backbone = family_class(config["family"]).from_folder(path, config)
     backbone.provenance = {"source": "folder", "weights": source}
     return backbone
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """`model.json` of a run's model folder, or of an exported one."""
-    path = folder / "model.json"
-    try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"The file is damaged: {error}.", where=str(path), remedy="carry out that run again with force=true"
-        ) from error
-    return about
-
-
 def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
     """The backbone inside the model that an earlier run saved: its tensors are named `backbone.model.*`."""
-    about = _description(folder)
+    about = read_description(folder)
     if not about.get("complete", False):
         raise UserError(
             "That run kept its backbone frozen and stored only what it trained: there is no whole backbone in it.",
@@ -156,10 +144,10 @@ def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
             "they can be; or export it",
         )
     backbone = family_class(config["family"]).from_architecture(config)
-    prefix = "backbone.model."
-    tensors = read_tensors(folder / "model.safetensors")
-    fill(backbone.model, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, folder)
-    weight, bias = tensors.get("backbone.head.weight"), tensors.get("backbone.head.bias")
+    tensors = read_tensors(folder / WEIGHTS)
+    body = {n.removeprefix(BODY_PREFIX): t for n, t in tensors.items() if n.startswith(BODY_PREFIX)}
+    fill(backbone.model, body, folder)
+    weight, bias = tensors.get(f"{HEAD_PREFIX}weight"), tensors.get(f"{HEAD_PREFIX}bias")
     if weight is not None and bias is not None:
         backbone.source_head = (weight, bias)
     backbone.provenance = {"source": "run", "weights": str(folder)}

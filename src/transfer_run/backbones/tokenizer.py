@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from transfer_run.backbones.weights.hub import fetch_tokenizer, hub_name, tokenizer_files
 from transfer_run.errors import UserError
+from transfer_run.run_folder import has_model
 
 BYTES = "bytes"
 
@@ -54,7 +55,7 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     if weights == "hub":
         return str(fetch_tokenizer(hub_name(backbone), backbone.get("revision"))), "backbone.hub"
     path = Path(weights).expanduser()
-    if weights.split(":")[0] in ("random", "run", "stage") or (path / "model.json").is_file():
+    if weights.split(":")[0] in ("random", "run", "stage") or has_model(path):
         return BYTES, "backbone.tokenizer"
     return str(path), "backbone.weights"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.run_folder import LOG_FILE
 
 
 def carry(cfg: DictConfig) -> Path:
@@ -28,6 +29,6 @@ def carry(cfg: DictConfig) -> Path:
         raise
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "run.log").open("a", encoding="utf-8") as log:
+        with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
-        raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+        raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error

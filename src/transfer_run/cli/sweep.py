@@ -25,6 +25,7 @@ from transfer_run.cli.sweep_table import write_table
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
 from transfer_run.experiment.config.words import parse
+from transfer_run.files import write_json
 
 MANY = 20
 """Runs from which on checking all their words takes seconds."""
@@ -147,8 +148,7 @@ def job(_: DictConfig) -> None:
     if outcome["reason"]:
         print(f"#{hydra.job.num + 1} failed: {outcome['reason'].splitlines()[0]}", file=sys.stderr, flush=True)
     path = folder / "jobs" / f"{hydra.job.num}.json"
-    path.with_suffix(".partial").write_text(json.dumps(outcome, indent=1, ensure_ascii=False), encoding="utf-8")
-    path.with_suffix(".partial").replace(path)
+    write_json(path, outcome)
 
 
 def _reason_to_stop(folder: Path, cfg: DictConfig) -> str:

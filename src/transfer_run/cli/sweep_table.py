@@ -13,11 +13,10 @@ from typing import Any
 
 from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
 from transfer_run.errors import UserError
-from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.words import parse
 from transfer_run.experiment.record.summary import size
 from transfer_run.files import write_atomically
-from transfer_run.run_folder import read_result
+from transfer_run.run_folder import read_config, read_result
 
 NAME = "sweep.csv"
 STATUS = {DONE: "finished", FAILED: "failed", USER_ERROR: "refused", PREEMPTED: "preempted"}
@@ -62,7 +61,7 @@ def _result(run: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(run["folder"])
     try:
         result = read_result(folder) or {}
-        config = registry.read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+        config = read_config(folder)
     except UserError:  # a damaged file: the run itself has said so, or will
         return {}
     first = next(iter((config.get("dataset") or {}).get("metrics") or ()), None)

@@ -27,7 +27,7 @@ from transfer_run.experiment.record.summary import show_result
 from transfer_run.experiment.sources.resolve import _refuse_cycle, fetched, source_tree, sources_of
 from transfer_run.experiment.sources.source import Source, Tree, _naming
 from transfer_run.files import make_folder, write_atomically
-from transfer_run.run_folder import read_result
+from transfer_run.run_folder import CHECKPOINTS, CONFIG, LOG_FILE, METRICS, RESULT, read_result
 
 
 def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
@@ -69,7 +69,7 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
     sources = ensure_sources(cfg, (*chain, identity(cfg)))
     if cfg.force:
         _clear(folder)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
     from transfer_run.experiment.training.train import (
         train,  # before the log is redirected: libraries set up theirs on import
     )
@@ -89,9 +89,9 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
                 raise KeyboardInterrupt from error
             raise Preempted("stopped by SIGTERM") from error
         except Exception as error:
-            with (folder / "run.log").open("a", encoding="utf-8") as log:
+            with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            raise RunFailed(folder / "run.log", f"{type(error).__name__}: {error}") from error
+            raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -113,8 +113,8 @@ def _preemptible() -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, the result first, so that nothing looks finished meanwhile."""
-    (folder / "result.json").unlink(missing_ok=True)
-    for path in (folder / "metrics.csv", *(folder / "checkpoints").rglob("*")):
+    (folder / RESULT).unlink(missing_ok=True)
+    for path in (folder / METRICS, *(folder / CHECKPOINTS).rglob("*")):
         if path.is_file():
             path.unlink()
 

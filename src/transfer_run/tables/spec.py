@@ -24,6 +24,7 @@ from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry
+from transfer_run.files import read_yaml
 
 ORIGINS = ("plan", "run", "mean", "none")
 STATISTICS = ("mean", "median")
@@ -137,7 +138,7 @@ def read(name: str) -> TableSpec:
             remedy="transfer-list tables names them",
         )
     file = file_of(name)
-    content = registry.read_yaml(file)
+    content = read_yaml(file)
     try:
         return _spec(name, content)
     except (KeyError, TypeError, ValueError) as error:

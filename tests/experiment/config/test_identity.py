@@ -151,6 +151,7 @@ def test_a_source_is_the_same_run_by_words_by_identity_and_by_folder(tmp_path: P
     words = " ".join([*BASE, "seed=5"])
     source = compose([*BASE, "seed=5"], str(USER))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(source))
+    (tmp_path / "run.log").touch()
     assert of(f"sources.t='{words}'") == of(f"sources.t={identity(source)}") == of(f"sources.t={tmp_path}")
 
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import Composer
+from transfer_run.files import read_yaml
 
 USER = Path(__file__).parents[2] / "user_configs"
 
@@ -59,7 +60,7 @@ def test_a_file_that_begins_with_an_underscore_is_there_to_be_built_on(tmp_path:
 
 def test_numbers_are_read_as_omegaconf_reads_them(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: 1e-3\nb: 1.5\nc: 3\nd: 1e\n")
-    assert registry.read_yaml(tmp_path / "a.yaml") == {"a": 0.001, "b": 1.5, "c": 3, "d": "1e"}
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 0.001, "b": 1.5, "c": 3, "d": "1e"}
 
 
 @pytest.mark.parametrize(("text", "line"), [("a: [1\nb: 2\n", "line 2"), ("- 1\n- 2\n", "")])

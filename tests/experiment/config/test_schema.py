@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.compose import compose
+from transfer_run.files import read_yaml
 
 
 @pytest.mark.parametrize(
@@ -149,9 +150,9 @@ def test_general_options_yield_to_the_nodes_own() -> None:
 
 def test_general_options_describe_keys_that_exist() -> None:
     """Every key of options.yaml is a key of run.yaml, or of a file of the group that it begins with."""
-    root = registry.read_yaml(registry.config_root() / "run.yaml")
+    root = read_yaml(registry.config_root() / "run.yaml")
     homes = {group: [root] + [e.content for e in registry.entries(group)] for group in registry.KINDS.values()}
-    keys = registry.read_yaml(registry.config_root() / "options.yaml")
+    keys = read_yaml(registry.config_root() / "options.yaml")
     orphans = [
         key for key in keys if not any(schema.has(home, key) for home in homes.get(key.partition(".")[0], [root]))
     ]

@@ -110,6 +110,7 @@ class TestRefusals:
 
     def test_a_run_that_made_no_model(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("seed: 0", encoding="utf-8")
+        (tmp_path / "run.log").touch()
         with pytest.raises(UserError, match="made no model"):
             source_model("teacher", {"teacher": tmp_path}, VALUES, LABELS)
 

@@ -24,6 +24,7 @@ from transfer_run.experiment.planning.plan import parameter_counts, plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import source_tree
 from transfer_run.experiment.training.checkpoints import Checkpoints
+from transfer_run.files import read_yaml
 from transfer_run.methods.distillation.advice.experience import candidates, experiences, pipeline, untried
 from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
 from transfer_run.methods.distillation.advice.record import distillation_ratio
@@ -263,7 +264,7 @@ def test_nothing_is_recommended_from_runs_that_say_nothing(tmp_path: Path) -> No
 
 def test_the_search_is_a_sweep() -> None:
     composer = Composer()
-    content = registry.read_yaml(registry.find("experiment", "distill_search")[0])
+    content = read_yaml(registry.find("experiment", "distill_search")[0])
     params = content["hydra"]["sweeper"]["params"]
     jobs = composer.jobs(["experiment=distill_search", *(f"{key}={value}" for key, value in params.items())])
     assert len(jobs) == 2 * 4 * 2

@@ -22,9 +22,10 @@ from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
 from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
-from transfer_run.methods.merging.runs.source_task import BODY, SourceTask
+from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
+from transfer_run.run_folder import BODY_PREFIX
 
 START = "backbone=vit_tiny backbone.weights=random:0 dataset=digits trainer.max_steps=6"
 LOW = f"method=full {START} dataset.classes=[5,6]"
@@ -201,7 +202,7 @@ def test_runs_are_merged_and_tested_on_every_task(runs: Path) -> None:
     method = load_model(run / "checkpoints" / "model")
     start = {n: t for n, t in load_start(runs).items() if n in bodies[0].entries}
     wanted = merge_in_memory(Job(bodies, StateDict(start)), TiesRule(best["lambda"]))
-    body = {n.removeprefix(BODY): t for n, t in method.state_dict().items() if n.startswith(BODY)}
+    body = {n.removeprefix(BODY_PREFIX): t for n, t in method.state_dict().items() if n.startswith(BODY_PREFIX)}
     assert equal({name: body[name] for name in wanted}, wanted)
     head = load_file(source_folders(runs)[0] / "checkpoints" / "model" / "model.safetensors")["backbone.head.weight"]
     assert torch.equal(method.backbone.head.weight, head)
@@ -250,7 +251,7 @@ def test_fishers_and_grams_are_computed_once_beside_the_sources(runs: Path) -> N
     target = open_checkpoint(source_folders(runs)[0])
     body = load_file(run / "checkpoints" / "model" / "model.safetensors")
     assert all(
-        torch.equal(body[BODY + name].flatten(), target.read(name, 0, entry.numel))
+        torch.equal(body[BODY_PREFIX + name].flatten(), target.read(name, 0, entry.numel))
         for name, entry in target.entries.items()
     )
     files = [path / "checkpoints" / "fisher-exact-8.safetensors" for path in source_folders(runs)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.files import write_atomically
 
 FILE = "rows.json"
 Rows = NDArray[np.int64]
@@ -37,10 +37,8 @@ def write_kept_rows(
     """
     content = {"schema": 1, "dataset": dataset, "labels": list(labels), "sizes": dict(sizes)}
     content["rows"] = {split: [int(row) for row in kept] for split, kept in rows.items()}
-    path, partial = folder / FILE, folder / f".{FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)
-    return path
+    write_atomically(folder / FILE, json.dumps(content))
+    return folder / FILE
 
 
 def read_kept_rows(place: str, dataset: str, labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Rows]:

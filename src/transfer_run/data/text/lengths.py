@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
+from transfer_run.run_folder import has_model
 from transfer_run.task import Task, class_count, pose
 
 VALUE_STEP = 0.2
@@ -112,7 +113,7 @@ def uses_bytes(backbone: Mapping[str, Any]) -> bool:
     words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
     if words:
         return words == "bytes"
-    return weights.split(":")[0] in ("random", "run", "stage") or (Path(weights).expanduser() / "model.json").is_file()
+    return weights.split(":")[0] in ("random", "run", "stage") or has_model(Path(weights).expanduser())
 
 
 def uses_token_types(backbone: Mapping[str, Any]) -> bool:

@@ -39,6 +39,7 @@ from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_members
 from transfer_run.experiment.config.words import parse, separate
+from transfer_run.files import read_yaml
 
 CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
@@ -202,7 +203,7 @@ class Composer:
         A method's file declares its `method` node and a dataset's its `dataset` node; what else they hold sets
         keys of other files, and so may an experiment.
         """
-        root = registry.read_yaml(registry.config_root() / f"{CONFIG_NAME}.yaml")
+        root = read_yaml(registry.config_root() / f"{CONFIG_NAME}.yaml")
         declared = {key: value for key, value in root.items() if key not in ("defaults", "hydra")}
         for choice, content in contents.items():
             group = choice.partition("=")[0]
@@ -215,7 +216,7 @@ class Composer:
 
 def _general() -> dict[str, Any]:
     """What the values of the keys that every run has may be."""
-    return registry.read_yaml(registry.config_root() / "options.yaml")
+    return read_yaml(registry.config_root() / "options.yaml")
 
 
 def make_importable(cfg: DictConfig) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.files import write_json
+from transfer_run.run_folder import MODEL, is_run
 
 MANY = 20_000
 """Files of a data folder that are looked at."""
@@ -41,7 +42,6 @@ WEIGHTS = (".safetensors",)
 PICKLED = (".bin", ".pt", ".pth")
 SETTINGS = (".json", ".txt", ".model", ".npz", ".npy")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".yaml")
-MODEL = Path("checkpoints") / "model"
 
 
 def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, str]:
@@ -69,16 +69,16 @@ def told_by_contents(contents: Mapping[str, str]) -> list[str]:
     return [key for key, digest in contents.items() if not digest.endswith(PARTLY)]
 
 
-def _is_run(place: Any) -> bool:
+def _names_run(place: Any) -> bool:
     """Is this the folder of a run? A run is told by its own identity."""
-    return (Path(str(place)).expanduser() / "config.yaml").is_file()
+    return is_run(Path(str(place)).expanduser())
 
 
 def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Every key that may name files, and what it says."""
     dataset, method = values["dataset"], values["method"]
     yield "dataset.path", dataset.get("path")
-    if not _is_run(dataset.get("rows")):
+    if not _names_run(dataset.get("rows")):
         yield "dataset.rows", dataset.get("rows")
     nodes = dataset.get("nodes") or {}
     members = {**(nodes.get("tasks") or {}), "images": nodes.get("images"), "texts": nodes.get("texts")}
@@ -92,7 +92,7 @@ def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)
     for name, words in (values.get("sources") or {}).items():
         folder = Path(str(words)).expanduser()
-        if "=" not in str(words) and folder.is_dir() and not _is_run(words):
+        if "=" not in str(words) and folder.is_dir() and not _names_run(words):
             yield f"sources.{name}", str(folder.resolve())
 
 

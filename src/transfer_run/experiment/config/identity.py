@@ -25,6 +25,7 @@ from transfer_run.experiment.config.digests import digests, told_by_contents
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.schema import ABOUT, flatten
 from transfer_run.experiment.config.stages import STAGE
+from transfer_run.run_folder import CONFIG, is_run
 
 NEUTRAL = (
     "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "plan", "sweep",
@@ -136,8 +137,8 @@ def _source(key: str, words: str, folders: tuple[str, ...], chain: tuple[str, ..
             )
         return _run_of(words, folders, (*chain, words), key)[:8]
     folder = Path(words).expanduser()
-    if (folder / "config.yaml").is_file():
-        return identity(OmegaConf.load(folder / "config.yaml"))[:8]  # type: ignore[arg-type]
+    if is_run(folder):
+        return identity(OmegaConf.load(folder / CONFIG))[:8]  # type: ignore[arg-type]
     if folder.exists():
         return str(folder.resolve())
     return words[:8] if re.fullmatch(r"[0-9a-f]{6,64}", words) else words

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.files import read_yaml
 
 KINDS = {
     "methods": "method",
@@ -29,14 +28,6 @@ KINDS = {
 }
 """What `transfer-list` calls it: the config group that holds it."""
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The fast loader, reading 1e-3 as the number that OmegaConf reads (YAML 1.1 would want 1.0e-3)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 _PACKAGE = re.compile(r"#\s*@package\s+(\S+)")
 
@@ -109,26 +100,6 @@ def entry(group: str, name: str, folders: Sequence[Path] = ()) -> Entry:
     )
     title = about.get("title") or node.get("title") or _comment(files[name])
     return Entry(name, str(title), str(family or ""), files[name], content)
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML file of keys.
-
-    Raises:
-        UserError: it is no YAML mapping.
-    """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise UserError(
-            f"{file.name} is not valid YAML: {problem}.", where=f"{file}{line}", remedy="mend the file"
-        ) from error
-    if not isinstance(content or {}, dict):
-        raise UserError(f"{file.name} holds no keys.", where=str(file), remedy="write KEY: VALUE lines")
-    return content or {}
 
 
 def unknown_choice(group: str, name: str, folders: Sequence[Path] = (), where: str = "") -> UserError:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.files import check_files
+from transfer_run.files import read_yaml
 
 CHOICES = ("task", "memory", "classes", "reference", "random")
 """Words of `dataset.reference` that name no data set."""
@@ -103,5 +104,5 @@ def _parsed(words: str, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _general() -> Mapping[str, Any]:
-    general = registry.read_yaml(registry.config_root() / "options.yaml")
+    general = read_yaml(registry.config_root() / "options.yaml")
     return {key: option for key, option in general.items() if key.startswith("dataset.")}

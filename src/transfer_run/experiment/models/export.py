@@ -25,11 +25,20 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.models.export_folder import check_place, replaced
-from transfer_run.experiment.models.handover import HEAD, MODEL, as_full
+from transfer_run.experiment.models.handover import as_full
 from transfer_run.experiment.models.model_files import backbone_config, load_model, tasks_of
 from transfer_run.files import write_json
 from transfer_run.methods.base import Method
-from transfer_run.run_folder import HEADS, model_folder, read_description
+from transfer_run.run_folder import (
+    BODY_PREFIX,
+    DESCRIPTION,
+    HEAD_PREFIX,
+    HEADS,
+    WEIGHTS,
+    has_model,
+    model_folder,
+    read_description,
+)
 
 PEFT, TRANSFORMERS, TIMM = "peft", "transformers", "timm"
 
@@ -94,7 +103,7 @@ def export_run(run: Path, out: Path) -> Path:
     """
     check_place(run, out)
     source = model_folder(run)
-    if not (source / "model.json").is_file() and any(source.glob("*.safetensors")):
+    if not has_model(source) and any(source.glob("*.safetensors")):
         with replaced(run, out) as folder:  # merged files are in their library's form already
             shutil.copytree(source, folder, dirs_exist_ok=True)
         return out
@@ -104,7 +113,7 @@ def export_run(run: Path, out: Path) -> Path:
         library, about, words = _written(method, about, source, folder)
         if (source / HEADS).is_dir():
             shutil.copytree(source / HEADS, folder / HEADS)
-        write_json(folder / "model.json", {**about, "library": library})
+        write_json(folder / DESCRIPTION, {**about, "library": library})
         title = f"# {about['method']['name']} on {about['backbone']['name']}\n\nWritten by transfer-run. "
         page = (HOW[library] + WHOLE).format(count=about["tensors"], **words)
         page += OTHER_TASKS.format(names=", ".join(tasks_of(source))) if tasks_of(source) else ""
@@ -120,15 +129,15 @@ def _written(
     words: dict[str, Any] = {"model": model, "part": part, "why": ""}
     if method.export(out):
         _save_head(method, out)
-        shutil.copy2(source / "model.safetensors", out / "model.safetensors")
+        shutil.copy2(source / WEIGHTS, out / WEIGHTS)
         base, note = _base(about, out)
         return PEFT, about, {**words, "base": base, "note": note}
     try:
-        if not about["complete"] or any(not name.startswith((MODEL, HEAD)) for name in method.shipped()):
+        if not about["complete"] or any(not name.startswith((BODY_PREFIX, HEAD_PREFIX)) for name in method.shipped()):
             method = as_full(method, about, where=str(source))
             about = {**about, "method": dict(registry.entry("method", "full").content["method"])}
     except UserError as error:
-        shutil.copy2(source / "model.safetensors", out / "model.safetensors")
+        shutil.copy2(source / WEIGHTS, out / WEIGHTS)
         why = f": {error.where.partition(': ')[2]} cannot be folded into the backbone"
         return "", about, {**words, "why": why}
     method.backbone.save_library(out)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from transfer_run.errors import UserError
 from transfer_run.files import write_json
+from transfer_run.run_folder import is_run
 
 MANIFEST = "export.json"
 SCHEMA = 1
@@ -29,7 +30,7 @@ def check_place(run: Path, out: Path) -> Path:
         UserError: `out` is, holds or lies in a run's folder, is a file, or holds things that no export wrote.
     """
     place, home = out.expanduser().resolve(), run.resolve()
-    inside = next((folder for folder in (place, *place.parents) if folder == home or _is_run(folder)), None)
+    inside = next((folder for folder in (place, *place.parents) if folder == home or is_run(folder)), None)
     if inside is not None or place in home.parents:
         what = f"lies in the run {inside}" if inside else f"holds the run {home}"
         what = "is a run's folder" if inside == place else what
@@ -39,12 +40,6 @@ def check_place(run: Path, out: Path) -> Path:
     if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
         raise _refused(f"The folder {out} is not empty, and no export wrote what is in it.", out)
     return place
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any(
-        (folder / name).exists() for name in ("result.json", "run.log", "checkpoints")
-    )
 
 
 def _refused(what: str, out: Path) -> UserError:

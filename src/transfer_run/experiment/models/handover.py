@@ -29,10 +29,8 @@ from transfer_run.experiment.config.stages import STAGE
 from transfer_run.experiment.models.model_files import backbone_config, load_model, save_model
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, method_settings
-from transfer_run.run_folder import model_folder, read_description
+from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
 from transfer_run.task import Task
-
-MODEL, HEAD = "backbone.model.", "backbone.head."
 
 
 def is_stage(config: Mapping[str, Any]) -> bool:
@@ -61,18 +59,20 @@ def hand_over(
     if not is_stage(config):
         return
     folder = model_folder(sources["backbone"])
-    about, tensors = read_description(folder), read_tensors(folder / "model.safetensors")
+    about, tensors = read_description(folder), read_tensors(folder / WEIGHTS)
     if _same_method(about, config):
-        carried = {n: t for n, t in tensors.items() if not n.startswith(HEAD)}
+        carried = {n: t for n, t in tensors.items() if not n.startswith(HEAD_PREFIX)}
         if about["complete"]:
-            carried = {n: t for n, t in carried.items() if not n.startswith(MODEL)}
+            carried = {n: t for n, t in carried.items() if not n.startswith(BODY_PREFIX)}
         _fill(method, carried, folder)
-    _hand_over_head(method, {n: t for n, t in tensors.items() if n.startswith(HEAD)}, about, log)
+    _hand_over_head(method, {n: t for n, t in tensors.items() if n.startswith(HEAD_PREFIX)}, about, log)
 
 
 def _fill(method: Method, carried: Mapping[str, Tensor], folder: Path) -> None:
     state = method.state_dict()
-    trained = {n for n, p in method.named_parameters() if p.requires_grad and not n.startswith((MODEL, HEAD))}
+    trained = {
+        n for n, p in method.named_parameters() if p.requires_grad and not n.startswith((BODY_PREFIX, HEAD_PREFIX))
+    }
     strange = sorted(n for n, t in carried.items() if n not in state or state[n].shape != t.shape)
     if strange or trained - carried.keys():
         first = (strange or sorted(trained - carried.keys()))[:3]
@@ -90,7 +90,7 @@ def _hand_over_head(
     method: Method, head: Mapping[str, Tensor], about: Mapping[str, Any], log: Callable[[str], None]
 ) -> None:
     before, state = Task.from_json(about["task"]), method.state_dict()
-    fresh = {name for name in state if name.startswith(HEAD)}
+    fresh = {name for name in state if name.startswith(HEAD_PREFIX)}
     if not head or not fresh:
         return
     fits = head.keys() == fresh and all(state[name].shape == tensor.shape for name, tensor in head.items())
@@ -116,10 +116,10 @@ def whole_model(run: Path) -> Path:
         UserError: what the run trained cannot be folded into a backbone.
     """
     folder = model_folder(run)
-    if not (folder / "model.json").is_file() or read_description(folder)["complete"]:
+    if not has_model(folder) or read_description(folder)["complete"]:
         return folder
     merged = folder / "merged"
-    if not (merged / "model.json").is_file():
+    if not has_model(merged):
         partial = folder / f".merged.{os.getpid()}"
         save_merged(load_model(folder), read_description(folder), partial, where=str(run))
         try:
@@ -156,7 +156,7 @@ def as_full(method: Method, about: Mapping[str, Any], where: str) -> Method:
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:  # of peft's many tuners
         problem = f" ({error})"
     plain = build_backbone(dict(about["backbone"]), device="meta").model
-    added = [n for n in method.shipped() if not n.startswith((MODEL, HEAD))]
+    added = [n for n in method.shipped() if not n.startswith((BODY_PREFIX, HEAD_PREFIX))]
     added += sorted({n for n, _ in method.backbone.model.named_parameters()} ^ {n for n, _ in plain.named_parameters()})
     if added or problem:
         raise UserError(

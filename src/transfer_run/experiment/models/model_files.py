@@ -19,10 +19,10 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
 from transfer_run.backbones.weights.checkpoints import read_tensors
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.files import read_json, write_json
+from transfer_run.files import read_json, write_json, written_whole
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
-from transfer_run.run_folder import AGAIN, HEADS, read_description
+from transfer_run.run_folder import AGAIN, DESCRIPTION, HEADS, TASKS, WEIGHTS, read_description
 from transfer_run.task import Task
 
 REMEDY = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
@@ -36,14 +36,12 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
         config: the composed config with `method` and `backbone` nodes.
         transform: what turns a raw example into a batch (`DataModule.transform_description`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.shipped().items()}
-    partial = folder / ".model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
+    with written_whole(folder / WEIGHTS) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     complete = all(f"backbone.{name}" in tensors for name, _ in method.backbone.named_parameters())
     write_json(
-        folder / "model.json",
+        folder / DESCRIPTION,
         {
             "schema": 1,
             "method": config["method"],
@@ -68,7 +66,7 @@ def backbone_config(about: Mapping[str, Any], weights: str | None = None) -> dic
 
 def tasks_of(folder: Path) -> dict[str, Any]:
     """The tasks whose heads lie beside a merged model, by the names of its sources; none of any other model."""
-    path = folder / HEADS / "tasks.json"
+    path = folder / HEADS / TASKS
     return read_json(path, AGAIN) if path.is_file() else {}
 
 
@@ -123,7 +121,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
         )
     method = build_method(about["method"], backbone, task)
     method.settle()
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(folder / WEIGHTS)
     refuse_diverged(tensors, folder)
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from transfer_run.run_folder import LOG_FILE
+
 LOG = logging.getLogger("transfer_run")
 
 
@@ -58,7 +60,7 @@ LIBRARIES = ("lightning.pytorch", "lightning.fabric", "py.warnings")
 def run_log(folder: Path, *, console: bool = True) -> Iterator[None]:
     """Send the log to `run.log` (appended on resume); our own lines also to stderr, the libraries' only to the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = logging.StreamHandler(sys.stderr)
     to_console.setFormatter(logging.Formatter("%(message)s"))

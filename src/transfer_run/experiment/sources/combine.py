@@ -23,7 +23,7 @@ from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.report import amount
 from transfer_run.methods.base import Context
 from transfer_run.methods.build import method_class, method_settings
-from transfer_run.run_folder import model_folder, read_description
+from transfer_run.run_folder import CONFIG, RESULT, has_model, is_run, model_folder, read_description
 
 
 def on_first_source(cfg: DictConfig, sources: dict[str, Path]) -> DictConfig | None:
@@ -32,11 +32,10 @@ def on_first_source(cfg: DictConfig, sources: dict[str, Path]) -> DictConfig | N
     Raises:
         UserError: the method is not defined on that backbone.
     """
-    runs = [folder for folder in sources.values() if (model_folder(folder) / "model.json").is_file()]
-    runs = [folder for folder in runs if (folder / "config.yaml").is_file()]
+    runs = [folder for folder in sources.values() if is_run(folder) and has_model(model_folder(folder))]
     if not runs:
         return None
-    first = OmegaConf.load(runs[0] / "config.yaml")
+    first = OmegaConf.load(runs[0] / CONFIG)
     return _on(cfg, first.dataset, backbone_config(read_description(model_folder(runs[0]))))
 
 
@@ -110,7 +109,7 @@ def combine_files(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> No
         method.prepare(context)
     extra = method.conclude(context)
     write_json(
-        folder / "result.json",
+        folder / RESULT,
         {
             "schema": 1,
             "status": "finished",

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.run_folder import CONFIG, is_run
 
 if TYPE_CHECKING:
     from transfer_run.experiment.sources.source import Source
@@ -134,8 +135,8 @@ def _entry(source: Source, wanted: Mapping[str, Wanted], method: Mapping[str, An
 
 def _check_kind(source: Source, entry: Wanted, method: Mapping[str, Any]) -> None:
     cfg = source.cfg
-    if source.folder is not None and (source.folder / "config.yaml").is_file():
-        cfg = OmegaConf.load(source.folder / "config.yaml")  # type: ignore[assignment]
+    if source.folder is not None and is_run(source.folder):
+        cfg = OmegaConf.load(source.folder / CONFIG)  # type: ignore[assignment]
     kind = "model" if cfg is None else makes(cfg)
     if kind not in entry.kinds:
         by = OmegaConf.select(cfg, "method.name") if cfg is not None else None

@@ -21,7 +21,7 @@ from transfer_run.experiment.models.model_files import load_model, refuse_diverg
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
-from transfer_run.run_folder import model_folder, read_description
+from transfer_run.run_folder import has_model, is_run, model_folder, read_description
 from transfer_run.task import Task
 
 
@@ -37,9 +37,9 @@ def source_model(name: str, sources: Mapping[str, Path], config: Mapping[str, An
     if name not in sources:
         raise _missing(name, list(sources))
     folder = model_folder(sources[name])
-    if (folder / "model.json").is_file():
+    if has_model(folder):
         return load_model(folder)
-    if (sources[name] / "config.yaml").is_file():
+    if is_run(sources[name]):
         raise UserError(
             f"The source {name!r} is a run that made no model (a ranking, a data set or merged files).",
             where=f"sources.{name}: {sources[name]}",
@@ -88,10 +88,10 @@ def source_on_meta(name: str, config: Mapping[str, Any], task: Task) -> Method:
     source = sources[name]
     if source.cfg is None:
         folder = source.folder or fetched(source)
-        about = model_folder(folder) / "model.json"
-        if not about.is_file() or read_description(about.parent).get("library"):
+        model = model_folder(folder)
+        if not has_model(model) or read_description(model).get("library"):
             return source_model(name, {name: folder}, config, task).to("meta")
-        content = read_description(about.parent)
+        content = read_description(model)
         node, settings, task = content["backbone"], content["method"], Task.from_json(content["task"])
     else:
         values: dict[str, Any] = OmegaConf.to_container(source.cfg, resolve=True)  # type: ignore[assignment]

@@ -24,7 +24,7 @@ from transfer_run.experiment.config.identity import RUN, STARTS, identity, run_f
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, INHERITED, ROWS, Source, Tree, _naming, key_of
-from transfer_run.run_folder import read_result
+from transfer_run.run_folder import is_run, read_result
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -94,7 +94,7 @@ def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
 
 def _checked(name: str, folder: Path) -> Path:
     """A run's folder must hold a finished run (of any kind); any other folder must hold weights."""
-    if (folder / "config.yaml").is_file():
+    if is_run(folder):
         if read_result(folder) is not None:
             return folder
         raise UserError(

@@ -21,6 +21,7 @@ from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
 from transfer_run.hardware.optimization import build_optimizer, build_schedule
 from transfer_run.methods.base import Method
+from transfer_run.run_folder import LOG_FILE
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -196,7 +197,7 @@ class TransferModule(pl.LightningModule):
         broken = not_finite(checkpoint["state_dict"]) if self.config["trainer"]["stop_on_nan"] else []
         if broken:  # the checkpoint before this one stays
             what = f"The trained weights are not finite at step {self.global_step} ({', '.join(broken[:3])})."
-            raise diverged(what, Path(self.trainer.default_root_dir) / "run.log")
+            raise diverged(what, Path(self.trainer.default_root_dir) / LOG_FILE)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `on_save_checkpoint` kept; frozen weights stay as they were built."""

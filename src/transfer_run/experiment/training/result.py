@@ -19,7 +19,7 @@ from transfer_run.files import write_json
 from transfer_run.hardware.devices import device_of
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.methods.base import Context, Method
-from transfer_run.run_folder import model_folder
+from transfer_run.run_folder import LOG_FILE, RESULT, model_folder
 
 
 def _record(
@@ -36,7 +36,7 @@ def _record(
     """Save the model, plan the run beside its measurement, and write `result.json` last."""
     method = module.method
     if broken := not_finite(method.shipped()):
-        raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / "run.log")
+        raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / LOG_FILE)
     context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
     extra |= {"notes": list(module.data.notes)} if module.data.notes else {}
@@ -46,7 +46,7 @@ def _record(
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
     plan = _planned(_with_found_labels(cfg, module.data), target) if memory is not None else None
     result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
-    write_json(folder / "result.json", {**result, "extra": extra} if extra else result)
+    write_json(folder / RESULT, {**result, "extra": extra} if extra else result)
     if memory is not None and plan is not None:
         LOG.info("%s", memory.compare(plan))
 

@@ -47,6 +47,7 @@ from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
+from transfer_run.run_folder import CHECKPOINTS, CONFIG, LOG_FILE, METRICS
 
 
 def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
@@ -69,7 +70,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method, data = _build(config, sources)
     checkpoints, memory, metrics = _witnesses(config, folder, data)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
-    finite = StopOnNan(config["trainer"]["log_every"], folder / "run.log") if cfg.trainer.stop_on_nan else None
+    finite = StopOnNan(config["trainer"]["log_every"], folder / LOG_FILE) if cfg.trainer.stop_on_nan else None
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
     trainer = build_trainer(
         config, folder, callbacks, [metrics, *build_loggers(config, folder)], _block_classes(method)
@@ -133,7 +134,7 @@ def _witnesses(
     """What watches the training and writes it down."""
     settings = config["trainer"]
     checkpoints = Checkpoints(
-        folder / "checkpoints",
+        folder / CHECKPOINTS,
         settings["checkpoint_every"],
         settings["checkpoint_minutes"],
         Selection(data.metrics("validation").better, settings["patience"]),
@@ -142,7 +143,7 @@ def _witnesses(
     )
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryCallback(settings["tracked_steps"]) if config["profiler"]["memory"] else None
-    return checkpoints, memory, MetricsCsv(folder / "metrics.csv")
+    return checkpoints, memory, MetricsCsv(folder / METRICS)
 
 
 def method_needs_weights(config: dict[str, Any]) -> bool:
@@ -171,7 +172,7 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
 
 def _source_data(sources: dict[str, Path], name: str) -> DataModule:
     """The whole data set that the source run `name` was fitted on, as its backbone reads it."""
-    file = sources[name] / "config.yaml" if name in sources else None
+    file = sources[name] / CONFIG if name in sources else None
     if file is None or not file.is_file():
         raise UserError(
             f"The run needs a source {name!r}."

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.files import write_json
+from transfer_run.run_folder import CONFIG, LOG_FILE
 
 OUTCOME = ".outcome.json"
 
@@ -86,7 +87,7 @@ def _raise_outcome(folder: Path, codes: list[int]) -> None:
         raise Preempted(message)
     if kind == "KeyboardInterrupt":
         raise KeyboardInterrupt
-    raise RunFailed(folder / "run.log", message)
+    raise RunFailed(folder / LOG_FILE, message)
 
 
 def _free_port() -> int:
@@ -102,7 +103,7 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     sources = {name: Path(path) for name, path in json.loads(sys.argv[2]).items()}
-    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg = OmegaConf.load(folder / CONFIG)
     assert isinstance(cfg, DictConfig)
     first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     try:

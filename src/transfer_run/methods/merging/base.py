@@ -31,6 +31,7 @@ from transfer_run.methods.merging.engine.writer import Live, copy_companions
 from transfer_run.methods.merging.runs.bodies import BODIES, body_of, body_tensors
 from transfer_run.methods.merging.runs.report import task_metrics, task_rows, task_table
 from transfer_run.methods.merging.runs.source_task import SourceTask, check_one_start, save_heads
+from transfer_run.run_folder import CHECKPOINTS, MODEL
 from transfer_run.task import Task
 
 INTERMEDIATE = (BODIES, TASK_VECTOR)
@@ -176,7 +177,7 @@ class Merging(Method, ABC):
             )
         first = folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
         stem = "model" if adapter_config(first) is None else "adapter_model"
-        out = context.folder / "checkpoints" / "model"
+        out = context.folder / MODEL
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
         copied = copy_companions(first, out)
         self._note(options[0], context)
@@ -200,12 +201,12 @@ class Merging(Method, ABC):
         rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
         self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
         context.log(task_table(rows))
-        save_heads(tasks, context.folder / "checkpoints" / "model")
+        save_heads(tasks, context.folder / MODEL)
         if own is not None:
             own.on(backbone)
         self.requires_grad_(False)
         for name in INTERMEDIATE:
-            shutil.rmtree(context.folder / "checkpoints" / name, ignore_errors=True)
+            shutil.rmtree(context.folder / CHECKPOINTS / name, ignore_errors=True)
 
     def _own_task(self, tasks: Sequence[SourceTask], backbone: Backbone) -> SourceTask | None:
         """The source whose head the merged model gets: the first one of the run's own task."""

@@ -27,6 +27,7 @@ from transfer_run.methods.merging.engine.stream import Job, Place, Rule, SquareS
 from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.fisher_estimate import estimate_fisher, save_fisher
+from transfer_run.run_folder import CHECKPOINTS
 from transfer_run.task import Task
 
 
@@ -225,7 +226,7 @@ class FisherMerging(Merging):
         """The Fisher of a source on its own training data, kept beside its checkpoint."""
         examples, labels = int(self.fisher["examples"]), str(self.fisher["labels"])
         drawn = f"-{context.seed}" if labels == "sample" else ""
-        path: Path = task.folder / "checkpoints" / f"fisher-{labels}-{examples}{drawn}.safetensors"
+        path: Path = task.folder / CHECKPOINTS / f"fisher-{labels}-{examples}{drawn}.safetensors"
         if not path.is_file():
             method = plain_model(task, context)
             device = next(method.backbone.model.parameters()).device

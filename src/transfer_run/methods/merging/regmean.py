@@ -27,6 +27,7 @@ from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.examples import single_examples
 from transfer_run.methods.merging.statistics.gram import TRANSPOSED, gather_grams, save_grams
+from transfer_run.run_folder import CHECKPOINTS
 from transfer_run.task import Task
 
 ROWS = 256  # outputs solved at a time; fixed, so that the piece size does not change the matrix products
@@ -168,7 +169,7 @@ class RegMean(Merging):
 
     def _gram(self, task: SourceTask, context: Context) -> Checkpoint:
         """The Gram matrices of a source on its own training data, kept beside its checkpoint."""
-        path: Path = task.folder / "checkpoints" / f"gram-{self.examples}.safetensors"
+        path: Path = task.folder / CHECKPOINTS / f"gram-{self.examples}.safetensors"
         if not path.is_file():
             method = plain_model(task, context)
             device = next(method.backbone.model.parameters()).device

@@ -20,6 +20,7 @@ from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoin
 from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Place, Rule, merge_tensors, model_weights
 from transfer_run.methods.merging.engine.writer import CheckpointWriter
 from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.run_folder import CHECKPOINTS
 from transfer_run.task import Task
 
 Scales = float | Sequence[float]
@@ -81,7 +82,7 @@ class TaskVectorMerging(Merging):
     def options(self, job: Job, context: Context, tasks: Sequence[SourceTask]) -> list[Option]:
         if len(self.scales) == 1 or not tasks:
             return [Option({"lambda": s}, job, self.rule(s, context.seed)) for s in self.scales]
-        folder = context.folder / "checkpoints" / TASK_VECTOR
+        folder = context.folder / CHECKPOINTS / TASK_VECTOR
         stored = job.replaced([store_task_vector(job, self.rule(None, context.seed), folder)])
         return [Option({"lambda": scale}, stored, Scaled(scale)) for scale in self.scales]
 

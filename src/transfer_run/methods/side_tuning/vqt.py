@@ -30,6 +30,7 @@ from transfer_run.methods.base import Context, Method
 from transfer_run.methods.side_tuning.ladder.ladder import MemoryMode
 from transfer_run.methods.side_tuning.parts.addons import build_addon
 from transfer_run.methods.side_tuning.parts.summaries import Kind, build_combiner
+from transfer_run.run_folder import HEAD_PREFIX
 from transfer_run.task import Task
 
 StageName = Literal["train", "compress", "featselect", "finetune"]
@@ -125,7 +126,7 @@ class VQT(Method):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """No weight decay on the head's bias; the add-on with its own rate."""
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        bias = named.pop("backbone.head.bias")
+        bias = named.pop(f"{HEAD_PREFIX}bias")
         addon = [p for name, p in named.items() if name.startswith("addon.")]
         rest = [p for name, p in named.items() if not name.startswith("addon.")]
         own = {} if self.addon_lr is None else {"lr": self.addon_lr}

@@ -11,7 +11,6 @@ use that the paper makes of the result: matching a user's question with a list o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.text.tokens import padded, pair_ids
 from transfer_run.methods.base import Context, Method
+from transfer_run.run_folder import read_result
 from transfer_run.task import Task
 
 Pairs = Sequence[tuple[str, str]]
@@ -48,10 +48,9 @@ class DoubleFineTuning(Method):
 
     def conclude(self, context: Context) -> dict[str, Any]:
         """What is to be known of the data of the stages before (a substitution, questions left out)."""
-        file = context.sources["backbone"] / "result.json" if "backbone" in context.sources else None
-        if file is None or not file.is_file():
+        before = read_result(context.sources["backbone"]) if "backbone" in context.sources else None
+        if before is None:
             return {}
-        before = json.loads(file.read_text(encoding="utf-8"))
         extra = before.get("extra", {})
         lines = [*extra.get("before", ()), *(f"{before['dataset']}: {note}" for note in extra.get("notes", ()))]
         for line in lines:

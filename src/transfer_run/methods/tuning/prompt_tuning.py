@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.run_folder import HEAD_PREFIX
 from transfer_run.task import Task
 
 
@@ -71,7 +72,7 @@ class PromptTuning(Method):
         head = list(self.backbone.head.parameters())
         if self.head_lr is None or not head:
             return super().parameter_groups()
-        own = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("backbone.head.")]
+        own = [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith(HEAD_PREFIX)]
         return [{"params": own}, {"params": head, "lr": self.head_lr}]
 
     def rows(self, index: int) -> Tensor:

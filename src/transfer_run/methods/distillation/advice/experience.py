@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transfer_run.methods.distillation.objectives.information import BOUNDS
+from transfer_run.run_folder import finished_runs, read_config, read_result
 
 CHOICES = (
     "kd.hard_weight", "kd.soft_weight", "kd.soft", "kd.temperature", "inter.mapping", "inter.feature", "inter.loss",
@@ -35,19 +33,18 @@ def experiences(root: Path) -> list[Experience]:
 
     A run knows it if it had `sources.baseline` beside `sources.teacher`, and the two scores differ.
     """
-    return [found for path in sorted(root.rglob("result.json")) if (found := _read(path)) is not None]
+    return [found for run in finished_runs(root) if (found := _read(run)) is not None]
 
 
-def _read(path: Path) -> Experience | None:
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if result.get("method") != "distiller" or result.get("status") != "finished":
+def _read(run: Path) -> Experience | None:
+    result = read_result(run) or {}
+    if result.get("method") != "distiller":
         return None
     facts = dict(result.get("extra", {}).get("distillation") or {})
     ratio = facts.pop("ratio", None)
     if ratio is None:
         return None
-    config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-    return Experience(str(result["dataset"]), {**pipeline(config["method"]), **_plain(facts)}, float(ratio))
+    return Experience(str(result["dataset"]), {**pipeline(read_config(run)["method"]), **_plain(facts)}, float(ratio))
 
 
 def pipeline(method: Mapping[str, Any]) -> Row:

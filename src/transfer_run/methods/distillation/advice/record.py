@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Context
+from transfer_run.run_folder import read_result
 from transfer_run.task import Task
 
 
@@ -22,9 +22,7 @@ def distillation_ratio(student: float, teacher: float, baseline: float) -> float
 
 def headline_of(run: Path, headline: str) -> float | None:
     """The test score of a finished run; None where it has none."""
-    path = run / "result.json"
-    metrics = json.loads(path.read_text(encoding="utf-8")).get("metrics", {}) if path.is_file() else {}
-    value = metrics.get(f"test/{headline}")
+    value = (read_result(run) or {}).get("metrics", {}).get(f"test/{headline}")
     return None if value is None else float(value)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
+from transfer_run.run_folder import BODY_PREFIX, WEIGHTS, has_model, model_folder
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -175,10 +176,9 @@ def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
     path = Path(place).expanduser()
     if path.is_file():
         return SafetensorsCheckpoint([path])
-    if (path / "checkpoints" / "model" / "model.json").is_file():
-        path = path / "checkpoints" / "model"
-    if (path / "model.json").is_file():
-        return SafetensorsCheckpoint([path / "model.safetensors"], "backbone.model.", str(path), only=True)
+    path = model_folder(path)
+    if has_model(path):
+        return SafetensorsCheckpoint([path / WEIGHTS], BODY_PREFIX, str(path), only=True)
     known = [path / name for name in ("model.safetensors", "adapter_model.safetensors") if (path / name).is_file()]
     files = _shards_of(path) or known[:1] or sorted(path.glob("*.safetensors"))
     if not files or (len(files) > 1 and not _shards_of(path)):

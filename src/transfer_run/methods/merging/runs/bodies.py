@@ -11,7 +11,8 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, SafetensorsCheckpoint
-from transfer_run.methods.merging.runs.source_task import BODY, SourceTask
+from transfer_run.methods.merging.runs.source_task import SourceTask
+from transfer_run.run_folder import BODY_PREFIX, CHECKPOINTS, WEIGHTS
 
 BODIES = "bodies"
 
@@ -43,7 +44,7 @@ def body_of(task: SourceTask, known: Mapping[str, Tensor], context: Context) -> 
         UserError: the source's model is not a plain backbone with other weights.
     """
     if task.complete:
-        return SafetensorsCheckpoint([task.model_folder / "model.safetensors"], prefix=BODY, only=True)
+        return SafetensorsCheckpoint([task.model_folder / WEIGHTS], prefix=BODY_PREFIX, only=True)
     body = body_tensors(plain_model(task, context).backbone)
     if body.keys() != known.keys():
         raise UserError(
@@ -51,7 +52,7 @@ def body_of(task: SourceTask, known: Mapping[str, Tensor], context: Context) -> 
             where=f"sources.{task.name}: {', '.join(sorted(body.keys() ^ known.keys())[:4])}",
             remedy="merge runs of methods that change the backbone's own weights: full, partial, bitfit, lora",
         )
-    path = context.folder / "checkpoints" / BODIES / f"{task.name}.safetensors"
+    path = context.folder / CHECKPOINTS / BODIES / f"{task.name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in body.items()}, path)
     return SafetensorsCheckpoint([path], where=f"sources.{task.name}")

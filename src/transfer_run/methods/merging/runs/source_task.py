@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,13 +16,23 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
 from transfer_run.errors import UserError
+from transfer_run.files import write_json
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Method
+from transfer_run.run_folder import (
+    BODY_PREFIX,
+    HEAD_PREFIX,
+    HEADS,
+    TASKS,
+    WEIGHTS,
+    has_model,
+    is_run,
+    model_folder,
+    read_config,
+    read_description,
+    read_result,
+)
 from transfer_run.task import Task
-
-BODY, HEAD = "backbone.model.", "backbone.head."
-HEADS = "heads"
-"""Folder beside a merged model with the heads of all its tasks."""
 
 
 class SourceTask:
@@ -37,11 +45,10 @@ class SourceTask:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.model_folder = folder / "checkpoints" / "model"
-        self.about: dict[str, Any] = json.loads((self.model_folder / "model.json").read_text(encoding="utf-8"))
-        self.config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
+        self.model_folder = model_folder(folder)
+        self.about, self.config = read_description(self.model_folder), read_config(folder)
         names = self._tensors(lambda name: True, read=False)
-        strange = sorted(name for name in names if not name.startswith((BODY, HEAD)))
+        strange = sorted(name for name in names if not name.startswith((BODY_PREFIX, HEAD_PREFIX)))
         if strange:
             raise UserError(
                 f"The source {name!r} ({self.about['method']['name']}) trained more than its backbone and head, which "
@@ -52,7 +59,7 @@ class SourceTask:
 
     @staticmethod
     def is_run(folder: Path) -> bool:
-        return (folder / "checkpoints" / "model" / "model.json").is_file() and (folder / "config.yaml").is_file()
+        return is_run(folder) and has_model(model_folder(folder))
 
     @property
     def complete(self) -> bool:
@@ -87,21 +94,21 @@ class SourceTask:
 
     def scores(self) -> dict[str, float]:
         """The run's own test scores by metric."""
-        result = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        return {k.removeprefix("test/"): v for k, v in result["metrics"].items() if k.startswith("test/")}
+        metrics = (read_result(self.folder) or {}).get("metrics", {})
+        return {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
 
     def on(self, backbone: Backbone) -> Method:
         """This task with this run's head on whatever body `backbone` has now; in eval mode."""
         method = Method(backbone, self.task)
-        head = self._tensors(lambda name: name.startswith(HEAD))
-        backbone.head.load_state_dict({name.removeprefix(HEAD): tensor for name, tensor in head.items()})
+        head = self._tensors(lambda name: name.startswith(HEAD_PREFIX))
+        backbone.head.load_state_dict({name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()})
         return method.to(next(backbone.model.parameters()).device).eval()
 
     def save_head(self, file: Path) -> None:
         """The run's head as an export has it; no file where the task needs none (text-to-text)."""
-        head = self._tensors(lambda name: name.startswith(HEAD))
+        head = self._tensors(lambda name: name.startswith(HEAD_PREFIX))
         if head:
-            save_file({f"head.{name.removeprefix(HEAD)}": tensor for name, tensor in head.items()}, file)
+            save_file({f"head.{name.removeprefix(HEAD_PREFIX)}": tensor for name, tensor in head.items()}, file)
 
     @torch.no_grad()
     def evaluate(self, backbone: Backbone, split: str) -> dict[str, float]:
@@ -113,7 +120,7 @@ class SourceTask:
         return scores.compute()
 
     def _tensors(self, wanted: Any, read: bool = True) -> dict[str, Tensor]:
-        with safe_open(self.model_folder / "model.safetensors", framework="pt") as file:
+        with safe_open(self.model_folder / WEIGHTS, framework="pt") as file:
             names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - the file is no mapping
             return {name: file.get_tensor(name) if read else torch.empty(0) for name in names}
 
@@ -124,7 +131,7 @@ def save_heads(tasks: list[SourceTask], folder: Path) -> None:
     for task in tasks:
         task.save_head(folder / HEADS / f"{task.name}.safetensors")
     about = {task.name: {key: task.about[key] for key in ("task", "transform")} for task in tasks}
-    (folder / HEADS / "tasks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / HEADS / TASKS, about)
 
 
 def check_one_start(tasks: list[SourceTask], backbone: Backbone) -> None:

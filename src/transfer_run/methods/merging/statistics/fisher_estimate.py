@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Batch
+from transfer_run.files import written_whole
 from transfer_run.methods.base import Method
 from transfer_run.methods.merging.engine.stream import SquareSum
 from transfer_run.methods.merging.statistics.examples import single_examples
@@ -137,7 +138,5 @@ def save_fisher(fisher: Mapping[str, Tensor], path: Path, about: Mapping[str, st
     total = SquareSum()
     for name in sorted(fisher):
         total.add(fisher[name].reshape(-1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(dict(fisher), partial, metadata={"format": "pt", **about, "norm": repr(total.value**0.5)})
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(dict(fisher), partial, metadata={"format": "pt", **about, "norm": repr(total.value**0.5)})

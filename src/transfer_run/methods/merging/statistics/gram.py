@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Batch
+from transfer_run.files import written_whole
 
 TRANSPOSED = "transposed"
 """Key of the file's header: names of weights stored (in, out)."""
@@ -70,7 +71,5 @@ def gather_grams(model: nn.Module, forward: Any, examples: Iterable[Batch]) -> d
 def save_grams(grams: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     """One safetensors file: G under the name of the weight."""
     flipped = sorted(name for name, layer in linear_layers(model).items() if isinstance(layer, Conv1D))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(grams, partial, metadata={"format": "pt", TRANSPOSED: json.dumps(flipped)})
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(grams, partial, metadata={"format": "pt", TRANSPOSED: json.dumps(flipped)})

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
+from transfer_run.run_folder import has_model, model_folder, read_config, read_description, read_result
 
 READING = ("about", "batch_size", "max_source_length", "max_target_length", "keep_in_memory")
 
@@ -76,12 +75,13 @@ def accuracies_of_runs(
     for folder in folders:
         if _data_set(folder) != data:
             continue
-        result, model = _json(folder / "result.json"), _json(folder / "checkpoints" / "model" / "model.json")
-        if result.get("status") != "finished" or (method is not None and result.get("method") != method):
+        result, model = read_result(folder), model_folder(folder)
+        if result is None or (method is not None and result.get("method") != method):
             continue
         metrics = result.get("metrics", {})
         reached = _Reached(metrics.get(f"validation/{headline}"), metrics.get(f"test/{headline}"))
-        started_from = model.get("provenance", {}).get("checksum")
+        about = read_description(model) if has_model(model) else {}
+        started_from = about.get("provenance", {}).get("checksum")
         for name, checksum in checksums.items():
             if reached.accuracy is not None and checksum == started_from:
                 found.setdefault(name, []).append(reached)
@@ -115,11 +115,4 @@ def _best(name: str, runs: Sequence[_Reached], better: Better, say: Callable[[st
 
 def _data_set(run: Path) -> dict[str, Any]:
     """What a run's config says of its data set, without what changes how it is read but not what it holds."""
-    path = run / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: value for key, value in config.get("dataset", {}).items() if key not in READING}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The file's content; empty where there is none (a run that has not come so far)."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return {key: value for key, value in read_config(run).get("dataset", {}).items() if key not in READING}
