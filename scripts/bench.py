@@ -173,13 +173,13 @@ def _step_seconds(cfg: Any, steps: int) -> float:
     import torch
     from omegaconf import OmegaConf
 
-    from transfer_run.backbones.load import family_class
+    from transfer_run.backbones.load import backbone_class
     from transfer_run.data.load import batch_spec, build_task
     from transfer_run.hardware.optimization import build_optimizer
     from transfer_run.methods.build import build_method
 
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    backbone = family_class("vit").from_architecture(config["backbone"])
+    backbone = backbone_class(config["backbone"]).from_architecture(config["backbone"])
     method = build_method(config["method"], backbone, build_task(config["dataset"], config["backbone"]))
     spec = batch_spec(config["dataset"], config["backbone"], config["dataset"]["batch_size"])
     batch = {name: torch.rand(shape).to(dtype) for name, (shape, dtype) in spec.items()}

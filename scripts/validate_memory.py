@@ -77,7 +77,7 @@ def measure(words: Sequence[str], device: str) -> dict[str, Any]:
     import torch
     from omegaconf import OmegaConf
 
-    from transfer_run.backbones.load import family_class
+    from transfer_run.backbones.load import backbone_class
     from transfer_run.data.load import batch_spec, build_task
     from transfer_run.experiment.config.compose import compose
     from transfer_run.hardware.optimization import build_optimizer
@@ -86,7 +86,7 @@ def measure(words: Sequence[str], device: str) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(compose(list(words)), resolve=True)  # type: ignore[assignment]
     torch.manual_seed(0)
     with torch.device(device):
-        backbone = family_class(config["backbone"]["family"]).from_architecture(config["backbone"])
+        backbone = backbone_class(config["backbone"]).from_architecture(config["backbone"])
         method = build_method(config["method"], backbone, build_task(config["dataset"], config["backbone"]))
         spec = batch_spec(config["dataset"], config["backbone"], config["dataset"]["batch_size"])
         batch = {name: _made_up(name, *entry) for name, entry in spec.items()}

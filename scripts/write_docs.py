@@ -23,7 +23,7 @@ def text() -> str:
     for entry in sorted(entries("method", ()), key=lambda e: (e.family, e.name)):
         about = entry.content["method"]["about"]
         paper = f"[{about['title']}](https://arxiv.org/abs/{about['arxiv']})" if about.get("arxiv") else about["title"]
-        works = ", ".join(about.get("backbones", ["none needed"]))
+        works = ", ".join(about.get("backbones", ["any"]))
         lines.append(f"| `{entry.name}` | {entry.family} | {about['shape']} | {works} | {paper} |")
     return HEAD + "\n".join(lines) + "\n"
 

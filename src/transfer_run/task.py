@@ -57,40 +57,6 @@ Batch = dict[str, Tensor]
 BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-ANSWERED = {
-    "t5": ("classification", "regression", "text_to_text", "span_corruption"),
-    "encoder": ("classification", "regression"),
-    "decoder": ("classification", "regression", "language_modeling"),
-    "clip": ("classification", "regression", "retrieval"),
-    "vit": ("classification", "regression"),
-    "cnn": ("classification", "regression"),
-}
-"""The forms of dataset that each family of backbones answers."""
-
-
-HEAD = "head"
-"""`dataset.answers=head`: a T5 answers through a head on the mean of its encoder's states, as encoders do."""
-
-
-def pose(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Form:
-    """The form in which `backbone` answers `dataset`.
-
-    Raises:
-        UserError: the family does not answer datasets of this form.
-    """
-    form, family = dataset["form"], backbone["family"]
-    if form not in ANSWERED.get(family, (form,)):
-        fitting = [name for name, forms in ANSWERED.items() if form in forms]
-        raise UserError(
-            f"A backbone of family {family} cannot be asked for {form}.",
-            where=f"dataset={dataset['name']}, backbone={backbone.get('name')}",
-            remedy=f"choose a backbone of the families {', '.join(fitting)}" if fitting else "",
-        )
-    if family == "t5" and not (form in ("classification", "regression") and dataset.get("answers") == HEAD):
-        return "text_to_text"
-    return form
-
-
 def class_count(dataset: Mapping[str, Any]) -> int:
     """Number of classes from the config alone.
 

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import BartConfig, BartModel
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.declared import families
 from transfer_run.backbones.families.bart import BartEncoder
-from transfer_run.backbones.load import FAMILIES, build_backbone
+from transfer_run.backbones.load import build_backbone
 from transfer_run.task import Task
 
 FOLDER = Path(__file__).parents[2] / "configs" / "backbone"
@@ -104,7 +105,7 @@ def test_words(name: str) -> None:
     assert lines[1].startswith("# ")
     config = read(name)
     assert config["name"] == name
-    assert config["family"] in FAMILIES
+    assert config["family"] in families()
     assert set(config) <= KEYS
     assert ("image" in config) == (config["family"] in ("vit", "cnn", "clip"))
     if config["hub"]:
@@ -136,7 +137,8 @@ def test_builds_without_memory_and_network(name: str) -> None:
 
 
 def test_every_embedded_kind_has_a_tiny_one() -> None:
-    assert {read(name)["family"] for name in TINY} == set(FAMILIES)
+    assert {name: read(family.smallest)["family"] for name, family in families().items()} == {n: n for n in families()}
+    assert {family.smallest for family in families().values()} <= set(TINY)
 
 
 @pytest.mark.parametrize("name", TINY)

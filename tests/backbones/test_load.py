@@ -314,14 +314,14 @@ def test_an_untied_head_does_not_overwrite_the_embedding(config_of: Configs, tmp
 def test_a_family_imports_its_own_library_only() -> None:
     script = """
 import sys
-from transfer_run.backbones.load import family_class
-family_class("t5"), family_class("encoder"), family_class("decoder")
+from transfer_run.backbones.load import backbone_class
+[backbone_class({"family": family}) for family in ("t5", "encoder", "decoder")]
 assert "timm" not in sys.modules, "timm"
 """
     other = """
 import sys
-from transfer_run.backbones.load import family_class
-family_class("vit"), family_class("cnn")
+from transfer_run.backbones.load import backbone_class
+[backbone_class({"family": family}) for family in ("vit", "cnn")]
 assert "transformers" not in sys.modules, "transformers"
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from transfer_run.backbones.declared import families
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
 from transfer_run.errors import Preempted
@@ -21,14 +22,6 @@ from transfer_run.experiment.training.checkpoints import Checkpoints
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 
-SMALLEST = {
-    "vit": ("vit_tiny", "digits"),
-    "t5": ("t5_tiny", "python_docs"),
-    "encoder": ("bert_tiny", "python_docs"),
-    "decoder": ("gpt2_tiny", "python_docs"),
-    "cnn": ("cnn_tiny", "digits"),
-    "clip": ("clip_tiny", "digits"),
-}
 STEPS = 4
 
 
@@ -44,8 +37,9 @@ def methods(*shapes: str) -> list[str]:
 
 def words(method: str, output: Path | str = "outputs") -> list[str]:
     """The method's smallest run: random weights, four steps."""
-    fitting = about(method)["backbones"]
-    backbone, dataset = next(pair for family, pair in SMALLEST.items() if family in fitting)
+    fitting = about(method).get("backbones") or families()
+    family = families()[max(fitting)]  # the last by name: a ViT where it may be one
+    backbone, dataset = family.smallest, "digits" if "images" in family.reads else "python_docs"
     posed = ["dataset.answers=names"] if backbone == "t5_tiny" else []
     own = about(method).get("matrix", [])
     chosen = {word.partition("=")[0] for word in own}

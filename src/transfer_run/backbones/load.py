@@ -10,38 +10,59 @@ Only the module of the family asked for is imported: a text model never waits fo
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.quantised import check_quantised, narrow, offload
-from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors
-from transfer_run.backbones.weights.hub import commit_of, fetch_weights, hub_name
+from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, stored_config
+from transfer_run.backbones.weights.hub import commit_of, fetch_weights
+from transfer_run.backbones.weights.names import hub_name
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, read_description
 
-FAMILIES = {
-    "t5": "transfer_run.backbones.families.t5:T5",
-    "encoder": "transfer_run.backbones.families.encoder:Encoder",
-    "decoder": "transfer_run.backbones.families.decoder:Decoder",
-    "vit": "transfer_run.backbones.families.vit:ViT",
-    "cnn": "transfer_run.backbones.families.cnn:CNN",
-    "clip": "transfer_run.backbones.families.clip:CLIP",
-}
 RANDOM = "random"
 
 
-def family_class(family: str) -> type[Backbone]:
-    """The class of a family of backbones.
+def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> type[Backbone]:
+    """The class of a backbone: that of its family, or of its kind within it.
+
+    Args:
+        config: the composed `backbone` node.
+        folder: of the weights; its config.json tells the kind where `architecture` does not.
 
     Raises:
-        UserError: there is no such family.
+        UserError: there is no such family, or its module or class does not exist.
     """
-    _refuse_unknown(family)
-    module, name = FAMILIES[family].split(":")
-    found: type[Backbone] = getattr(importlib.import_module(module), name)
+    family = family_of(config)
+    kind = (config.get("architecture") or {}).get("model_type")
+    if family.targets and kind is None and folder is not None:
+        kind = stored_config(folder).get("model_type")
+    target = family.targets.get(str(kind), family.target)
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise UserError(
+            f"The module {module_name!r} of the family {family.name!r} cannot be imported.",
+            where=f"backbone.about.target: {target}",
+            remedy="put the file beside the folder that holds backbone/NAME.yaml, or on PYTHONPATH",
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
+        names = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Backbone)]
+        names = [name for name in names if name != Backbone.__name__]
+        raise UserError(
+            f"{module_name} has no class of backbones {class_name!r}.",
+            where=f"backbone.about.target: {target}",
+            nearest=nearest_names(class_name, names) or names,
+        )
     return found
 
 
@@ -60,12 +81,11 @@ def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str 
     Raises:
         UserError: the weights cannot be had, or do not fit the architecture.
     """
-    _refuse_unknown(config["family"])
     source = str(config.get("weights") or RANDOM)
     if device == "meta":
-        family = family_class(config["family"])
+        kind = backbone_class(config)
         with torch.device("meta"):
-            return _kept(family.from_architecture(config))
+            return _kept(kind.from_architecture(config))
     check_quantised(config)
     if not weights or source.split(":")[0] == RANDOM:
         backbone = _random(config, source if weights else RANDOM)
@@ -84,15 +104,6 @@ def _kept(backbone: Backbone) -> Backbone:
     return backbone
 
 
-def _refuse_unknown(family: str) -> None:
-    if family not in FAMILIES:
-        raise UserError(
-            f"There is no family of backbones {family!r}.",
-            where="backbone.family",
-            nearest=nearest_names(family, FAMILIES) or sorted(FAMILIES),
-        )
-
-
 def _random(config: dict[str, Any], source: str) -> Backbone:
     """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
     _, _, words = source.partition(":")
@@ -100,10 +111,10 @@ def _random(config: dict[str, Any], source: str) -> Backbone:
         raise UserError(
             f"{words!r} is no seed.", where="backbone.weights", remedy="backbone.weights=random or random:SEED"
         )
-    seed, family = int(words) if words else torch.initial_seed(), family_class(config["family"])
+    seed, kind = int(words) if words else torch.initial_seed(), backbone_class(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = family.from_architecture(config)
+        backbone = kind.from_architecture(config)
     backbone.provenance = {"source": RANDOM, "weights": f"{RANDOM}:{seed}"}
     return backbone
 
@@ -112,7 +123,7 @@ def _from_hub(config: dict[str, Any]) -> Backbone:
     """The weights are looked for before the library is imported: what is not there is said at once."""
     hub, revision = hub_name(config), config.get("revision")
     folder = fetch_weights(hub, revision)
-    backbone = family_class(config["family"]).from_folder(folder, config)
+    backbone = backbone_class(config, folder).from_folder(folder, config)
     backbone.provenance = {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
     return backbone
 
@@ -128,7 +139,7 @@ def _from_path(config: dict[str, Any], source: str) -> Backbone:
         )
     if has_model(path) and read_description(path).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
-    backbone = family_class(config["family"]).from_folder(path, config)
+    backbone = backbone_class(config, path).from_folder(path, config)
     backbone.provenance = {"source": "folder", "weights": source}
     return backbone
 
@@ -143,7 +154,7 @@ def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
             remedy="name the run by its words or its folder (run:WORDS, run:FOLDER), and its changes are merged where "
             "they can be; or export it",
         )
-    backbone = family_class(config["family"]).from_architecture(config)
+    backbone = backbone_class(config).from_architecture(config)
     tensors = read_tensors(folder / WEIGHTS)
     body = {n.removeprefix(BODY_PREFIX): t for n, t in tensors.items() if n.startswith(BODY_PREFIX)}
     fill(backbone.model, body, folder)

@@ -7,11 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from transfer_run.backbones.weights.hub import fetch_tokenizer, hub_name, tokenizer_files
+from transfer_run.backbones.weights.hub import fetch_tokenizer, tokenizer_files
+from transfer_run.backbones.weights.names import BYTES, hub_name, uses_bytes
 from transfer_run.errors import UserError
-from transfer_run.run_folder import has_model
-
-BYTES = "bytes"
 
 
 def build_tokenizer(backbone: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -44,8 +42,8 @@ def build_tokenizer(backbone: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     """`bytes` or a folder, and the key it came from."""
-    words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
-    if words == BYTES:
+    words, weights = backbone.get("tokenizer"), str(backbone.get("weights"))
+    if uses_bytes(backbone):
         return BYTES, "backbone.tokenizer"
     if words:
         if Path(words).expanduser().is_dir():
@@ -54,10 +52,7 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
         return str(fetch_tokenizer(name, revision or None)), "backbone.tokenizer"
     if weights == "hub":
         return str(fetch_tokenizer(hub_name(backbone), backbone.get("revision"))), "backbone.hub"
-    path = Path(weights).expanduser()
-    if weights.split(":")[0] in ("random", "run", "stage") or has_model(path):
-        return BYTES, "backbone.tokenizer"
-    return str(path), "backbone.weights"
+    return str(Path(weights).expanduser()), "backbone.weights"
 
 
 def _refuse_small_vocabulary(tokenizer: PreTrainedTokenizerBase, backbone: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import ROOT, nodes
+from transfer_run.backbones.weights.names import uses_bytes
 from transfer_run.data.load import batch_spec, build_task, data_class
-from transfer_run.data.text.lengths import corrupted_lengths, source_length, span_sizes, uses_bytes, value_text
+from transfer_run.data.text.lengths import corrupted_lengths, source_length, span_sizes, value_text
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compatibility import reads
 
@@ -24,7 +25,7 @@ SHIPPED = sorted(  # `none` stands for the absence of data
 BACKBONES = {
     "text": ("t5_tiny", "bert_tiny", "gpt2_tiny"),
     "images": ("vit_tiny", "cnn_tiny", "clip_tiny"),
-    "images or videos with captions": ("clip_tiny",),
+    "pairs": ("clip_tiny",),
 }
 
 

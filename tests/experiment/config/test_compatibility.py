@@ -10,12 +10,19 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config.compatibility import check_fit
 
 TEXT = {"name": "sentences", "form": "classification", "max_source_length": 32}
-PICTURES = {"name": "pictures", "form": "classification", "max_source_length": None}
+PICTURES = {"name": "pictures", "form": "classification", "about": {"holds": "images"}}
 PAIRS = {"name": "captions", "form": "retrieval", "max_source_length": 32}
 
 
 def pair(family: str, dataset: dict[str, Any], **about: Any) -> dict[str, Any]:
     return {"method": {"name": "m", "about": about}, "backbone": {"name": "b", "family": family}, "dataset": dataset}
+
+
+def own(dataset: dict[str, Any], **declared: Any) -> dict[str, Any]:
+    """A family of the user's own."""
+    values = pair("mine", dataset)
+    values["backbone"]["about"] = {"target": "mine.Mine", **declared}
+    return values
 
 
 @pytest.mark.parametrize(
@@ -29,7 +36,12 @@ def pair(family: str, dataset: dict[str, Any], **about: Any) -> dict[str, Any]:
         pair("t5", {**TEXT, "form": "text_to_text"}),
         pair("t5", TEXT, tasks=["text_to_text"]),
         pair("decoder", {**TEXT, "form": "language_modeling"}),
-        pair("forecaster", {**TEXT, "form": "forecast"}),
+        pair("t5", {**TEXT, "form": "span_corruption"}),
+        pair("vit", {**PICTURES, "form": "forecast"}),  # a form that no family names is the user's own
+        pair("vit", {"name": "mine", "form": "classification"}),  # a data set that does not say what it holds
+        own(TEXT, reads=["text"], answers=["classification"]),
+        own({"name": "curves", "form": "forecast", "about": {"holds": "series"}}, reads=["series"]),
+        own(PICTURES),  # a family that does not say what it reads
     ],
 )
 def test_pairs_that_fit(values: dict[str, Any]) -> None:
@@ -45,6 +57,10 @@ def test_pairs_that_fit(values: dict[str, Any]) -> None:
         (pair("encoder", {**TEXT, "form": "text_to_text"}), "asks for text_to_text"),
         (pair("t5", {**TEXT, "form": "language_modeling"}), "asks for language_modeling"),
         (pair("vit", {**PICTURES, "form": "language_modeling"}), "asks for language_modeling"),
+        (pair("encoder", {**TEXT, "form": "span_corruption"}), "asks for span_corruption"),
+        (pair("t5", {"name": "curves", "form": "regression", "about": {"holds": "series"}}), "curves holds series"),
+        (own(PICTURES, reads=["text"]), "holds images"),
+        (own({**TEXT, "form": "regression"}, answers=["classification"]), "asks for regression"),
         (pair("encoder", TEXT, tasks=["regression"]), "method=m does not train on dataset=sentences"),
     ],
 )
@@ -52,6 +68,12 @@ def test_pairs_that_do_not_fit(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         check_fit(values)
     assert error.value.remedy.startswith("choose")
+
+
+def test_a_family_that_there_is_not() -> None:
+    with pytest.raises(UserError, match="no family of backbones 'vitt'") as error:
+        check_fit(pair("vitt", PICTURES))
+    assert error.value.nearest == ["vit"]
 
 
 @pytest.mark.parametrize(("tower", "fits"), [("image", PICTURES), ("text", TEXT), ("both", PAIRS)])

@@ -51,7 +51,7 @@ def configs() -> dict[str, dict[str, Any]]:
 
 
 CONFIGS = configs()
-CASES = [(n, b) for n, c in CONFIGS.items() for b in BACKBONES if FAMILY[b] in c["about"]["backbones"]]
+CASES = [(n, b) for n, c in CONFIGS.items() for b in BACKBONES if FAMILY[b] in c["about"].get("backbones", [FAMILY[b]])]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_other_families(name: str, key: str, make: Callable[..., Method], batch:
     assert tuned.eval().predict(data).shape == (4,)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if "cnn" in c["about"]["backbones"]])
+@pytest.mark.parametrize("name", [n for n, c in CONFIGS.items() if "cnn" in c["about"].get("backbones", ["cnn"])])
 def test_convolutional_networks(name: str, make: Callable[..., Method], batch: Callable[..., Any]) -> None:
     tuned, data = make(name, "cnn"), batch("cnn")
     frozen = {n: b.clone() for n, b in tuned.named_buffers()}

@@ -19,7 +19,7 @@ from transformers.models.bart.modeling_bart import BartEncoder as Model
 
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Batch, State
-from transfer_run.backbones.families.encoder import Encoder
+from transfer_run.backbones.families.encoder import Encoder, check_pooling
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
 
 _PARTS = {"attention": "self_attn", "norm1": "self_attn_layer_norm", "q": "self_attn.q_proj", "k": "self_attn.k_proj",
@@ -35,6 +35,10 @@ class BartEncoder(Encoder):
     The head is BART's own: dense D -> D, tanh, out D -> labels, with dropout `classifier_dropout` before each of the
     two; all of it is new and trained. LayerDrop is not applied: blocks are run one by one, and every one is.
     """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
+        check_pooling("bart", config.get("pooling", "cls"), ("eos", "cls", "mean"))
+        super().__init__(model, config)
 
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> BartEncoder:

@@ -25,10 +25,9 @@ MODELS = {
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "deberta-v2": "DebertaV2Model",
-    "bart": "BartEncoder",
 }
-POOLING = {"bart": ("eos", "cls", "mean"), "deberta-v2": ("cls", "mean")}
-"""What a kind can be pooled by, where it is not BERT's `pooler`, `cls` and `mean`."""
+NO_POOLER = ("deberta-v2",)
+"""Kinds whose model has none."""
 
 _PARTS = {"attention": "attention.self", "norm1": "attention.output.LayerNorm", "q": "attention.self.query",
           "k": "attention.self.key", "v": "attention.self.value", "out": "attention.output.dense",
@@ -59,16 +58,12 @@ class Encoder(Backbone):
     @classmethod
     def from_architecture(cls, config: dict[str, Any]) -> Encoder:
         kind, extras = _kind(config)
-        if kind == "bart":
-            return _bart().from_architecture(config)
         model_class = getattr(transformers, MODELS[kind])
         return cls(new_transformer(model_class, config.get("architecture"), **extras), config)
 
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Encoder:
         kind, extras = _kind(config, folder)
-        if kind == "bart":
-            return _bart().from_folder(folder, config)
         model_class = getattr(transformers, MODELS[kind])
         return cls(read_transformer(model_class, folder, config.get("architecture"), **extras), config)
 
@@ -200,17 +195,15 @@ def _kind(config: dict[str, Any], folder: Path | None = None) -> tuple[str, dict
             where="backbone.architecture.model_type",
             nearest=nearest_names(str(kind), MODELS) or sorted(MODELS),
         )
-    possible = POOLING.get(kind, ("pooler", "cls", "mean"))
+    check_pooling(kind, pooling, ("cls", "mean") if kind in NO_POOLER else ("pooler", "cls", "mean"))
+    return kind, {} if kind in NO_POOLER else {"add_pooling_layer": pooling == "pooler"}
+
+
+def check_pooling(kind: str, pooling: str, possible: Sequence[str]) -> None:
+    """UserError where the kind's text cannot be pooled so."""
     if pooling not in possible:
         raise UserError(
             f"pooling={pooling} is not defined for {kind}.",
             where="backbone.pooling",
             nearest=nearest_names(str(pooling), possible) or list(possible),
         )
-    return kind, {} if kind in POOLING else {"add_pooling_layer": pooling == "pooler"}
-
-
-def _bart() -> type[Encoder]:
-    from transfer_run.backbones.families.bart import BartEncoder  # a subclass of the class above
-
-    return BartEncoder

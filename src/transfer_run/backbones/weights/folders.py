@@ -7,19 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from transfer_run.backbones.declared import families, family_that_loads
 from transfer_run.backbones.weights.checkpoints import stored_config
 from transfer_run.backbones.weights.hub import weight_files
 from transfer_run.errors import UserError
-
-FAMILY_OF = {
-    "t5": "t5", "bert": "encoder", "roberta": "encoder", "xlm-roberta": "encoder", "deberta-v2": "encoder",
-    "bart": "encoder",
-    "gpt2": "decoder", "llama": "decoder", "mistral": "decoder", "qwen2": "decoder", "qwen3": "decoder", "clip": "clip",
-}  # fmt: skip
-"""The family of backbones that reads a model of this `model_type`."""
-
-POOLING = {"bert": "pooler", "bart": "eos"}
-"""How a kind's own classifier reads a text, where it is not at the first token."""
 
 HEADS = ("head", "classifier", "score", "fc")
 """Names under which folders keep a linear classifier: ours (head.safetensors), transformers' and timm's."""
@@ -35,18 +26,19 @@ def folder_backbone(folder: Path) -> dict[str, Any]:
     common = {"name": folder.name, "weights": str(folder), "hub": None, "revision": None, "tokenizer": None}
     if "architecture" in stored:  # timm
         given = {k: v for k, v in (stored.get("model_args") or {}).items() if k != "num_classes"}  # no classifier
-        words = {"model": stored["architecture"], **given}
-        is_vit = str(stored["architecture"]).startswith(("vit_", "deit_"))
-        return {**common, "family": "vit" if is_vit else "cnn", "architecture": words}
-    kind = str(stored.get("model_type"))
-    if kind not in FAMILY_OF:
+        library, kind, architecture = "timm", str(stored["architecture"]), {"model": stored["architecture"], **given}
+    else:
+        library, kind, architecture = "transformers", str(stored.get("model_type")), None
+    found = family_that_loads(library, kind)
+    if found is None:
+        known = sorted(kind for family in families().values() for kind in family.loads.get("transformers", ()))
         raise UserError(
             f"No backbone reads a model of type {kind!r}.",
             where=str(folder / "config.json"),
-            remedy=f"name a folder of timm, or of transformers with one of {', '.join(sorted(FAMILY_OF))}",
+            remedy=f"name a folder of timm, or of transformers with one of {', '.join(known)}",
         )
-    pooling = {"pooling": POOLING.get(kind, "cls")} if FAMILY_OF[kind] == "encoder" else {}
-    return {**common, "family": FAMILY_OF[kind], "architecture": None, **pooling}
+    family, words = found
+    return {**common, "family": family.name, "architecture": architecture, **words}
 
 
 def folder_head(folder: Path, width: int) -> tuple[Tensor, Tensor | None] | None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -21,22 +20,6 @@ from transfer_run.errors import UserError
 SAFE = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
 PICKLED = ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"]
 TOKENIZER = ["*token*.json", "*.model", "vocab.*", "merges.txt", "config.json"]
-
-
-def hub_name(backbone: Mapping[str, Any]) -> str:
-    """`backbone.hub`.
-
-    Raises:
-        UserError: the backbone is on no hub; nobody is asked.
-    """
-    hub = backbone.get("hub")
-    if not hub:
-        raise UserError(
-            f"The backbone {backbone.get('name')!r} is on no hub: its weights and tokenizer must be given.",
-            where="backbone.weights=hub, backbone.hub=null",
-            remedy="backbone.weights=PATH for a folder that holds the model, or backbone.weights=random",
-        )
-    return str(hub)
 
 
 def fetch_weights(hub: str, revision: str | None) -> Path:

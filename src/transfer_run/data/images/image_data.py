@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.task import Batch, BatchSpec, Task, class_count, pose
+from transfer_run.task import Batch, BatchSpec, Task, class_count
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 RESAMPLING = {
@@ -136,7 +137,7 @@ class Transform:
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), self.resampling)
         pixels = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels) / 255
-        return torch.from_numpy(np.ascontiguousarray(((pixels - self.mean) / self.std).transpose(2, 0, 1)))
+        return torch.from_numpy(np.ascontiguousarray(((pixels - self.mean) / self.std).transfamily_of(0, 1).form(2)))
 
 
 class ImageData(DataModule):
@@ -157,7 +158,7 @@ class ImageData(DataModule):
     def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
         count = class_count(dataset)
         names = tuple(dataset.get("label_names") or (str(n) for n in range(count)))
-        return Task(pose(dataset, backbone), count, names, tuple(dataset["metrics"]))
+        return Task(family_of(backbone).form(dataset), count, names, tuple(dataset["metrics"]))
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.images.image_data import Transform, decoded, image_node
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.lengths import source_length
 from transfer_run.data.text.tokens import padded, pair_ids
-from transfer_run.task import Batch, BatchSpec, Task, pose
+from transfer_run.task import Batch, BatchSpec, Task
 
 if TYPE_CHECKING:
     from transfer_run.data.scores.retrieval import RetrievalScores
@@ -70,7 +71,7 @@ class ImageText(DataModule):
     # ---- from the configs alone
     @classmethod
     def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
-        return Task(pose(dataset, backbone), 0, (), tuple(dataset["metrics"]), loss=dataset["loss"])
+        return Task(family_of(backbone).form(dataset), 0, (), tuple(dataset["metrics"]), loss=dataset["loss"])
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.load import build_data, data_class
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
@@ -29,7 +30,7 @@ from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompt_length, prompts, random_ids, templates_of, text_ids
 from transfer_run.data.text.text_data import TextData
 from transfer_run.errors import UserError
-from transfer_run.task import Batch, BatchSpec, Task, pose
+from transfer_run.task import Batch, BatchSpec, Task
 
 if TYPE_CHECKING:
     from transfer_run.data.scores.labels import Scores
@@ -61,7 +62,7 @@ class TaskSequence(DataModule):
         counts = _class_counts(dataset, backbone)
         count = sum(counts) if dataset["scenario"] == "class" else max(counts)
         names = tuple(_nodes(dataset)["tasks"])
-        return Task(pose(dataset, backbone), count, (), tuple(dataset["metrics"]), sequence=names)
+        return Task(family_of(backbone).form(dataset), count, (), tuple(dataset["metrics"]), sequence=names)
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
@@ -255,7 +256,7 @@ class TaskSequence(DataModule):
         counts = [member.task.num_labels for member in self.members.values()]
         count = sum(counts) if self.dataset["scenario"] == "class" else max(counts)
         metrics = tuple(self.dataset["metrics"])
-        return Task(pose(self.dataset, self.backbone), count, (), metrics, sequence=tuple(self.members))
+        return Task(family_of(self.backbone).form(self.dataset), count, (), metrics, sequence=tuple(self.members))
 
     @property
     def label_names(self) -> tuple[str, ...]:

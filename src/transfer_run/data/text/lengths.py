@@ -8,12 +8,12 @@ A T5 reads and writes text: there a classification is posed as text-to-text, its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.declared import family_of
+from transfer_run.backbones.weights.names import uses_bytes
 from transfer_run.errors import UserError
-from transfer_run.run_folder import has_model
-from transfer_run.task import Task, class_count, pose
+from transfer_run.task import Task, class_count
 
 VALUE_STEP = 0.2
 """A value posed as text is rounded to the nearest multiple of this (T5's STS-B: 21 answers, "0.0" to "5.0")."""
@@ -26,7 +26,7 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
         UserError: the form does not fit the backbone, or the number of classes is known neither from
             `dataset.num_labels` nor from `dataset.label_names`.
     """
-    form, asked = pose(dataset, backbone), dataset["form"]
+    form, asked = family_of(backbone).form(dataset), dataset["form"]
     metrics = tuple(dataset["metrics"] if asked not in ("span_corruption", "language_modeling") else ["perplexity"])
     names = tuple(dataset.get("label_names") or ())
     if asked == "classification":
@@ -79,7 +79,7 @@ def source_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> in
     room = text.get("max_position_embeddings") or text.get("n_positions")
     if room and "roberta" in str(text.get("model_type", "")):
         room -= text.get("pad_token_id", 1) + 1  # RoBERTa counts positions from the padding id on
-    if backbone["family"] == "t5" or not room:  # T5 has relative positions: no limit
+    if not room or family_of(backbone).relative_positions:
         return int(dataset["max_source_length"])
     return min(int(dataset["max_source_length"]), int(room))
 
@@ -106,14 +106,6 @@ def corrupted_lengths(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -
     while corrupted(length + 1) <= room:
         length += 1
     return length, sum(span_sizes(length, density, mean)) + 1
-
-
-def uses_bytes(backbone: Mapping[str, Any]) -> bool:
-    """Does the backbone read bytes? So say its config, or weights that come with no tokenizer."""
-    words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
-    if words:
-        return words == "bytes"
-    return weights.split(":")[0] in ("random", "run", "stage") or has_model(Path(weights).expanduser())
 
 
 def uses_token_types(backbone: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule
 from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.rows.sampling import Draw
@@ -79,7 +80,7 @@ class TextData(DataModule):
         return {name: len(encoder) for name, encoder in self.encoders.items()}
 
     def _encoder(self, rows: TextRows) -> Encoder:
-        dataset, family = self.dataset, self.backbone["family"]
+        dataset, pairs = self.dataset, family_of(self.backbone).pairs
         if dataset["form"] in ("language_modeling", "span_corruption"):
             noisy = dataset["form"] == "span_corruption"
             room = source_length(dataset, self.backbone)
@@ -101,8 +102,8 @@ class TextData(DataModule):
             columns=dataset["text_columns"],
             limit=source_length(dataset, self.backbone),
             answers=self.answers,
-            prompt=None if family == "encoder" else dataset.get("prompt"),
-            pairs=family == "encoder",
+            prompt=None if pairs else dataset.get("prompt"),
+            pairs=pairs,
         )
 
     def example(self, split: str, draw: Draw) -> Example:
@@ -150,7 +151,7 @@ class TextData(DataModule):
             "reads": "text",
             "tokenizer": {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")},
             "text_columns": list(dataset["text_columns"]),
-            "prompt": None if self.backbone["family"] == "encoder" else dataset.get("prompt"),
+            "prompt": None if family_of(self.backbone).pairs else dataset.get("prompt"),
             "max_source_length": source_length(dataset, self.backbone),
             "max_target_length": task.max_target_length,
             "form": task.form,

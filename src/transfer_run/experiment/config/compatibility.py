@@ -6,24 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.declared import PAIRS, TEXT, Family, families, family_of
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 
-TEXT, IMAGES, PAIRS = "text", "images", "images or videos with captions"
-READS = {"t5": {TEXT}, "encoder": {TEXT}, "decoder": {TEXT}, "vit": {IMAGES}, "cnn": {IMAGES},
-         "clip": {TEXT, IMAGES, PAIRS}}  # fmt: skip
-"""What the families of backbones read; a family that is not named here is not checked."""
-
-ANSWERS = {
-    "t5": {"classification", "regression", "text_to_text"},
-    "encoder": {"classification", "regression"},
-    "decoder": {"classification", "regression", "language_modeling"},
-    "vit": {"classification", "regression"},
-    "cnn": {"classification", "regression"},
-    "clip": {"classification", "regression", "retrieval"},
-}
-"""The forms of task that a family can answer; a form that no family names here is not checked."""
-
+PHRASES = {PAIRS: "images or videos with captions"}
+"""What messages say for a kind of data whose name does not say it."""
 
 NO_DATA = "none"
 """The form of `dataset=none`: checkpoints or finished runs are all that the method works on."""
@@ -55,39 +43,41 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
-    """Refuse a method on a family of backbones that it is not defined on; before keys are looked at, for a method's
-    file may set keys that only its own backbones have."""
+    """Refuse a family of backbones that there is not, and a method on one that it is not defined on; before keys are
+    looked at, for a method's file may set keys that only its own backbones have."""
     if values["dataset"].get("form") != NO_DATA:
         _check_backbone(values["method"], values["backbone"], folders)
 
 
 def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
-    family, families = str(backbone.get("family")), _families(method)
-    if family in (families or [family]):
+    family = family_of(backbone).name
+    if _takes(method, family):
         return
     methods = _methods(lambda about: family in about.get("backbones", [family]), folders)
     needs = (method.get("about") or {}).get("needs")
     raise UserError(
         f"method={method['name']} is not defined on {_named(backbone)}" + (f": it needs {needs}." if needs else "."),
         where="method, backbone",
-        remedy=_instead(("backbone", _backbones(families, folders)), ("method", methods)),
+        remedy=_instead(("backbone", _backbones(_families(method), folders)), ("method", methods)),
     )
 
 
 def _check_kind(
     method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
 ) -> None:
-    kind = reads(dataset)
-    readable = READS.get(str(backbone.get("family")), {kind})
-    if kind in readable and "tower" in backbone:
+    kind, family = reads(dataset), family_of(backbone)
+    if not (kind and family.reads):
+        return
+    readable = list(family.reads)
+    if kind in readable and family.towers and "tower" in backbone:
         _check_tower(method, backbone, dataset)
-        readable = {kind} if backbone["tower"] == "both" else {TEXT} if backbone["tower"] == "text" else {IMAGES}
+        readable = readable if backbone["tower"] == "both" else family.towers[backbone["tower"]]
     if kind in readable:
         return
-    fitting = {family for family, kinds in READS.items() if kind in kinds} & set(_families(method) or READS)
+    fitting = [f.name for f in known_families(folders).values() if kind in f.reads and _takes(method, f.name)]
     datasets = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) in readable]
     raise UserError(
-        f"dataset={dataset['name']} holds {kind}, which {_named(backbone)} does not read.",
+        f"dataset={dataset['name']} holds {phrase(kind)}, which {_named(backbone)} does not read.",
         where="dataset, backbone",
         remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", datasets)),
     )
@@ -102,7 +92,7 @@ def _check_tower(method: Mapping[str, Any], backbone: Mapping[str, Any], dataset
     wanted = "both" if paired else "text" if kind == TEXT else "image"
     one = f"{wanted} tower alone: the other one would take memory and do nothing"
     raise UserError(
-        f"dataset={dataset['name']} holds {kind}, which ask {'both towers' if paired else f'the {one}'}.",
+        f"dataset={dataset['name']} holds {phrase(kind)}, which ask {'both towers' if paired else f'the {one}'}.",
         where=f"backbone.tower={tower}",
         remedy=f"backbone.tower={wanted}",
     )
@@ -111,24 +101,26 @@ def _check_tower(method: Mapping[str, Any], backbone: Mapping[str, Any], dataset
 def _check_form(
     method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
 ) -> None:
-    form = str(dataset.get("form"))
-    able = {family for family, forms in ANSWERS.items() if form in forms}
-    family = str(backbone.get("family"))
-    if not able or family not in ANSWERS or family in able:
+    form, family = str(dataset.get("form")), family_of(backbone)
+    if form in family.answers or not family.answers:
         return
+    able = [f.name for f in known_families(folders).values() if form in f.answers]
+    if not able:  # a form of the user's own
+        return
+    fitting = [name for name in able if _takes(method, name)]
     raise UserError(
         f"dataset={dataset['name']} asks for {form}, which {_named(backbone)} does not answer.",
         where="dataset, backbone",
-        remedy=_instead(("backbone", _backbones(able & set(_families(method) or able), folders))),
+        remedy=_instead(("backbone", _backbones(fitting, folders))),
     )
 
 
 def _check_task(
     method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
 ) -> None:
-    """A T5 takes a classification as text-to-text, so a method for either of the two trains on it."""
+    """What is answered in text is text-to-text, whatever was asked: a method for either of the two trains on it."""
     form, tasks = str(dataset.get("form")), (method.get("about") or {}).get("tasks")
-    forms = {form, "text_to_text"} if backbone.get("family") == "t5" else {form}
+    forms = {form, "text_to_text"} if family_of(backbone).writes else {form}
     if not tasks or forms & set(tasks):
         return
     methods = _methods(lambda about: forms & set(about.get("tasks", forms)), folders)
@@ -165,15 +157,35 @@ def _families(method: Mapping[str, Any]) -> list[str]:
     return (method.get("about") or {}).get("backbones") or []
 
 
+def _takes(method: Mapping[str, Any], family: str) -> bool:
+    return family in (_families(method) or [family])
+
+
+def known_families(folders: Sequence[Path] = ()) -> dict[str, Family]:
+    """The families of this package and of the user's folders, by name."""
+    nodes = [entry.content.get("backbone") or {} for entry in registry.entries("backbone", folders)] if folders else []
+    own = [family_of(node) for node in nodes if node.get("about")]
+    return {**families(), **{family.name: family for family in own}}
+
+
 def _named(backbone: Mapping[str, Any]) -> str:
     return f"backbone={backbone['name']} (family {backbone.get('family')})"
 
 
+def phrase(kind: str) -> str:
+    """A kind of data in words."""
+    return PHRASES.get(kind, kind)
+
+
 def reads(dataset: Mapping[str, Any]) -> str:
-    """Whether a dataset's examples are text, images or both together."""
-    if dataset.get("form") == "retrieval":
-        return PAIRS
-    return TEXT if dataset.get("max_source_length") is not None else IMAGES
+    """What a data set's examples are: `about.holds` says it (text, images, pairs, a kind of the user's own).
+
+    Where nothing is said a length in tokens tells of text; "" is not known, and not checked.
+    """
+    said = (dataset.get("about") or {}).get("holds")
+    if said or dataset.get("form") == "retrieval":
+        return str(said or PAIRS)
+    return TEXT if dataset.get("max_source_length") is not None else ""
 
 
 def _backbones(families: Any, folders: Sequence[Path]) -> list[str]:

@@ -95,7 +95,8 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
         _take_out(kept, place.split("."))
     if not kept.get("contents"):  # no files are named
         kept.pop("contents", None)
-    candidates = candidate_configs(values, [Path(folder) for folder in folders])
+    pool = candidate_configs(values, [Path(folder) for folder in folders])
+    candidates = {name: _kept(backbone, "") for name, backbone in pool.items()}
     if candidates:
         kept["candidates"] = candidates
     for key, backbone in {"backbone": kept.get("backbone") or {}, **candidates}.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from transfer_run.backbones.weights.names import hub_name
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compatibility import without_data
 
@@ -25,6 +26,8 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
     if without_data(cfg):
         return
     check_shares(config)
+    if config["method"]["about"].get("pretrained", True) and config["backbone"]["weights"] == "hub":
+        hub_name(config["backbone"])
     if config["dataset"]["about"].get("needs_path"):
         from transfer_run.data.reading.table import path_of
 
@@ -61,7 +64,7 @@ def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[Us
     dataset, backbone = config["dataset"], dict(config["backbone"])
     weights = data = None
     read = config["method"]["about"].get("pretrained", True)
-    if read and str(backbone["weights"]) == "hub" and backbone.get("hub"):
+    if read and str(backbone["weights"]) == "hub":
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now

@@ -11,11 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.weights.folders import folder_backbone, folder_head
 from transfer_run.data.load import build_task
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config.compatibility import READS, reads, without_data
+from transfer_run.experiment.config.compatibility import phrase, reads, without_data
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.models.model_files import load_model, refuse_diverged
 from transfer_run.experiment.sources.resolve import fetched, sources_of
@@ -51,9 +52,9 @@ def source_model(name: str, sources: Mapping[str, Path], config: Mapping[str, An
 def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Task) -> Method:
     node = folder_backbone(folder)
     kind = reads(config["dataset"])
-    if kind not in READS[node["family"]]:
+    if kind not in family_of(node).reads:
         raise UserError(
-            f"The source {name!r} does not read {kind}, which the run's data are.",
+            f"The source {name!r} does not read {phrase(kind)}, which the run's data are.",
             where=f"sources.{name}: {folder} (family {node['family']})",
             remedy="name a model that reads the same data",
         )
