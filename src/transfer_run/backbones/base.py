@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from transfer_run.backbones.precise import precise, restore
 from transfer_run.backbones.stream import BlockStream, staying
 from transfer_run.backbones.taps.replay import Replay
 from transfer_run.errors import UserError
@@ -254,8 +255,11 @@ class Backbone(nn.Module, ABC):
             return self._step(state)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
-        """Streamed blocks stay in CPU memory, wherever the rest is moved."""
-        return super()._apply(fn if self.stream is None else staying(self.stream, fn), recurse)
+        """Streamed blocks stay in CPU memory, wherever the rest is moved; what needs its type keeps it."""
+        kept = list(precise(self))
+        super()._apply(fn if self.stream is None else staying(self.stream, fn), recurse)
+        restore(kept)
+        return self
 
     @abstractmethod
     def _step(self, state: State) -> State:

@@ -32,7 +32,7 @@ NF4_BLOCK, SCALE_BLOCK = 64, 256
 def narrow(backbone: Backbone) -> None:
     """Weights and stream in bfloat16, what reaches the head in the head's own type; does nothing without `load`."""
     if backbone.config.get("load"):
-        backbone.model.to(torch.bfloat16)
+        backbone.to(torch.bfloat16)
         backbone.narrow = True
 
 

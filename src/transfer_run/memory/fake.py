@@ -6,6 +6,7 @@ inside the fake mode fails (peft swaps parameters, timm asks tensors for their v
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transfer_run.errors import UserError
+from transfer_run.memory.types import check_types
 
 
 def fake_mode() -> FakeTensorMode:
@@ -25,11 +27,10 @@ def fake_mode() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def fake_like(tensor: Tensor, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> Tensor:
-    """A fake CPU tensor of the same shape and strides; floating-point ones in `dtype` if that is given."""
-    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+def fake_like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A fake CPU tensor of the same shape, strides and type."""
     with mode:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=wanted, device="cpu")
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
 def make_fake(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> None:
@@ -39,13 +40,15 @@ def make_fake(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
 
     Args:
         module: built for real or on the meta device.
-        dtype: convert floating-point tensors, as `precision=bf16-true` does.
+        dtype: convert floating-point tensors first, as `precision=bf16-true` does (`module.to`).
     """
+    if dtype is not None:
+        module.to(dtype)
     seen: dict[int, Tensor] = {}
 
     def convert(tensor: Tensor) -> Tensor:
         if id(tensor) not in seen:
-            fake = fake_like(tensor, mode, dtype)
+            fake = fake_like(tensor, mode)
             if isinstance(tensor, nn.Parameter):
                 fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
             seen[id(tensor)] = fake
@@ -71,9 +74,19 @@ class AnswersNo(TorchDispatchMode):
     The questions in the libraries ("is the mask all ones?", "have all answers ended?") then take the road that needs
     the most memory: the mask is made, generation goes on to its full length. For the same reason whatever selects by
     a mask selects everything. A single random number has a value, 1/2: code that draws one compares it with a rate.
+    Types are no values: what the device's kernels would refuse is refused here (`memory/types.py`).
+
+    Args:
+        cuda: is a GPU's run rehearsed, or a CPU's?
+        here: names the module at work.
     """
 
+    def __init__(self, cuda: bool = False, here: Callable[[], str] = lambda: "") -> None:
+        super().__init__()
+        self.cuda, self.here = cuda, here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check_types(func, args, self.cuda, self.here)
         if func is torch.ops.aten.rand.default and list(args[0]) in ([], [1]):
             return torch.tensor(0.5).reshape(args[0])
         try:

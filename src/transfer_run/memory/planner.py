@@ -122,7 +122,7 @@ class Rehearsal:
     def measure(self, batch_size: int) -> MemoryReport:
         """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
         with ExitStack() as stack:
-            modes: list[Any] = [self.mode, AnswersNo(), self.tracker]
+            modes: list[Any] = [self.mode, AnswersNo(self.setting.target == "cuda", self.places.here), self.tracker]
             if self.setting.target == "cuda":
                 modes.append(CountsAsCuda())
             for mode in modes:

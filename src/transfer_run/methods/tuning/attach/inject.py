@@ -6,13 +6,13 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
@@ -78,10 +78,31 @@ def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
                 where="method.settings, method.targets, backbone",
                 remedy="change the settings, or choose another backbone (most tuners refuse GPT-2's Conv1D)",
             ) from error
-    for parameter in backbone.model.parameters() if backbone.narrow else ():
-        if parameter.requires_grad:  # peft gives its layers the frozen weights' type; what is trained is float32
-            parameter.data = parameter.data.float()
+    if backbone.narrow:
+        _widen(backbone, tuner)
     return tuner
+
+
+def _widen(backbone: Backbone, tuner: BaseTuner) -> None:
+    """peft gives its layers the frozen weights' type: trained weights, shared bases and norms go to float32, as peft
+    itself does around a whole model. What a layer returns goes on in the stream's type."""
+    tuner._cast_adapter_dtype(ADAPTER)
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    layers = [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in cast("list[Any]", layers):
+        if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
+            layer.register_forward_pre_hook(_in_float32)  # CUDA's norms want one type for all that they read
+        layer.register_forward_hook(_in_stream)
+
+
+def _in_float32(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
+def _in_stream(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.bfloat16()
 
 
 def unload(backbone: Backbone) -> None:
