@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -34,7 +34,11 @@ class DataModule(ABC):
         seed: the run's seed; it orders the training rows and draws random noise. Splits never depend on it.
     """
 
+    augments: ClassVar[bool] = False
+    """Does it read images one by one, so that `dataset.augment` can vary them?"""
+
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
+        self.refuse_augment(dataset)
         self.dataset, self.backbone, self.seed = dataset, backbone, seed
         self.notes: list[str] = []
         """What a user should know of the data (unlabelled rows, cut texts), for the log."""
@@ -52,6 +56,16 @@ class DataModule(ABC):
     @abstractmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
         """Shape and type of every tensor of the largest possible batch, without data, network or tokenizer files."""
+
+    @classmethod
+    def refuse_augment(cls, dataset: Mapping[str, Any]) -> None:
+        """UserError for a `dataset.augment` that this data set cannot follow."""
+        if dataset.get("augment") and not cls.augments:
+            raise UserError(
+                f"dataset={dataset['name']} has no single images that could be augmented.",
+                where="dataset.augment",
+                remedy="dataset.augment=null",
+            )
 
     # ---- reading
     @abstractmethod
@@ -83,7 +97,7 @@ class DataModule(ABC):
 
     def random_examples(self, split: str) -> bool:
         """Do a row's examples differ from epoch to epoch (noise, augmentation)? Then its taps cannot be kept."""
-        return False
+        return split == "train" and bool(self.dataset.get("augment"))
 
     def setup(self) -> None:
         """Read the data; safe to call again.
@@ -141,6 +155,7 @@ class DataModule(ABC):
         rank: int = 0,
         drop_last: bool = False,
         shuffle: bool | None = None,
+        augment: bool = False,
     ) -> Loader:
         """Batches of one device.
 
@@ -151,6 +166,7 @@ class DataModule(ABC):
             seed: of the order; default: the run's.
             drop_last: leave out a last batch that is not full.
             shuffle: default: train is shuffled, other splits stand in order.
+            augment: rows as `dataset.augment` varies them: training asks for it, every other pass sees them plain.
         """
         rows = self.split(split)
         batches = EpochBatches(
@@ -162,7 +178,8 @@ class DataModule(ABC):
             world_size=world_size,
             rank=rank,
         )
-        return Loader(rows.draw, batches, self.collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+        read = rows.augmented if augment else rows.draw
+        return Loader(read, batches, self.collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
     def metrics(self, split: str) -> Scores:
         """Fresh scores for one split: `update(predictions, batch)`, `compute()`, `reset()`."""
@@ -195,3 +212,7 @@ class Split(Sequence[Example]):
         """One row as a loader reads it; of a part of the split, row i is the i-th one that was kept."""
         kept = self.data.kept.get(self.name)
         return self.data.example(self.name, draw if kept is None else draw._replace(row=int(kept[draw.row])))
+
+    def augmented(self, draw: Draw) -> Example:
+        """One row as training reads it."""
+        return self.draw(draw._replace(augmented=True))

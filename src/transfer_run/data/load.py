@@ -31,7 +31,9 @@ def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:
 
 def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     """What `dataset` asks of `backbone`, from the configs alone: no data, network or tokenizer files."""
-    return data_class(dataset).describe(dataset, backbone)
+    kind = data_class(dataset)
+    kind.refuse_augment(dataset)
+    return kind.describe(dataset, backbone)
 
 
 def batch_spec(

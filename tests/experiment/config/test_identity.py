@@ -197,3 +197,11 @@ def test_a_key_that_came_later_changes_nothing_while_it_is_null(key: str, value:
     assert identity(cfg) == identity(before)  # type: ignore[arg-type]
     before["trainer"][key] = value
     assert identity(cfg) != identity(before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_an_augmentation_is_in_the_identity_only_where_one_is_named(nothing: Any) -> None:
+    plain = {"dataset": {"name": "pictures"}, "seed": 0}
+    assert identity({**plain, "dataset": {"name": "pictures", "augment": nothing}}) == identity(plain)
+    named = [identity({**plain, "dataset": {"name": "pictures", "augment": [w]}}) for w in ("invert", "invert p=1")]
+    assert len({*named, identity(plain)}) == 3

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
+from transfer_run.data.images.augment import Augment
 from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Batch, BatchSpec, Task, class_count
 
+Decoded = TypeVar("Decoded")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -133,9 +135,19 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(channels, height, width) float32; grey images fill all three channels of a colour model."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), self.resampling)
+        return self.normalise(self.resize(self.convert(image)))
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """Decoded, in the backbone's channels."""
+        return image.convert("L" if self.channels == 1 else "RGB")
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """In the backbone's size."""
+        size = (self.width, self.height)
+        return image if image.size == size else image.resize(size, self.resampling)
+
+    def normalise(self, image: Image.Image) -> Tensor:
+        """A converted image of the backbone's size as the backbone's numbers (channels, height, width)."""
         pixels = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels) / 255
         return torch.from_numpy(np.ascontiguousarray(((pixels - self.mean) / self.std).transfamily_of(0, 1).form(2)))
 
@@ -143,11 +155,14 @@ class Transform:
 class ImageData(DataModule):
     """Images with a class. Config key beside the common ones: `keep_in_memory`, decoded images stay in RAM."""
 
+    augments = True
+
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
         self.transform = Transform(image_node(dataset, backbone))
         self.images: dict[str, ImageRows] = {}
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self.augment = build_augment(dataset, backbone, self.transform)
+        self._kept: dict[tuple[str, int], Any] = {}
 
     @abstractmethod
     def read_images(self) -> dict[str, ImageRows]:
@@ -180,14 +195,22 @@ class ImageData(DataModule):
         return np.where(found < 0, -100, found)
 
     def example(self, split: str, draw: Draw) -> Example:
-        rows, key = self.images[split], (split, draw.row)
-        pixels = self._kept.get(key)
-        if pixels is None:
-            pixels = decoded(self.transform, rows, draw.row)
-            if self.dataset.get("keep_in_memory"):
-                self._kept[key] = pixels
-        label = int(rows.labels[draw.row])
+        if draw.augmented and self.augment is not None:
+            image = self._once(f"{split}, converted", self.transform.convert, split, draw.row)
+            pixels = self.augment(image, (self.seed, draw.epoch, draw.row))
+        else:
+            pixels = self._once(split, self.transform, split, draw.row)
+        label = int(self.images[split].labels[draw.row])
         return {"pixel_values": pixels, "labels": -100 if is_unlabelled(label) or not draw.scored else label}
+
+    def _once(self, kind: str, decode: Callable[[Image.Image], Any], split: str, row: int) -> Any:
+        """An image decoded in one of two ways; with `keep_in_memory` only once."""
+        if (kind, row) in self._kept:
+            return self._kept[kind, row]
+        found = decoded(decode, self.images[split], row)
+        if self.dataset.get("keep_in_memory"):
+            self._kept[kind, row] = found
+        return found
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         return {
@@ -205,8 +228,14 @@ class ImageData(DataModule):
         return {"reads": "images", "image": image, "form": "classification", "label_names": list(self.label_names)}
 
 
-def decoded(transform: Transform, rows: ImageRows, row: int) -> Tensor:
-    """One image as the backbone reads it.
+def build_augment(dataset: Mapping[str, Any], backbone: Mapping[str, Any], transform: Transform) -> Augment | None:
+    """What `dataset.augment` names; None where it names nothing."""
+    words = dataset.get("augment")
+    return Augment(words, transform, image_node(dataset, backbone)["interpolation"]) if words else None
+
+
+def decoded(transform: Callable[[Image.Image], Decoded], rows: ImageRows, row: int) -> Decoded:
+    """One image as the backbone reads it, or as far as `transform` goes.
 
     Raises:
         UserError: it cannot be decoded; with its file and row.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
-from transfer_run.data.images.image_data import Transform, decoded, image_node
+from transfer_run.data.images.image_data import Transform, build_augment, decoded, image_node
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.lengths import source_length
 from transfer_run.data.text.tokens import padded, pair_ids
@@ -57,9 +57,12 @@ class ImageText(DataModule):
     Captions are cut and padded to `dataset.max_source_length` tokens, all of them, as CLIP reads texts.
     """
 
+    augments = True
+
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
         self.transform = Transform(image_node(dataset, backbone))
+        self.augment = build_augment(dataset, backbone, self.transform)
         self.pairs: Mapping[str, Captioned[Any]] = {}
         self.tokenizer: Any = None
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -98,13 +101,19 @@ class ImageText(DataModule):
     def example(self, split: str, draw: Draw) -> Example:
         pairs = self.pairs[split]
         number = int(pairs.image_of[draw.row])
-        pixels = self._kept.get((split, number))
+        pixels = self._view(draw, pairs.images, number) if draw.augmented else self._kept.get((split, number))
         if pixels is None:
             pixels = self.pixels(split, number)
             if self.dataset.get("keep_in_memory"):
                 self._kept[split, number] = pixels
         ids = pair_ids(self.tokenizer, [pairs.captions[draw.row]], source_length(self.dataset, self.backbone))
         return {"pixel_values": pixels, "input_ids": ids["input_ids"], "labels": number if draw.scored else -100}
+
+    def _view(self, draw: Draw, images: Any, number: int) -> Tensor | None:
+        """The image as training reads it; two captions of one image have two views. None without `dataset.augment`."""
+        if self.augment is None:
+            return None
+        return self.augment(decoded(self.transform.convert, images, number), (self.seed, draw.epoch, draw.row))
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         length = source_length(self.dataset, self.backbone)

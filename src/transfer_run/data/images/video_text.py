@@ -36,6 +36,8 @@ class VideoText(ImageText):
     there is a frame, and as ever `input_ids`, `attention_mask` and `labels`, the numbers of the videos.
     """
 
+    augments = False  # the frames of a video would have to be varied alike
+
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
         spec, frames = super().batch_spec(dataset, backbone, batch_size), int(dataset["frames"])

@@ -26,11 +26,13 @@ class Draw(NamedTuple):
         epoch: feeds the row's own random numbers (noise, augmentation).
         scored: False for a row that was only repeated so that every rank has as many as the others in evaluation;
             its label is taken off, so that neither the loss nor a metric counts it.
+        augmented: read as training reads it (`dataset.augment`), not as evaluation does.
     """
 
     row: int
     epoch: int = 0
     scored: bool = True
+    augmented: bool = False
 
 
 class EpochBatches(Sampler[list[Draw]]):

@@ -46,10 +46,13 @@ class TaskSequence(DataModule):
     one large task, and in evaluation all classes come along (`class_stage` says which task each belongs to).
     """
 
+    augments = True
+
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
         nodes = _nodes(dataset)
-        self.members = {name: build_data(node, backbone, seed) for name, node in nodes["tasks"].items()}
+        vary = {"augment": dataset.get("augment")}  # the tasks' images; those to refer to stay as they are
+        self.members = {name: build_data({**node, **vary}, backbone, seed) for name, node in nodes["tasks"].items()}
         self.referred = build_data(nodes["images"], backbone, seed) if nodes["images"] else None
         self.offsets: dict[str, list[int]] = {}
         self.texts: list[Tensor] = []  # of every task: (classes, templates, L)
@@ -170,6 +173,7 @@ class TaskSequence(DataModule):
         rank: int = 0,
         drop_last: bool = False,
         shuffle: bool | None = None,
+        augment: bool = False,
     ) -> Loader:
         """As in the base; training batches are always full, and `steps` an epoch."""
         rows, spread = self.split(split), {"world_size": world_size, "rank": rank}
@@ -182,7 +186,8 @@ class TaskSequence(DataModule):
                 self._task_rows(), self._reference_rows(), batch_size, steps=steps, seed=seed, shuffle=shuffle, **spread
             )
             collate = self.collate
-        return Loader(rows.draw, batches, collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+        read = rows.augmented if augment else rows.draw
+        return Loader(read, batches, collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
     def _task_rows(self) -> list[range]:
         offsets = self.offsets["train"]

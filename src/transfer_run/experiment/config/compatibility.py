@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.declared import PAIRS, TEXT, Family, families, family_of
+from transfer_run.data.images.operations import operations
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 
@@ -40,6 +41,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_form(method, backbone, dataset, folders)
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
+    _check_augment(values, folders)
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
@@ -150,6 +152,27 @@ def _check_features(method: Mapping[str, Any], dataset: Mapping[str, Any], folde
         what = f"The visual features of {data} are {held} wide, method.extra_width is {taken}."
         remedy = f"method.extra_width={held}"
     raise UserError(what, where="method.extra_width, dataset.feature_width", remedy=remedy)
+
+
+def _check_augment(values: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """`dataset.augment` varies images, in training: text has none, and stored taps would be those of one view."""
+    dataset = values["dataset"]
+    if not dataset.get("augment"):
+        return
+    operations(dataset["augment"])
+    if reads(dataset) == TEXT:
+        held = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) != TEXT]
+        raise UserError(
+            f"dataset={dataset['name']} holds text; the operations of dataset.augment vary images.",
+            where="dataset.augment",
+            remedy="dataset.augment=null, or " + _instead(("dataset", held)),
+        )
+    if (values.get("cache") or {}).get("taps", "none") != "none":
+        raise UserError(
+            "Stored taps are those of one view of each image, dataset.augment shows another one in every epoch.",
+            where="dataset.augment, cache.taps",
+            remedy="set cache.taps=none, or dataset.augment=null",
+        )
 
 
 def _families(method: Mapping[str, Any]) -> list[str]:

@@ -37,8 +37,9 @@ NEUTRAL = (
 )  # fmt: skip
 """Keys that cannot change a result. The batch size is the total over devices, so their number is among them."""
 
-SILENT = (("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"))
-"""Keys whose null says what was so before there were such keys; it is left out, so that earlier identities stay."""
+SILENT = (("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"), ("dataset", "augment"))
+"""Keys whose null, or empty list, says what was so before there were such keys; it is left out, so that earlier
+identities stay."""
 
 RUN = "run:"
 STARTS = (RUN, STAGE)
@@ -89,7 +90,7 @@ def _identity(values: dict[str, Any], chain: tuple[str, ...]) -> str:
     if rows := dataset.pop("rows", None):  # null says nothing: the whole data set
         dataset["rows"] = _source("dataset.rows", str(rows).removeprefix(RUN), folders, chain)
     for node, key in SILENT:
-        if (kept.get(node) or {}).get(key) is None:
+        if (kept.get(node) or {}).get(key) in (None, [], {}):
             (kept.get(node) or {}).pop(key, None)
     for place in told_by_contents(kept.get("contents") or {}):
         _take_out(kept, place.split("."))

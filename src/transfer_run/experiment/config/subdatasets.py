@@ -7,18 +7,17 @@ The first word names a data set, the others set its keys (without `dataset.`). W
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.files import check_files
 from transfer_run.files import read_yaml
+from transfer_run.words import named
 
 CHOICES = ("task", "memory", "classes", "reference", "random")
 """Words of `dataset.reference` that name no data set."""
@@ -62,7 +61,7 @@ def _member(words: str, key: str, folders: Sequence[Path], above: str | None) ->
         above: the folder that holds one folder a member, by name, for those that have no path of their own.
     """
     where = f"{key}: {words}"
-    choice, settings = _parsed(words, where)
+    choice, settings = named(words, where, "a data set", "digits classes=[0,1,2]")
     if choice not in registry.names("dataset", folders):
         error = registry.unknown_choice("dataset", choice, folders, where=where)
         raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, CHOICES)])
@@ -79,28 +78,6 @@ def _member(words: str, key: str, folders: Sequence[Path], above: str | None) ->
         values["dataset"]["path"] = str(Path(above) / name)
     check_files({"dataset": values["dataset"], "backbone": {}, "method": {}}, lambda path: where)
     return name, values["dataset"]
-
-
-def _parsed(words: str, where: str) -> tuple[str, dict[str, Any]]:
-    """`digits classes=[0,1]` as ("digits", {"classes": [0, 1]}); values as YAML reads them."""
-    try:
-        choice, *pairs = shlex.split(words)
-        split: list[tuple[str, str, str]] = [pair.partition("=") for pair in pairs]
-        settings = {key: yaml.safe_load(value) for key, _, value in split}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"The words of a task cannot be read: {str(error).splitlines()[0]}.",
-            where=where,
-            remedy='write "DATASET KEY=VALUE KEY=[1,2]", without spaces inside lists',
-        ) from error
-    wrong = next((key for key, equals, _ in split if not equals), None)
-    if wrong is not None:
-        raise UserError(
-            f"{wrong!r} is not KEY=VALUE.",
-            where=where,
-            remedy='the first word names a data set, the others set its keys: "digits classes=[0,1,2]"',
-        )
-    return choice, settings
 
 
 def _general() -> Mapping[str, Any]:

@@ -72,6 +72,7 @@ class TransferModule(pl.LightningModule):
             num_workers=self.config["hardware"]["num_workers"],
             world_size=world,
             rank=self.trainer.global_rank,
+            augment=split == "train",
         )
         return loader if self.method.backbone.replay is None else numbered(loader, first_row(self.data, split))
 

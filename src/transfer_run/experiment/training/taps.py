@@ -52,7 +52,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
         "device": device_of(config["hardware"]).type,  # a GPU's kernels round otherwise than the CPU's
-        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows")},
+        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows", "augment")},
         **({"contents": files} if files else {}),
         **({"kept": digest(data.kept)} if data.kept else {}),
         "transform": data.transform_description,
