@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from tests.data.conftest import ROOT, data_of, nodes, real
-from transfer_run.data.images.image_data import Transform
+from transfer_run.data.images.transform import Transform
 from transfer_run.data.load import batch_spec, build_data, build_task
 from transfer_run.data.sets.vtab import GROUPS, averages
 from transfer_run.errors import UserError

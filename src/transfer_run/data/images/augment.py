@@ -6,9 +6,9 @@ image ── converted ── resized, or random_resized_crop ── operations 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from transfer_run.data.images.operations import FIRST, KEY, OPERATIONS, operations
+from transfer_run.data.images.transform import Transform, image_node
 from transfer_run.errors import UserError
-
-if TYPE_CHECKING:
-    from transfer_run.data.images.image_data import Transform
 
 View = Callable[[Any], Any]
 ON_TENSORS = ("random_erasing",)
@@ -108,6 +106,12 @@ class Augment:
         else:
             view = timm.auto_augment_transform(policy, hparams)
         return view
+
+
+def build_augment(dataset: Mapping[str, Any], backbone: Mapping[str, Any], transform: Transform) -> Augment | None:
+    """What `dataset.augment` names; None where it names nothing."""
+    words = dataset.get("augment")
+    return Augment(words, transform, image_node(dataset, backbone)["interpolation"]) if words else None
 
 
 @contextmanager

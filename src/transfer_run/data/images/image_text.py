@@ -20,7 +20,9 @@ from torch import Tensor
 
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
-from transfer_run.data.images.image_data import Transform, build_augment, decoded, image_node
+from transfer_run.data.images.augment import build_augment
+from transfer_run.data.images.image_data import decoded
+from transfer_run.data.images.transform import Transform, image_node
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.lengths import source_length
 from transfer_run.data.text.tokens import padded, pair_ids
