@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from tests.data.conftest import data_of
+from transfer_run.data.load import build_data
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.training.module import TransferModule
 
 
 def test_training_alone_reads_augmented_rows() -> None:
     """`trainer` and `method` are stood in for: the loaders ask them for one rank and for stored taps."""
-    data = data_of("dataset=digits", "backbone=vit_tiny", 'dataset.augment=["invert p=1"]')
+    cfg = compose(["method=full", "dataset=digits", "backbone=vit_tiny", 'dataset.augment=["invert p=1"]'])
+    data = build_data(cfg.dataset, cfg.backbone, 0)
     config = {"dataset": {"batch_size": 8}, "seed": 0, "hardware": {"num_workers": 0}}
     trainer = SimpleNamespace(world_size=1, global_rank=0)
     module: Any = SimpleNamespace(
