@@ -171,6 +171,18 @@ def test_a_file_bears_the_key_of_what_it_holds(group: str, folder: str) -> None:
     assert wrong == []
 
 
+def test_a_family_of_backbones_bears_its_key() -> None:
+    """Beside `families/KEY.yaml` stands `families/KEY.py`; a class of its own for one kind bears that kind's name."""
+    named: dict[str, set[str]] = {}
+    for file in (SOURCE / "backbones" / "families").glob("*.yaml"):
+        declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key, target in {file.stem: declared["target"], **declared.get("targets", {})}.items():
+            named.setdefault(target.rpartition(".")[0].rpartition(".")[2], set()).add(key)
+    files = {path.stem for path in (SOURCE / "backbones" / "families").glob("[a-z]*.py")}
+    assert len(files) > 5
+    assert {stem for stem in files if stem not in named.get(stem, ())} == set()
+
+
 def test_the_ground_imports_nothing_heavy() -> None:
     """Words are checked before torch is imported; `task.py` alone names its types."""
     light = {*sys.stdlib_module_names, "yaml"}

@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
+from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.files import check_files
@@ -106,6 +107,7 @@ class Composer:
         def where(key: str) -> str:
             return _where(key, words, contents, choices, self.folders)
 
+        check_about(values, where, self.folders)
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
         name_members(values, self.folders)

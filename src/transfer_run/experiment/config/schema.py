@@ -24,7 +24,7 @@ from typing import Any
 from transfer_run.errors import UserError, nearest_names
 
 ABOUT = "about"
-"""The key of the nodes that describe instead of setting anything."""
+"""The key below which a node says what it is; `about.py` says what may stand there."""
 
 _SCALARS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
 _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -241,7 +241,7 @@ def _unknown(
 ) -> Iterator[str]:
     for key, value in values.items():
         path = f"{prefix}{key}"
-        if key == ABOUT or (path in types and types[path].name == "dict"):
+        if (key == ABOUT and prefix.count(".") == 1) or (path in types and types[path].name == "dict"):
             continue
         if key not in declared:
             yield path
@@ -274,10 +274,15 @@ def _convert(
                 )
             _convert(values[key], default, types, where, f"{path}.")
             continue
-        values[key] = _converted(path, values[key], kind or type_of(default), where)
+        values[key] = converted(path, values[key], kind or type_of(default), where)
 
 
-def _converted(path: str, value: Any, kind: Type, where: Callable[[str], str]) -> Any:
+def converted(path: str, value: Any, kind: Type, where: Callable[[str], str]) -> Any:
+    """The value of a key in its type.
+
+    Raises:
+        UserError: it is of another type, or out of its bounds.
+    """
     try:
         return kind.convert(value)
     except (ValueError, OverflowError):

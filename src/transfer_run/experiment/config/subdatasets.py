@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
+from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.files import check_files
 from transfer_run.files import read_yaml
 from transfer_run.words import named
@@ -73,6 +74,7 @@ def _member(words: str, key: str, folders: Sequence[Path], above: str | None) ->
     for path, value in settings.items():
         OmegaConf.update(merged, f"dataset.{path}", value, force_add=True)
     values: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    check_about(values, lambda path: f"{next(iter(registry.find('dataset', choice, folders)), choice)}: {path}")
     schema.check(values, {"dataset": declared}, lambda path: where, _general())
     if above and values["dataset"].get("path", "") is None and (Path(above).expanduser() / name).exists():
         values["dataset"]["path"] = str(Path(above) / name)

@@ -1,0 +1,141 @@
+"""What `about` may say in the file of a method, a data set or a backbone: the facts that no run may set.
+
+Each is a type of `schema.py` and a sentence. A key that is not here is refused with the nearest one that is, before
+anything reads it: a restriction that is misspelt would otherwise be gone without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config.compatibility import known_families
+from transfer_run.experiment.config.schema import ABOUT, converted, parse_type
+
+SHAPES = ("tune", "stage", "combine", "distil", "score", "reshape")
+"""What a method does; `methods/base.py` says what each of them means."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One key of `about`.
+
+    Attributes:
+        type: what its value may be, in the words of `schema.py`.
+        says: what it tells, in a sentence.
+    """
+
+    type: str | list[str]
+    says: str
+
+
+ANY = {
+    "title": Fact("str", "what it is, in a line; a method's paper"),
+    "options": Fact("dict", "types and choices of its own keys, where the default does not tell (`schema.py`)"),
+    "former": Fact("dict", "words of a paper's own code, and what to write here instead"),
+}
+"""What every node may say."""
+
+OF_GROUP: dict[str, dict[str, Fact]] = {
+    "method": {
+        "target": Fact("str", "module.Class of the method; needed"),
+        "family": Fact("str", "the family that `transfer-list methods` shows it in"),
+        "shape": Fact(list(SHAPES), "what it does with a run"),
+        "arxiv": Fact("str", "number of the paper"),
+        "backbones": Fact("list[str]", "families of backbones that it works on; left out: all"),
+        "tasks": Fact("list[str]", "forms of data set that it trains on; left out: all"),
+        "needs": Fact("str", "what it needs of a backbone, for the message to whoever chooses another one"),
+        "tower": Fact(["both"], "it uses both towers of a two-tower backbone, whatever the data set asks"),
+        "pretrained": Fact("bool", "false: it starts from random weights, whatever the backbone names"),
+        "through_backbone": Fact("bool", "true: its backward visits the backbone's blocks though they are frozen"),
+        "stage_source": Fact("str", "the value of `method.stage` whose run hands its model to this one"),
+        "sources": Fact("dict", "the runs that it reads by name, and their kind (`sources/kinds.py`)"),
+        "makes": Fact("str", "the kind of what its run leaves, where the shape does not tell (`sources/kinds.py`)"),
+        "files": Fact("list[str]", "its own keys that name files"),
+        "paper_profile": Fact("dict?", "what plan.profile=paper sets of its keys"),
+        "matrix": Fact("list[str]", "further words of the smallest run that the common checks carry out"),
+    },
+    "dataset": {
+        "target": Fact("str", "module.Class of the data set; needed"),
+        "holds": Fact("str", "what its examples are: text, images, pairs, or a kind of your own"),
+        "needs_path": Fact("str", "what `dataset.path` must name; left out: it needs none"),
+    },
+    "backbone": {
+        "target": Fact("str", "module.Class of a family of your own; those of ours stand in `backbones/families`"),
+        "targets": Fact("dict", "classes of single kinds of it, by `architecture.model_type`"),
+        "reads": Fact("list[str]", "what its data may hold; left out: not checked"),
+        "answers": Fact("list[str]", "the forms of data set that it answers; left out: not checked"),
+        "towers": Fact("dict", "of several towers: what each of them reads, by `backbone.tower`"),
+        "writes": Fact("bool", "it answers in text, a classification too"),
+        "pairs": Fact("bool", "it reads two texts as a pair"),
+        "relative_positions": Fact("bool", "no text is too long for it"),
+        "loads": Fact("dict", "the libraries' folders that it reads, and the words that go with each"),
+        "smallest": Fact("str", "the backbone to try a method on"),
+    },
+}
+
+
+def facts(group: str) -> dict[str, Fact]:
+    """The keys that `about` of this node has."""
+    return {**ANY, **OF_GROUP.get(group, {})}
+
+
+def check_about(
+    values: Mapping[str, Any], where: Callable[[str], str] = lambda key: key, folders: Sequence[Path] = ()
+) -> None:
+    """Compare the `about` of a composed config's nodes with what is declared here.
+
+    Args:
+        values: the composed config, plain containers.
+        where: the word or the file that sets a key, for the message.
+        folders: the user's own config folders, which may declare families.
+
+    Raises:
+        UserError: a key that does not exist or is missing, a value of another type, a family or a form of data set that
+            nothing declares.
+    """
+    for group, node in values.items():
+        if isinstance(node, Mapping) and ABOUT in node:
+            _check_keys(group, node[ABOUT], where)
+    for group in ("method", "dataset"):
+        if group in values and not (values[group].get(ABOUT) or {}).get("target"):
+            place = f"{group}.{ABOUT}"
+            says = facts(group)["target"].says
+            raise UserError(f"{place}.target is missing: {says}.", where=where(place), remedy="add it below `about:`")
+    _check_named(values.get("method", {}).get(ABOUT) or {}, where, folders)
+
+
+def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:
+    place, known = f"{group}.{ABOUT}", facts(group)
+    if not isinstance(about, Mapping):
+        raise UserError(f"{place} is a group of keys, not a value.", where=where(place), nearest=sorted(known)[:3])
+    for key, value in about.items():
+        if key not in known:
+            near = nearest_names(str(key), known)
+            raise UserError(
+                f"There is no key '{place}.{key}'.",
+                where=where(f"{place}.{key}"),
+                nearest=[f"{place}.{name}" for name in near],
+                remedy="" if near else f"{place} knows {', '.join(sorted(known))}",
+            )
+        converted(f"{place}.{key}", value, parse_type(known[key].type), where)
+
+
+def _check_named(about: Mapping[str, Any], where: Callable[[str], str], folders: Sequence[Path]) -> None:
+    """The families and forms that a method is restricted to must be somebody's: a misspelt one restricts to nothing."""
+    known = known_families()
+    answers = {form for family in known.values() for form in family.answers}
+    if set(about.get("backbones") or ()) - set(known) or set(about.get("tasks") or ()) - answers:
+        known = known_families(folders)
+        answers = {form for family in known.values() for form in family.answers}
+    for key, names, what in (("backbones", set(known), "family of backbones"), ("tasks", answers, "form of data set")):
+        for name in about.get(key) or ():
+            if name not in names:
+                raise UserError(
+                    f"There is no {what} {name!r}.",
+                    where=where(f"method.{ABOUT}.{key}"),
+                    nearest=nearest_names(name, names) or sorted(names),
+                )
