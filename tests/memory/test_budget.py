@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.memory import small
 from transfer_run.errors import UserError
 from transfer_run.hardware.optimization import build_optimizer
+from transfer_run.memory.allocator import cuda_block
 from transfer_run.memory.budget import LARGEST_BATCH, largest_batch, parse_budget
 from transfer_run.memory.planner import Rehearsal, Setting
-from transfer_run.memory.tracker import cuda_block
 from transfer_run.methods.tuning.full import Full
 
 

@@ -25,6 +25,7 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
                              cache and gradients kept, amounts in their GB of 1000 MiB
   plan.budget=24GB           also the largest batch that fits (24GB: 10^9 bytes each, 24GiB: 2^30)
   plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
+  plan.expandable_segments=true  under PyTorch's allocator setting of that name
   hardware=cpu               the memory of a CPU; everything else plans for a GPU
 
 Needs no GPU, no weights, no data and no network: configs carry the architecture and the batch's shapes."""

@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
+from transfer_run.memory.allocator import cuda_block
 from transfer_run.memory.module_names import ModuleNames
-from transfer_run.memory.tracker import MemoryTracker, cuda_block
+from transfer_run.memory.tracker import MemoryTracker
 
 PREPARE = "prepare"
 """The phase of `Method.prepare`; what is made in it counts as `other`: copies, other models, statistics, pieces."""

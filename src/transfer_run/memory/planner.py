@@ -18,12 +18,13 @@ from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
 from transfer_run.memory.account import MemoryReport, preceded
+from transfer_run.memory.allocator import cuda_block, exact, expandable_block
 from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
-from transfer_run.memory.tracker import MemoryTracker, cuda_block, exact
+from transfer_run.memory.tracker import MemoryTracker
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """What a batch is made of: name -> shape, dtype."""
@@ -56,6 +57,7 @@ class Setting:
         accumulate: batches per optimizer step.
         grads_to_none: False: gradients are zeroed but kept.
         use_cache: decoder keys and values are kept until the loss is there.
+        expandable_segments: PyTorch's allocator on CUDA cuts every block to measure.
         paper: the setting of the papers of 2022 (`memory/paper.py`): eager attention, keys and values and the
             output alive during backward, gradients kept, optimizers one tensor at a time, no library workspace.
     """
@@ -66,6 +68,7 @@ class Setting:
     accumulate: int = 1
     grads_to_none: bool = True
     use_cache: bool = False
+    expandable_segments: bool = False
     paper: bool = False
 
     def as_paper(self) -> Setting:
@@ -75,6 +78,13 @@ class Setting:
     def dtype(self) -> torch.dtype | None:
         """The half type that `precision` names."""
         return _DTYPES.get(self.precision.split("-")[0])
+
+    @property
+    def rounding(self) -> Callable[[int], int]:
+        """Bytes asked for -> bytes counted."""
+        if self.target != "cuda":
+            return exact
+        return expandable_block if self.expandable_segments else cuda_block
 
     @property
     def mixed(self) -> bool:
@@ -114,7 +124,7 @@ class Rehearsal:
         if setting.paper:
             attend_eagerly(method)
         self.places = ModuleNames(method)
-        self.tracker = MemoryTracker(cuda_block if setting.target == "cuda" else exact, self.places)
+        self.tracker = MemoryTracker(setting.rounding, self.places)
         self.optimizer = self._optimizer(make_optimizer) if trains else None
         self._stepped = False
         self._reserved: set[str] = set()

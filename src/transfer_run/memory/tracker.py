@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from transfer_run.memory.account import Allocation, MemoryReport, by_kind, report
+from transfer_run.memory.allocator import exact
 from transfer_run.memory.module_names import ModuleNames, leaf_shapes
 
 B = TypeVar("B", bound=Mapping[str, Tensor])
@@ -67,19 +68,8 @@ def on_host(tensors: Iterable[Tensor]) -> None:
     fake ones of the CPU."""
     kept = list(tensors)
     for tracker in _RESIZES.trackers:
-        if tracker.rounding is cuda_block:
+        if tracker.rounding is not exact:
             tracker.forget(kept)
-
-
-def exact(size: int) -> int:
-    """Bytes as asked for: what a CPU allocator hands out, near enough."""
-    return size
-
-
-def cuda_block(size: int) -> int:
-    """Bytes that PyTorch's caching CUDA allocator counts: multiples of 512 bytes; of 2 MiB from 10 MiB on."""
-    granule = 2 * 2**20 if size >= 10 * 2**20 else 512
-    return -(-size // granule) * granule
 
 
 class _Autocast(TorchFunctionMode):
@@ -96,7 +86,7 @@ class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of all storages alive, by kind, phase and module.
 
     Args:
-        rounding: bytes asked for -> bytes counted (`exact`, `cuda_block`).
+        rounding: bytes asked for -> bytes counted (`memory/allocator.py`).
         places: names the module that works; None: modules stay unnamed.
 
     A tracker may be left and entered again (Lightning callbacks do, for a few steps of a long run): releases are seen

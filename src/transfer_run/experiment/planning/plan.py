@@ -270,6 +270,7 @@ def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:
         accumulate=trainer["accumulate"],
         grads_to_none=trainer["grads_to_none"],
         use_cache=trainer["use_cache_in_training"],
+        expandable_segments=config["plan"]["expandable_segments"],
     )
     return setting.as_paper() if config["plan"]["profile"] == "paper" else setting
 
