@@ -91,7 +91,7 @@ def test_it_trains_and_leaves_frozen_parts_alone(method: str) -> None:
     buffers = {n: b.detach().clone() for n, b in built.backbone.model.named_buffers()}
     optimizer = build_optimizer(
         built.parameter_groups(),
-        {"name": "adamw", "lr": 1e-2, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8},
+        {"about": {"target": "torch.optim.AdamW"}, "lr": 1e-2, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8},
     )
     built.start_fit(12)
     built.train()

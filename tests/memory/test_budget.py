@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.memory import small
 from transfer_run.errors import UserError
-from transfer_run.hardware.optimization import build_optimizer
+from transfer_run.hardware.optimization import build_optimizers
 from transfer_run.memory.allocator import cuda_block
 from transfer_run.memory.budget import LARGEST_BATCH, largest_batch, parse_budget
 from transfer_run.memory.planner import Rehearsal, Setting
@@ -56,9 +56,9 @@ def test_a_batch_that_costs_nothing_stops_at_the_end() -> None:
 def test_the_answer_of_a_rehearsal_is_right() -> None:
     with torch.device("meta"):
         method = Full(small.backbone("vit", "meta"), small.task("vit"))
-    config = {"name": "sgd", "lr": 0.1, "momentum": 0.0}
+    config = {"about": {"target": "torch.optim.SGD"}, "lr": 0.1, "momentum": 0.0}
     rehearsal = Rehearsal(
-        method, lambda: build_optimizer(method.parameter_groups(), config), lambda n: small.shapes("vit", n),
+        method, lambda: build_optimizers(method.optimizers(config, 1), config), lambda n: small.shapes("vit", n),
         Setting(target="cpu"),
     )  # fmt: skip
     budget = 12 * 10**6

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tests.memory import small
-from transfer_run.hardware.optimization import build_optimizer
+from transfer_run.hardware.optimization import build_optimizer, build_optimizers
 from transfer_run.memory.account import KINDS, MemoryReport
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.planner import Rehearsal, Setting
@@ -28,9 +28,9 @@ from transfer_run.methods.tuning.lora import LoRA
 
 METHODS: dict[str, Callable[..., Method]] = {"full": Full, "linear_probe": LinearProbe, "lora": LoRA, "lst": LST}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adamw": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
-    "sgd": {"name": "sgd", "lr": 1e-3, "momentum": 0.9},
-    "adafactor": {"name": "adafactor", "lr": 1e-3},
+    "adamw": {"about": {"target": "torch.optim.AdamW"}, "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
+    "sgd": {"about": {"target": "torch.optim.SGD"}, "lr": 1e-3, "momentum": 0.9},
+    "adafactor": {"about": {"target": "torch.optim.Adafactor"}, "lr": 1e-3},
 }
 PHASES = ("forward", "backward", "step", "evaluation")
 SIZE = 16
@@ -88,10 +88,10 @@ def planned(kind: str, method: str, setting: Setting, *, checkpointing: bool = F
     with torch.device("meta"):
         built = METHODS[method](backbone, small.task(kind))
 
-    def make_optimizer() -> Optimizer:
-        return build_optimizer(built.parameter_groups(), OPTIMIZERS[optimizer])
+    def make_optimizers() -> Mapping[str, Optimizer]:
+        return build_optimizers(built.optimizers({}, 1), OPTIMIZERS[optimizer])
 
-    return Rehearsal(built, make_optimizer, lambda n: small.shapes(kind, n), setting).measure(size)
+    return Rehearsal(built, make_optimizers, lambda n: small.shapes(kind, n), setting).measure(size)
 
 
 def assert_agree(plan: MemoryReport, measurement: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ def test_one_rehearsal_answers_for_many_batches() -> None:
     with torch.device("meta"):
         method = Full(small.backbone("vit", "meta"), small.task("vit"))
     rehearsal = Rehearsal(
-        method, lambda: build_optimizer(method.parameter_groups(), OPTIMIZERS["adamw"]),
+        method, lambda: build_optimizers(method.optimizers({}, 1), OPTIMIZERS["adamw"]),
         lambda n: small.shapes("vit", n), Setting(target="cpu"),
     )  # fmt: skip
     again = {size: rehearsal.measure(size).peak for size in (8, 32, 16, 8)}
@@ -158,7 +158,7 @@ def test_nothing_is_stepped_when_only_the_evaluation_is_asked_for() -> None:
     with torch.device("meta"):
         method = Full(small.backbone("vit", "meta"), small.task("vit"))
 
-    def no_optimizer() -> Optimizer:
+    def no_optimizer() -> Mapping[str, Optimizer]:
         raise AssertionError("no optimizer is needed to predict")
 
     report = Rehearsal(method, no_optimizer, lambda n: small.shapes("vit", n), Setting(), trains=False).measure(1)

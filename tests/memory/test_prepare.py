@@ -58,8 +58,8 @@ def test_prepare_is_planned_without_optimizer_states_at_any_batch_size() -> None
     method = Copies(small.backbone("vit"), small.task("vit"))
     expected = 4 * weights(method)
     rehearsal = Rehearsal(
-        method, lambda: torch.optim.AdamW(method.parameters()), lambda n: small.shapes("vit", n), Setting("cpu"),
-        prepares=True,
+        method, lambda: {"main": torch.optim.AdamW(method.parameters())}, lambda n: small.shapes("vit", n),
+        Setting("cpu"), prepares=True,
     )  # fmt: skip
     for size in (2, 4):
         report = rehearsal.measure(size)

@@ -1,49 +1,90 @@
-"""Optimizers and learning-rate schedules by their config names."""
+"""What an optimizer moves, how, and along which schedule; the class is what `optimizer.about.target` names."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.errors import UserError
+
+OF_RUN = ("about", "name", "schedule", "interval", "warmup", "no_decay_1d")
+"""Keys of the `optimizer` node that are not arguments of the optimizer's class."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What one of a method's optimizers moves, and in what it differs from the run's `optimizer` node.
+
+    Attributes:
+        groups: parameter groups as in torch.optim; a group's own `lr` and `weight_decay` win.
+        settings: keys of the node that are otherwise here (`lr`, `schedule`, `warmup`, ...). With `target`, the class
+            of another optimizer (`torch.optim.SGD`), its arguments are those that stand here, and `lr` and
+            `weight_decay` of the node.
+        factor: the learning rate's factor at step 0, 1, ...; None: what `schedule` and `warmup` say.
+        restart_every: steps after which its states begin anew (continual learning: the next task); None: never.
+    """
+
+    groups: list[dict[str, Any]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    factor: Callable[[int], float] | None = None
+    restart_every: int | None = None
+
+    def node(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The complete `optimizer` node of this one."""
+        own = dict(self.settings)
+        target = own.pop("target", None)
+        if target is None:
+            return {**config, **own}
+        shared = {key: value for key, value in config.items() if key in (*OF_RUN, "lr", "weight_decay")}
+        return {**shared, **own, "about": {"target": target}}
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: Mapping[str, Any]) -> Optimizer:
-    """The optimizer over the method's parameter groups; frozen parameters never reach it.
+    """The optimizer over a method's parameter groups; frozen parameters never reach it.
 
     Args:
-        groups: `Method.parameter_groups()`; a group's own `lr` and `weight_decay` win over the config's.
-        config: the `optimizer` node: `name`, `lr`, `weight_decay`, `no_decay_1d` and what the optimizer takes.
+        groups: as in `Optimization`.
+        config: the `optimizer` node: `about.target`, `no_decay_1d`, the schedule's keys, and what the class takes.
 
     Raises:
-        UserError: no such optimizer.
+        UserError: there is no such class, or it takes other arguments.
     """
-    name, lr, decay = config["name"], config["lr"], config.get("weight_decay", 0.0)
     if config.get("no_decay_1d", False):
         groups = [part for group in groups for part in _split_1d(group)]
     groups = [group for group in groups if group["params"]]
-    makers: dict[str, Callable[[], Optimizer]] = {
-        "adamw": lambda: torch.optim.AdamW(
-            groups, lr=lr, weight_decay=decay, betas=tuple(config["betas"]), eps=config["eps"]
-        ),
-        "adam": lambda: torch.optim.Adam(
-            groups, lr=lr, weight_decay=decay, betas=tuple(config["betas"]), eps=config["eps"]
-        ),
-        "sgd": lambda: torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=config["momentum"]),
-        "adafactor": lambda: torch.optim.Adafactor(groups, lr=lr, weight_decay=decay),
-    }
-    if name not in makers:
+    target = str(config["about"]["target"])
+    kind = _class(target)
+    arguments = {key: value for key, value in config.items() if key not in OF_RUN}
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    try:
+        return kind(groups, **arguments)
+    except TypeError as error:
         raise UserError(
-            f"There is no optimizer {name!r}.",
-            where="optimizer.name",
-            nearest=nearest_names(name, makers) or list(makers),
-        )
-    return makers[name]()
+            f"{target} cannot be built: {error}.",
+            where=f"optimizer: {', '.join(arguments)}",
+            remedy="give its config the keys that the class takes",
+        ) from error
+
+
+def _class(target: str) -> type[Optimizer]:
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"The optimizer's class cannot be imported: {error}.",
+            where=f"optimizer.about.target: {target}",
+            remedy="write module.Class of an importable module, as torch.optim.RAdam",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise UserError(f"{target} is no optimizer of torch.", where=f"optimizer.about.target: {target}")
+    return found
 
 
 def _split_1d(group: dict[str, Any]) -> list[dict[str, Any]]:
@@ -52,6 +93,11 @@ def _split_1d(group: dict[str, Any]) -> list[dict[str, Any]]:
     matrices = [p for p in group["params"] if p.ndim > 1]
     vectors = [p for p in group["params"] if p.ndim <= 1]
     return [{**rest, "params": matrices}, {**rest, "params": vectors, "weight_decay": 0.0}]
+
+
+def build_optimizers(made: Mapping[str, Optimization], config: Mapping[str, Any]) -> dict[str, Optimizer]:
+    """The optimizers of a method by name, from `Method.optimizers` and the run's `optimizer` node."""
+    return {name: build_optimizer(one.groups, one.node(config)) for name, one in made.items()}
 
 
 def schedule_factor(schedule: str, warmup: float, total: int) -> Callable[[int], float]:
@@ -75,6 +121,8 @@ def schedule_factor(schedule: str, warmup: float, total: int) -> Callable[[int],
     return factor
 
 
-def build_schedule(optimizer: Optimizer, config: Mapping[str, Any], total: int) -> LambdaLR:
-    """The schedule of `config['schedule']` over `total` steps (or epochs, see `optimizer.interval`)."""
-    return LambdaLR(optimizer, schedule_factor(config["schedule"], config.get("warmup", 0.0), total))
+def build_schedule(
+    optimizer: Optimizer, config: Mapping[str, Any], total: int, factor: Callable[[int], float] | None = None
+) -> LambdaLR:
+    """The schedule of `config['schedule']` over `total` steps (or epochs, see `optimizer.interval`), or `factor`."""
+    return LambdaLR(optimizer, factor or schedule_factor(config["schedule"], config.get("warmup", 0.0), total))

@@ -22,12 +22,14 @@ def build_trainer(
     callbacks: list[Callback],
     loggers: list[Logger],
     blocks: Collection[type[nn.Module]] = (),
+    own_steps: bool = False,
 ) -> pl.Trainer:
     """The trainer for `config['hardware']` and `config['trainer']`.
 
     Args:
         folder: the run's folder; nothing is written elsewhere.
         blocks: the classes of the backbone's blocks, the units that FSDP shards.
+        own_steps: the method takes its steps itself; clipping and summing of gradients are then those steps' matter.
 
     Raises:
         UserError: see `check_devices`.
@@ -43,8 +45,8 @@ def build_trainer(
         deterministic=hardware["deterministic"],
         max_epochs=settings["max_epochs"] if settings["max_steps"] is None else -1,
         max_steps=-1 if settings["max_steps"] is None else settings["max_steps"],
-        gradient_clip_val=settings["gradient_clip"],
-        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=None if own_steps else settings["gradient_clip"],
+        accumulate_grad_batches=1 if own_steps else settings["accumulate"],
         check_val_every_n_epoch=None if settings["validate_steps"] else settings["validate_every"],
         # where steps are counted, `Checkpoints` says behind which batch a validation comes
         val_check_interval=sys.maxsize if settings["validate_steps"] else None,

@@ -34,7 +34,7 @@ class MemoryCallback(Callback):
         self.tracked_steps = tracked_steps
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the largest batch followed, by split
         self._gauge: Gauge | None = None
-        self._steps = 0
+        self._first: int | None = None  # optimizer steps that were taken before this process
         self._open = False
 
     # ---- the result
@@ -76,17 +76,18 @@ class MemoryCallback(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.tracked_steps and (self._larger("train", batch) or self._steps < self.tracked_steps):
+        self._first = trainer.global_step if self._first is None else self._first
+        early = trainer.global_step - self._first < self.tracked_steps
+        if self.tracked_steps and (self._larger("train", batch) or early):
             self._begin("forward", batch, trainer.optimizers)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._mark("backward")
+        self.mark("backward")
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        self._steps += 1
-        self._mark("step")
+        self.mark("step")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -130,7 +131,8 @@ class MemoryCallback(Callback):
         self._gauge.open(phase, [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], optimizers)
         self._open = True
 
-    def _mark(self, phase: str) -> None:
+    def mark(self, phase: str) -> None:
+        """What follows is of this phase."""
         if self._open and self._gauge is not None:
             self._gauge.mark(phase)
 

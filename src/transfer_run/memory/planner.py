@@ -1,22 +1,23 @@
 """Rehearses a run on fake tensors: the very steps the trainer takes, with every byte counted and none allocated.
 
 build on meta ──> make_fake ──> Rehearsal ──> rehearse                                    (what prepare needs most)
-                                          ├─> forward, zero_grad, backward, clip, step   (twice: states count)
+                                          ├─> forward, backward, clip, step              (twice: states count)
                                           └─> predict                                     (evaluation)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
+from transfer_run.hardware.steps import Steps
 from transfer_run.memory.account import MemoryReport, preceded
 from transfer_run.memory.allocator import cuda_block, exact, expandable_block
 from transfer_run.memory.cuda import CountsAsCuda, cublas_workspace
@@ -37,10 +38,12 @@ class Trainable(Protocol):
 
     trains: bool
     tests: bool
+    own_steps: ClassVar[bool]
 
     def prepare(self, context: Any) -> None: ...
     def rehearse(self, batch: Any) -> Sequence[str]: ...
     def training_loss(self, batch: Any, use_cache: bool = False) -> Tensor: ...
+    def step(self, batch: Any, steps: Steps) -> Tensor: ...
     def loss(self, batch: Any) -> Tensor: ...
     def predict(self, batch: Any) -> Tensor: ...
     def new_cache(self) -> Any: ...
@@ -92,11 +95,11 @@ class Setting:
 
 
 class Rehearsal:
-    """One method with its optimizer on fake tensors; can be measured at any batch size.
+    """One method with its optimizers on fake tensors; can be measured at any batch size.
 
     Args:
         method: built for real or on the meta device; it is converted in place and of no other use afterwards.
-        make_optimizer: builds the optimizer over the (fake) parameters; not called when the method takes no step.
+        make_optimizers: builds them over the (fake) parameters; not called when the method takes no step.
         shapes: batch size -> what a batch of that size is made of.
         trains: False rehearses the evaluation alone.
         prepares: False leaves out what is done before the first step.
@@ -108,7 +111,7 @@ class Rehearsal:
     def __init__(
         self,
         method: nn.Module,
-        make_optimizer: Callable[[], Optimizer],
+        make_optimizers: Callable[[], Mapping[str, Optimizer]],
         shapes: Callable[[int], Shapes],
         setting: Setting,
         trains: bool = True,
@@ -125,7 +128,7 @@ class Rehearsal:
             attend_eagerly(method)
         self.places = ModuleNames(method)
         self.tracker = MemoryTracker(setting.rounding, self.places)
-        self.optimizer = self._optimizer(make_optimizer) if trains else None
+        self.steps = PlannedSteps(self, self._optimizers(make_optimizers)) if trains else None
         self._stepped = False
         self._reserved: set[str] = set()
 
@@ -142,10 +145,10 @@ class Rehearsal:
             self._follow_stream()
             batch = self._batch(batch_size)
             prepared = self._prepare(batch) if self.prepares else None
-            if self.optimizer is not None:
+            if self.steps is not None:
                 self.method.train()
-                if not (self._stepped or self.setting.grads_to_none):
-                    self._train_step(batch)  # kept gradients are there from the second step on
+                if not self._stepped and (self.method.own_steps or not self.setting.grads_to_none):
+                    self._train_step(batch)  # kept gradients are there from the second step on, and so are states
                 self.tracker.reset()
                 self._train_step(batch)
             else:
@@ -174,46 +177,49 @@ class Rehearsal:
     # ---- the steps
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         """As the runner takes it: gradients are let go of when the step is done, not when the next one begins."""
-        assert self.optimizer is not None
-        for _ in range(min(self.setting.accumulate, 2)):  # a third batch would repeat the second
+        assert self.steps is not None
+        batches = min(self.setting.accumulate, 2)  # a third batch would repeat the second
+        if self.method.own_steps:
+            for number in range(batches):
+                self.mark_forward()
+                with self._precision():
+                    self.steps.carry_out(self.method, batch, last=number + 1 == batches)
+            self._stepped = True
+            return
+        for _ in range(batches):
             self._accumulate(batch)
         if not self._stepped:
             self._first_update()
-        self.tracker.mark("step")
-        self._update()
-        self.optimizer.zero_grad(set_to_none=self.setting.grads_to_none)
+        self.steps.step()
 
     def _first_update(self) -> None:
         """Make the optimizer's states, and count them as if they had been there: later steps find them."""
-        self.tracker.mark("first update")
-        self._update()
+        assert self.steps is not None
+        self.steps.update_all("first update")
         self.tracker.backdate("optimizer")
         self.tracker.peaks.pop("first update")
         self._stepped = True
 
-    def _update(self) -> None:
-        assert self.optimizer is not None
-        if self.setting.gradient_clip is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.setting.gradient_clip, foreach=self._foreach)
-        self.optimizer.step()
-        self.tracker.hold_optimizer(self.optimizer)
-        if self.setting.target == "cuda":  # step counters stay on the host
-            self.tracker.forget(s["step"] for s in self.optimizer.state.values() if isinstance(s.get("step"), Tensor))
+    def mark_forward(self) -> None:
+        self.tracker.mark("forward")
+        self._reserve("forward")
 
     def _accumulate(self, batch: dict[str, Tensor]) -> None:
         """Forward and backward of one batch."""
         kept: list[Any] = []  # alive until backward has ended
-        self.tracker.mark("forward")
-        self._reserve("forward")
+        self.mark_forward()
         with self._precision():
             if self.setting.paper:
                 loss = self._paper_loss(batch, kept)
             else:
                 loss = self.method.training_loss(batch, use_cache=self.setting.use_cache)
+        self.backward(loss)
+
+    def backward(self, loss: Tensor, inputs: Iterable[Tensor] | None = None) -> None:
         self.tracker.mark("backward")
         self._reserve("backward")
-        torch.autograd.backward(get_gradient_edge(loss))  # a tensor's own backward turns function modes off
+        edges = None if inputs is None else [get_gradient_edge(tensor) for tensor in inputs]
+        torch.autograd.backward(get_gradient_edge(loss), inputs=edges)  # a tensor's own turns function modes off
         self.tracker.hold_gradients(self.method)
 
     def _paper_loss(self, batch: dict[str, Tensor], kept: list[Any]) -> Tensor:
@@ -238,17 +244,17 @@ class Rehearsal:
 
     # ---- parts
     @property
-    def _foreach(self) -> bool:
+    def foreach(self) -> bool:
         """PyTorch updates all parameters at once on CUDA, with temporaries as large as they are; not in 2022."""
         return self.setting.target == "cuda" and not self.setting.paper
 
-    def _optimizer(self, make_optimizer: Callable[[], Optimizer]) -> Optimizer:
+    def _optimizers(self, make_optimizers: Callable[[], Mapping[str, Optimizer]]) -> Mapping[str, Optimizer]:
         with self.mode:
-            optimizer = make_optimizer()
-        for group in optimizer.param_groups:
+            optimizers = make_optimizers()
+        for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
             if "foreach" in group and group["foreach"] is None and not group.get("fused"):
-                group["foreach"] = self._foreach
-        return optimizer
+                group["foreach"] = self.foreach
+        return optimizers
 
     def _batch(self, size: int) -> dict[str, Tensor]:
         half = None if self.setting.mixed else self.setting.dtype
@@ -281,3 +287,40 @@ class Rehearsal:
         if thread not in self._reserved:
             self._reserved.add(thread)
             self.tracker.reserve(cublas_workspace(), f"cuBLAS workspace ({thread})")
+
+
+class PlannedSteps(Steps):
+    """Steps on fake tensors: the phases are marked, gradients and states are known for what they are."""
+
+    def __init__(self, rehearsal: Rehearsal, optimizers: Mapping[str, Optimizer]) -> None:
+        setting = rehearsal.setting
+        super().__init__(
+            optimizers,
+            clip=setting.gradient_clip,
+            accumulate=setting.accumulate,
+            grads_to_none=setting.grads_to_none,
+            use_cache=setting.use_cache,
+        )
+        self.rehearsal = rehearsal
+
+    def update_all(self, phase: str) -> None:
+        """Update what every optimizer moves; gradients stay."""
+        for name in self.optimizers:
+            self._update(name, phase)
+
+    def _backward(self, loss: Tensor, inputs: list[Tensor] | None) -> None:
+        self.rehearsal.backward(loss, inputs)
+
+    def _update(self, name: str, phase: str = "step") -> None:
+        tracker, optimizer = self.rehearsal.tracker, self.optimizers[name]
+        tracker.mark(phase)
+        self.clip_gradients(optimizer, foreach=self.rehearsal.foreach)
+        optimizer.step()
+        tracker.hold_optimizer(optimizer)
+        if self.rehearsal.setting.target == "cuda":  # step counters stay on the host
+            tracker.forget(s["step"] for s in optimizer.state.values() if isinstance(s.get("step"), Tensor))
+
+    def _let_go(self, name: str) -> None:
+        super()._let_go(name)
+        if self.rehearsal.method.own_steps:
+            self.rehearsal.mark_forward()

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
+from transfer_run.hardware.optimization import Optimization
+from transfer_run.hardware.steps import Steps
 from transfer_run.methods.forms import retrieval as pairs
 from transfer_run.task import Task
 
@@ -90,11 +92,17 @@ class Method(nn.Module):
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
     needs_backbone_gradient: bool = True
     """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""
+    own_steps: ClassVar[bool] = False
+    """Does it take its steps itself? Follows from overriding `step`; then neither FSDP nor 16-mixed is possible."""
     asks_inside: bool = False
     """Does it run parts of blocks by itself (VQT's queries)? Blocks must then all be on the device."""
     held: frozenset[str] = frozenset()
     """Names of the frozen copies that `hold` keeps; `changing` ones of them are written into checkpoints."""
     changing: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.own_steps = cls.step is not Method.step
 
     def __init__(self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True) -> None:
         super().__init__()
@@ -145,6 +153,15 @@ class Method(nn.Module):
         """Optimizer groups; override for separate rates (keys as in torch.optim, e.g. `lr`)."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    def optimizers(self, config: Mapping[str, Any], epoch_steps: int) -> dict[str, Optimization]:
+        """What each optimizer moves, by name; one, as the run's words say, unless a method takes its `step` itself.
+
+        Args:
+            config: the composed `optimizer` node, which every one starts from.
+            epoch_steps: updates of one epoch (1 in the memory plan).
+        """
+        return {"main": Optimization(self.parameter_groups())}
+
     def counted_parameters(self) -> int:
         """Trained parameters as papers count them: the task's fresh head left out."""
         head = {id(p) for p in self.backbone.head.parameters()}
@@ -173,19 +190,6 @@ class Method(nn.Module):
 
     def resume(self, context: Context) -> None:
         """Called instead of `prepare` where a run goes on from a checkpoint: take hold of the data, work nothing."""
-
-    def schedule(self, optimizer: Mapping[str, Any], epoch_steps: int) -> Callable[[int], float] | None:
-        """The method's own factor of the learning rate at step 0, 1, ...; None: what `optimizer.schedule` says.
-
-        Args:
-            optimizer: the composed `optimizer` node.
-            epoch_steps: optimizer steps of one epoch.
-        """
-        return None
-
-    def fresh_optimizer(self, step: int) -> bool:
-        """Do the optimizer's states begin anew after step number `step`? (continual learning: the next task)"""
-        return False
 
     def start_fit(self, total_steps: int) -> None:
         """Called before the first optimizer step with the number of steps there will be (rank and mask schedules)."""
@@ -276,6 +280,23 @@ class Method(nn.Module):
         if use_cache and self.task.form == "text_to_text":
             batch = {**batch, "cache": self.new_cache()}
         return self.loss(batch)
+
+    def step(self, batch: Batch, steps: Steps) -> Tensor:
+        """One training step: losses, gradients and updates. Override it for several optimizers, for losses in turn, for
+        gradients of gradients, for work on a gradient; the loss that is returned is logged and watched.
+
+        REINFORCE beside a classifier, each with an optimizer of its own:
+
+            reward, log_prob = self.play(batch)
+            steps.backward(self.loss(batch) - (reward.detach() * log_prob).mean())
+            steps.step()                                       # both; steps.step("policy") moves one
+
+        Bilevel: `torch.autograd.grad(inner, weights, create_graph=True)`, and `steps.backward` of the outer loss.
+        """
+        loss = self.training_loss(batch, use_cache=steps.use_cache)
+        steps.backward(loss)
+        steps.step()
+        return loss
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before epoch `epoch` of `epochs` (schedules of gates, losses, temperatures)."""

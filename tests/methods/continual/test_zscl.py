@@ -85,7 +85,7 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
 def test_average_of_every_step_is_the_mean_of_start_and_iterates() -> None:
     method, data = models.build("method.we.every=1", "dataset.steps=4", "method.distill.weight=0")
     start = {name: p.detach().clone() for name, p in method.backbone.named_parameters()}
-    method.schedule({"lr": 1e-3, "schedule": "cosine", "warmup": 0}, 4)
+    method.optimizers({"lr": 1e-3, "schedule": "cosine", "warmup": 0}, 4)
     seen = [start, *models.train(method, data, 4)]
     for name, parameter in method.backbone.named_parameters():
         mean = torch.stack([weights[name].double() for weights in seen]).mean(0)
@@ -99,7 +99,7 @@ def test_wise_mixes_with_the_start_or_the_initial_model(towards: str) -> None:
     more = ("method.wise.alpha=0.8", f"method.wise.towards={towards}", "dataset.steps=2", *models.PLAIN)
     method, data = models.build(*more)
     start = {name: p.detach().clone() for name, p in method.backbone.named_parameters()}
-    method.schedule({"lr": 1e-3, "schedule": "constant", "warmup": 0}, 2)
+    method.optimizers({"lr": 1e-3, "schedule": "constant", "warmup": 0}, 2)
     last = models.train(method, data, 2)[-1]
     for name, parameter in method.backbone.named_parameters():
         assert torch.allclose(parameter, 0.8 * last[name] + 0.2 * start[name], atol=1e-6), name
@@ -131,7 +131,7 @@ def test_the_previous_teacher_is_the_model_at_the_tasks_start() -> None:
     more = ("method.distill.teacher=previous", "dataset.reference.images=task", "dataset.reference.texts=classes")
     method, data = models.build(*more, "dataset.steps=2", "method.we.enabled=false")
     assert set(method.held) == {"anchor"}
-    method.schedule({"lr": 1e-3, "schedule": "constant", "warmup": 0}, 2)
+    method.optimizers({"lr": 1e-3, "schedule": "constant", "warmup": 0}, 2)
     last = models.train(method, data, 2)[-1]
     teacher = dict(method.teacher_model.named_parameters())
     assert all(torch.equal(teacher[name], last[name]) for name in last)
@@ -163,7 +163,8 @@ def test_it_needs_a_sequence_and_both_towers() -> None:
 
 def test_a_task_has_its_own_rate_and_its_own_rise() -> None:
     method, _ = models.build("method.lr_per_task={middle: 5e-5}", "dataset.steps=10")
-    rate = method.schedule({"lr": 1e-5, "schedule": "cosine", "warmup": 2}, 10)
+    rate = method.optimizers({"lr": 1e-5, "schedule": "cosine", "warmup": 2}, 10)["main"].factor
+    assert rate is not None
     assert [rate(0), rate(1), rate(9)] == pytest.approx([0.5, 1.0, 0.0])
     assert [rate(10), rate(11), rate(20)] == pytest.approx([2.5, 5.0, 0.5])
 
@@ -188,7 +189,7 @@ def test_a_task_shorter_than_the_warm_up_is_told() -> None:
     method, _ = models.build()
     said: list[str] = []
     method._context = Context(0, Path(), lambda split, size: iter(()), log=said.append)
-    method.schedule({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 101)
+    method.optimizers({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 101)
     assert not said
-    method.schedule({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 100)
+    method.optimizers({"lr": 1e-5, "schedule": "cosine", "warmup": 100}, 100)
     assert "a task has 100 steps and the learning rate rises for 100" in said.pop()

@@ -1,4 +1,4 @@
-"""What `about` may say in the file of a method, a data set or a backbone: the facts that no run may set.
+"""What `about` may say in the file of a method, a data set, a backbone or an optimizer: the facts that no run may set.
 
 Each is a type of `schema.py` and a sentence. A key that is not here is refused with the nearest one that is, before
 anything reads it: a restriction that is misspelt would otherwise be gone without a word.
@@ -63,6 +63,9 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "holds": Fact("str", "what its examples are: text, images, pairs, or a kind of your own"),
         "needs_path": Fact("str", "what `dataset.path` must name; left out: it needs none"),
     },
+    "optimizer": {
+        "target": Fact("str", "module.Class of the optimizer, torch's or your own; needed"),
+    },
     "backbone": {
         "target": Fact("str", "module.Class of a family of your own; those of ours stand in `backbones/families`"),
         "targets": Fact("dict", "classes of single kinds of it, by `architecture.model_type`"),
@@ -100,7 +103,7 @@ def check_about(
     for group, node in values.items():
         if isinstance(node, Mapping) and ABOUT in node:
             _check_keys(group, node[ABOUT], where)
-    for group in ("method", "dataset"):
+    for group in ("method", "dataset", "optimizer"):
         if group in values and not (values[group].get(ABOUT) or {}).get("target"):
             place = f"{group}.{ABOUT}"
             says = facts(group)["target"].says

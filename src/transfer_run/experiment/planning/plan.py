@@ -23,7 +23,8 @@ from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
 from transfer_run.experiment.sources.models import source_on_meta
-from transfer_run.hardware.optimization import build_optimizer
+from transfer_run.hardware.optimization import build_optimizers
+from transfer_run.hardware.steps import check_own_steps
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
 from transfer_run.memory.devices import Units, one_of_many
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
@@ -172,6 +173,8 @@ class _Planned:
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
         method = _method_on_meta(config, paper=self.setting.paper)
+        check_own_steps(method, config["method"]["name"], config["hardware"])
+        node = config["optimizer"]
         self.generates = method.task.form == "text_to_text"
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
@@ -180,7 +183,7 @@ class _Planned:
         official = config["method"].get("memory_mode") == "official"  # released code keeps the frozen blocks' graph
         self.through_backbone = method.needs_backbone_gradient or official
         self.rehearsal = Rehearsal(
-            method, lambda: build_optimizer(method.parameter_groups(), config["optimizer"]), self.shapes, self.setting,
+            method, lambda: build_optimizers(method.optimizers(node, 1), node), self.shapes, self.setting,
             trains=trains and method.trains, prepares=rehearsed,
         )  # fmt: skip
         self.beside = beside_the_model(method)

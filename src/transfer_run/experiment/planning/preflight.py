@@ -28,6 +28,7 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
     check_shares(config)
     if config["method"]["about"].get("pretrained", True) and config["backbone"]["weights"] == "hub":
         hub_name(config["backbone"])
+    _check_steps(cfg, config)
     if config["dataset"]["about"].get("needs_path"):
         from transfer_run.data.reading.table import path_of
 
@@ -57,6 +58,18 @@ def check_shares(config: Mapping[str, Any]) -> None:
             where="dataset.batch_size, hardware.devices",
             remedy=f"choose a multiple of {count}",
         )
+
+
+def _check_steps(cfg: DictConfig, config: Mapping[str, Any]) -> None:
+    """Shards and scaled losses do not suit every method; the method is asked where there are any."""
+    hardware, method = config["hardware"], config["method"]
+    if hardware["strategy"] == "fsdp" or hardware["precision"] == "16-mixed":
+        from transfer_run.experiment.config.compose import make_importable
+        from transfer_run.hardware.steps import check_own_steps
+        from transfer_run.methods.build import method_class
+
+        make_importable(cfg)
+        check_own_steps(method_class(method["about"]["target"]), method["name"], hardware)
 
 
 def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[UserError | None, UserError | None]:

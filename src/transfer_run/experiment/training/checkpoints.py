@@ -143,7 +143,8 @@ class Checkpoints(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if ready % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+        assert isinstance(pl_module, TransferModule)
+        if ready % pl_module.config["trainer"]["accumulate"] and not trainer.is_last_batch:
             return  # gradients are still being summed, and a checkpoint does not hold them
         if not self._validation_follows(trainer):  # else its end is the moment: a run that goes on must not lack it
             self._save_if_due(trainer, trainer.is_last_batch)

@@ -1,4 +1,4 @@
-"""The Lightning module around a method: the training step, the metrics, the optimizer, what a checkpoint holds."""
+"""The Lightning module around a method: the training step, the metrics, the optimizers, what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
 from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.training.divergence import diverged
+from transfer_run.experiment.training.own_steps import TrainerSteps
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
-from transfer_run.hardware.optimization import build_optimizer, build_schedule
+from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
 from transfer_run.methods.base import Method
 from transfer_run.run_folder import LOG_FILE
 
@@ -60,6 +60,10 @@ class TransferModule(pl.LightningModule):
         self.headline: float | None = None  # of the last validation
         self.reported: dict[str, float] = {}  # the last value of every score
         self.samples = 0  # rows trained on by this process
+        self.optimizations: dict[str, Optimization] = {}
+        self.intervals: dict[str, str] = {}  # how often the schedule of each moves: step, epoch
+        self.steps: TrainerSteps | None = None  # where the method takes its steps itself
+        self.automatic_optimization = not method.own_steps
         self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
 
     # ---- data
@@ -107,7 +111,10 @@ class TransferModule(pl.LightningModule):
     def on_train_start(self) -> None:
         self._go_on(self.trainer.train_dataloader)  # made before the checkpoint was read, where steps were counted
         self.method.train()  # Lightning leaves modes as they are: loaded models are in eval mode, probes stay there
-        self.method.start_fit(int(self.trainer.estimated_stepping_batches))
+        if self.method.own_steps:
+            named = dict(zip(self.optimizations, self.trainer.optimizers, strict=True))
+            self.steps = TrainerSteps(self, named, self.config["trainer"], self.intervals.values())
+        self.method.start_fit(self._total_steps())
 
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
@@ -119,8 +126,20 @@ class TransferModule(pl.LightningModule):
         self.samples += len(next(iter(batch.values())))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
+        if self.automatic_optimization:
+            loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
+        else:
+            loss = self._own_step(batch, batch_idx)
         self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def _own_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """A step of the method's own; an update counts as one, whatever optimizers take part."""
+        assert self.steps is not None
+        due = (batch_idx + 1) % self.steps.accumulate == 0 or self.trainer.is_last_batch
+        loss = self.steps.carry_out(self.method, batch, last=due)
+        if due:
+            self._after_step(self.global_step)
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
@@ -130,25 +149,43 @@ class TransferModule(pl.LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.method.after_step(self.global_step + 1)  # here, so that a checkpoint of this step holds what it changes
-        if self.method.fresh_optimizer(self.global_step + 1):
-            self.trainer.optimizers[0].state.clear()
+        self._after_step(self.global_step + 1)
         if self.config["trainer"]["grads_to_none"]:
             optimizer.zero_grad()  # gradients are not alive during the next forward pass
 
+    def _after_step(self, step: int) -> None:
+        """Here, and not in a hook after the batch, so that a checkpoint of this step holds what it changes."""
+        self.method.after_step(step)
+        for optimizer, made in zip(self.trainer.optimizers, self.optimizations.values(), strict=True):
+            if made.restart_every and step % made.restart_every == 0:
+                optimizer.state.clear()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.steps is not None:  # else Lightning clips
+            self.steps.clip_gradients(optimizer)
+
     def configure_optimizers(self) -> Any:
-        config = self.config["optimizer"]
-        optimizer = build_optimizer(self.method.parameter_groups(), config)
-        by_epoch = config["interval"] == "epoch"
-        total = self.trainer.max_epochs if by_epoch else int(self.trainer.estimated_stepping_batches)
-        own = self.method.schedule(config, self._epoch_steps())
-        schedule = build_schedule(optimizer, config, total or 1) if own is None else LambdaLR(optimizer, own)
-        interval = config["interval"] if own is None else "step"
+        config, steps = self.config["optimizer"], self._epoch_steps()
+        self.optimizations = self.method.optimizers(config, steps)
+        optimizers = build_optimizers(self.optimizations, config)
+        schedules = []
+        for name, made in self.optimizations.items():
+            node = made.node(config)
+            self.intervals[name] = interval = "step" if made.factor else node["interval"]
+            total = self._total_steps() if interval == "step" else self.trainer.max_epochs
+            schedules.append(build_schedule(optimizers[name], node, total or 1, made.factor))
+        if self.method.own_steps:
+            return list(optimizers.values()), schedules
+        (optimizer,), (schedule,), (interval,) = optimizers.values(), schedules, self.intervals.values()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
     def _epoch_steps(self) -> int:
-        """Optimizer steps of a whole epoch."""
-        return -(-len(self._loader("train")) // self.trainer.accumulate_grad_batches)
+        """Updates of a whole epoch."""
+        return -(-len(self._loader("train")) // self.config["trainer"]["accumulate"])
+
+    def _total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.config["trainer"]["max_steps"] or self._epoch_steps() * self.config["trainer"]["max_epochs"]
 
     # ---- evaluation
     def _score(self, split: str, batch: Batch) -> None:
@@ -177,6 +214,8 @@ class TransferModule(pl.LightningModule):
         self._share_statistics()
 
     def on_train_epoch_end(self) -> None:
+        if self.steps is not None:
+            self.steps.move_schedules("epoch")
         self._share_statistics()
 
     def _share_statistics(self) -> None:

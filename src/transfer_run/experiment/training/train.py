@@ -42,6 +42,7 @@ from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.result import _record
 from transfer_run.experiment.training.taps import open_replay
 from transfer_run.hardware.devices import device_of
+from transfer_run.hardware.steps import check_own_steps
 from transfer_run.hardware.trainer import build_trainer
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_in_part
@@ -68,13 +69,13 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     method, data = _build(config, sources)
+    check_own_steps(method, config["method"]["name"], config["hardware"])
     checkpoints, memory, metrics = _witnesses(config, folder, data)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
     finite = StopOnNan(config["trainer"]["log_every"], folder / LOG_FILE) if cfg.trainer.stop_on_nan else None
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
-    trainer = build_trainer(
-        config, folder, callbacks, [metrics, *build_loggers(config, folder)], _block_classes(method)
-    )
+    loggers = [metrics, *build_loggers(config, folder)]
+    trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
     module = TransferModule(method, data, config)
 
     device, prepared_on = device_of(config["hardware"]), _prepared_on(config)

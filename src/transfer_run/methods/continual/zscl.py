@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.families.clip import CLIP
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.hardware.optimization import Optimization
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.continual.sequence import losses
 from transfer_run.methods.continual.sequence.accuracy import AccuracyMatrix
@@ -243,19 +244,19 @@ class ZSCL(Method):
         return self._sentences
 
     # ---- the sequence
-    def schedule(self, optimizer: Mapping[str, Any], epoch_steps: int) -> Callable[[int], float]:
-        """An epoch is a task: warm-up and fall begin anew, around the task's own rate."""
+    def optimizers(self, config: Mapping[str, Any], epoch_steps: int) -> dict[str, Optimization]:
+        """An epoch is a task: warm-up and fall begin anew, around the task's own rate, and so do the moments."""
         self.task_steps = epoch_steps
-        rise = warmup_steps(optimizer["warmup"], epoch_steps)
+        rise = warmup_steps(config["warmup"], epoch_steps)
         if self._context is not None and epoch_steps <= rise:
             self._context.log(
                 f"a task has {epoch_steps} steps and the learning rate rises for {rise}: the model will hardly move "
                 "(dataset.steps, optimizer.warmup)"
             )
-        rates = [
-            self.lr_per_task.get(name, optimizer["lr"]) / max(optimizer["lr"], 1e-30) for name in self.task.sequence
-        ]
-        return sequence_factor(task_factor(optimizer["schedule"], optimizer["warmup"], epoch_steps), epoch_steps, rates)
+        rates = [self.lr_per_task.get(name, config["lr"]) / max(config["lr"], 1e-30) for name in self.task.sequence]
+        within = task_factor(config["schedule"], config["warmup"], epoch_steps)
+        factor = sequence_factor(within, epoch_steps, rates)
+        return {"main": Optimization(self.parameter_groups(), factor=factor, restart_every=epoch_steps)}
 
     def start_fit(self, total_steps: int) -> None:
         most = len(self.task.sequence) * (self.task_steps or total_steps)
@@ -266,9 +267,6 @@ class ZSCL(Method):
                 remedy="dataset.steps sets the steps of a task; an epoch is a task",
             )
 
-    def fresh_optimizer(self, step: int) -> bool:
-        return self.task_steps is not None and step % self.task_steps == 0
-
     def after_step(self, step: int) -> None:
         """WE takes its snapshot; at the end of a task its weights are settled and all tasks are tested."""
         place = (step - 1) % self.task_steps if self.task_steps else step - 1
@@ -276,7 +274,7 @@ class ZSCL(Method):
             include(self.get_submodule("average"), self.backbone, place // self.we["every"] + 1)
             if self._averages_with_start:
                 mix(self.get_submodule("average"), self.get_submodule("anchor"), self.we["alpha"])
-        if self.fresh_optimizer(step):
+        if self.task_steps is not None and step % self.task_steps == 0:
             self._end_task()
 
     def _end_task(self) -> None:
