@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import transfer_run
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
@@ -328,3 +330,28 @@ assert "transformers" not in sys.modules, "transformers"
     for text in (script, other):
         done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_backbone_is_told_by_its_builder_alone() -> None:
+    """What a backbone knows of itself is set where it is built, or by itself: nothing else reaches in."""
+    own = {"provenance", "activation_checkpointing", "replay", "in_bf16", "stream", "source_head"}
+    root = Path(transfer_run.__file__).parent
+    allowed = {
+        root / "backbones" / "base.py",
+        root / "backbones" / "load.py",
+        *(root / "backbones/families").glob("*.py"),
+    }
+    reaching = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in own
+        if path not in allowed and ast.unparse(node.value) != "self"
+    ]
+    assert reaching == []
+
+
+def test_a_backbone_may_be_built_with_checkpointing() -> None:
+    config = {"name": "tiny", "family": "vit", "architecture": {"model": "vit_tiny_patch16_224", "depth": 1}}
+    built = [build_backbone(config, device="meta", checkpointing=checkpointing) for checkpointing in (False, True)]
+    assert [backbone.activation_checkpointing for backbone in built] == [False, True]

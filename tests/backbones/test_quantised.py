@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods import matrix
+from tests.matrix import smallest
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import Packed, PlannedLinear, check_quantised
 from transfer_run.errors import UserError
@@ -33,9 +33,9 @@ GENERAL = ["backbone.weights=random:0", "hardware=cpu", "trainer.progress=none"]
 
 
 def built(method: str, family: str, *words: str) -> tuple[Method, dict[str, torch.Tensor]]:
-    made, data = matrix.build(compose([f"method={method}", *WORDS[family], *GENERAL, *words]))
+    made, data = smallest.build(compose([f"method={method}", *WORDS[family], *GENERAL, *words]))
     data.setup()
-    return made, matrix.batch_of(data, 4)
+    return made, smallest.batch_of(data, 4)
 
 
 def run_of(output: Path, *words: str) -> Path:

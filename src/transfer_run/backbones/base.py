@@ -90,7 +90,7 @@ class Backbone(nn.Module, ABC):
         self.source_head: tuple[Tensor, Tensor] | None = None
         self.activation_checkpointing = False
         self.replay: Replay | None = None  # answers a frozen stream from stored taps
-        self.narrow = False  # weights and stream in bfloat16 (`backbone.load`)
+        self.in_bf16 = False  # weights and stream in bfloat16 (`backbone.load`)
         self.stream: BlockStream | None = None  # brings blocks from CPU memory (`backbone.offload`)
 
     @classmethod
@@ -123,6 +123,10 @@ class Backbone(nn.Module, ABC):
     def class_of_export(self) -> tuple[str, str]:
         """The library's class that reads what `save_library` wrote, and where in it this model is: "" or ".encoder"."""
         return type(self.model).__name__, ""
+
+    def answer_from(self, replay: Replay | None) -> None:
+        """From now on a frozen stream is answered from stored taps, or watched by what stores them; None: computed."""
+        self.replay = replay
 
     def train(self, mode: bool = True) -> Backbone:
         """Train mode, but for frozen batch norms: their running statistics are part of the frozen weights."""
@@ -213,7 +217,7 @@ class Backbone(nn.Module, ABC):
             stack: default: the first one.
             memory: for a decoder: the encoder's finished state (`finished_state`).
         """
-        given = _narrowed(batch) if self.narrow else batch
+        given = _halved(batch) if self.in_bf16 else batch
         state = self._embed(given, stack, memory)
         if self.replay is not None and (self.replay.in_training or not self.model.training):
             labels = self.replay.served_labels(batch) if len(self.stacks) > 1 and state.stack == "decoder" else None
@@ -334,7 +338,7 @@ class Backbone(nn.Module, ABC):
             device = next(self.model.parameters()).device
             with device:
                 self.head = self.new_head(task.num_labels)
-            if self.narrow:
+            if self.in_bf16:
                 self.head.register_forward_pre_hook(as_head)
 
     def new_head(self, outputs: int) -> nn.Module:
@@ -378,7 +382,7 @@ class Backbone(nn.Module, ABC):
         raise self._lacks("keeps no key/value cache")
 
 
-def _narrowed(batch: Batch) -> Batch:
+def _halved(batch: Batch) -> Batch:
     """Images in bfloat16; everything else as it is."""
     return {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in batch.items()}
 

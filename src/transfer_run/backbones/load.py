@@ -18,7 +18,8 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.declared import family_of
-from transfer_run.backbones.quantised import check_quantised, narrow, offload
+from transfer_run.backbones.quantised import check_quantised
+from transfer_run.backbones.stream import BlockStream
 from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, stored_config
 from transfer_run.backbones.weights.hub import commit_of, fetch_weights
 from transfer_run.backbones.weights.names import hub_name
@@ -66,13 +67,16 @@ def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> typ
     return found
 
 
-def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str = "cpu") -> Backbone:
-    """The backbone that `config` describes.
+def build_backbone(
+    config: dict[str, Any], *, weights: bool = True, device: str = "cpu", checkpointing: bool = False
+) -> Backbone:
+    """The backbone that `config` describes, kept as its `load` and `offload` say.
 
     Args:
         config: the composed `backbone` node as plain containers: name, family, weights, hub, revision, architecture.
         weights: False builds the architecture with random weights, whatever `config` says.
         device: where it shall be; on `meta` it takes no memory and no weights are read.
+        checkpointing: keep one hidden state a block for backward, and compute the rest again.
 
     Returns:
         The backbone in train mode, its `provenance` telling what was loaded: `source` (random, folder, run, hub),
@@ -83,28 +87,32 @@ def build_backbone(config: dict[str, Any], *, weights: bool = True, device: str 
     """
     source = str(config.get("weights") or RANDOM)
     if device == "meta":
-        kind = backbone_class(config)
         with torch.device("meta"):
-            return _kept(kind.from_architecture(config))
-    check_quantised(config)
-    if not weights or source.split(":")[0] == RANDOM:
-        backbone = _random(config, source if weights else RANDOM)
-    elif source == "hub":
-        backbone = _from_hub(config)
+            backbone = backbone_class(config).from_architecture(config)
     else:
-        backbone = _from_path(config, source)
-    backbone.provenance["checksum"] = checksum(backbone.model)
-    return _kept(backbone).to(device)
+        check_quantised(config)
+        if not weights or source.split(":")[0] == RANDOM:
+            backbone, provenance = _random(config, source if weights else RANDOM)
+        elif source == "hub":
+            backbone, provenance = _from_hub(config)
+        else:
+            backbone, provenance = _from_path(config, source)
+        backbone.provenance = {**provenance, "checksum": checksum(backbone.model)}
+    backbone.activation_checkpointing = checkpointing
+    if config.get("load"):
+        backbone.to(torch.bfloat16)
+        backbone.in_bf16 = True
+    if config.get("offload"):
+        blocks = {(stack, i): block for stack in backbone.stacks for i, block in enumerate(backbone.blocks(stack))}
+        backbone.stream = BlockStream(blocks)
+    return backbone if device == "meta" else backbone.to(device)
 
 
-def _kept(backbone: Backbone) -> Backbone:
-    """In the types and the place that `load` and `offload` say."""
-    narrow(backbone)
-    offload(backbone)
-    return backbone
+Loaded = tuple[Backbone, dict[str, Any]]
+"""A backbone and where its weights come from."""
 
 
-def _random(config: dict[str, Any], source: str) -> Backbone:
+def _random(config: dict[str, Any], source: str) -> Loaded:
     """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
     _, _, words = source.partition(":")
     if words and not words.isdigit():
@@ -115,20 +123,18 @@ def _random(config: dict[str, Any], source: str) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = kind.from_architecture(config)
-    backbone.provenance = {"source": RANDOM, "weights": f"{RANDOM}:{seed}"}
-    return backbone
+    return backbone, {"source": RANDOM, "weights": f"{RANDOM}:{seed}"}
 
 
-def _from_hub(config: dict[str, Any]) -> Backbone:
+def _from_hub(config: dict[str, Any]) -> Loaded:
     """The weights are looked for before the library is imported: what is not there is said at once."""
     hub, revision = hub_name(config), config.get("revision")
     folder = fetch_weights(hub, revision)
     backbone = backbone_class(config, folder).from_folder(folder, config)
-    backbone.provenance = {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
-    return backbone
+    return backbone, {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
 
 
-def _from_path(config: dict[str, Any], source: str) -> Backbone:
+def _from_path(config: dict[str, Any], source: str) -> Loaded:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(
@@ -139,12 +145,10 @@ def _from_path(config: dict[str, Any], source: str) -> Backbone:
         )
     if has_model(path) and read_description(path).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
-    backbone = backbone_class(config, path).from_folder(path, config)
-    backbone.provenance = {"source": "folder", "weights": source}
-    return backbone
+    return backbone_class(config, path).from_folder(path, config), {"source": "folder", "weights": source}
 
 
-def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
+def _from_run(config: dict[str, Any], folder: Path) -> Loaded:
     """The backbone inside the model that an earlier run saved: its tensors are named `backbone.model.*`."""
     about = read_description(folder)
     if not about.get("complete", False):
@@ -161,5 +165,4 @@ def _from_run(config: dict[str, Any], folder: Path) -> Backbone:
     weight, bias = tensors.get(f"{HEAD_PREFIX}weight"), tensors.get(f"{HEAD_PREFIX}bias")
     if weight is not None and bias is not None:
         backbone.source_head = (weight, bias)
-    backbone.provenance = {"source": "run", "weights": str(folder)}
-    return backbone
+    return backbone, {"source": "run", "weights": str(folder)}

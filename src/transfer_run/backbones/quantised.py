@@ -1,4 +1,5 @@
-"""How a frozen backbone is kept: narrower than float32, or in CPU memory with its blocks brought in one by one.
+"""How a frozen backbone is kept: in a smaller type than float32, or in CPU memory with its blocks brought in one by one
+(`build_backbone` does it).
 
     backbone.load=bf16                weights and stream in bfloat16
     backbone.load=int8|nf4|nf4_double the blocks' linear layers in 8 or 4 bits (bitsandbytes, CUDA), the rest bfloat16
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfer_run.backbones.stream import BlockStream
 from transfer_run.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 QUANTISED = ("int8", "nf4", "nf4_double")
 NF4_BLOCK, SCALE_BLOCK = 64, 256
 """Weights that share a scale in nf4; scales that share another under double quantisation (QLoRA, section 3)."""
-
-
-# ---- narrower weights
-def narrow(backbone: Backbone) -> None:
-    """Weights and stream in bfloat16, what reaches the head in the head's own type; does nothing without `load`."""
-    if backbone.config.get("load"):
-        backbone.to(torch.bfloat16)
-        backbone.narrow = True
 
 
 class Packed(nn.Module):
@@ -150,13 +142,6 @@ def _bitsandbytes(load: str) -> Callable[[nn.Linear, str], nn.Module]:
         return layer
 
     return make
-
-
-def offload(backbone: Backbone) -> None:
-    """Stream the blocks where the config says so."""
-    if backbone.config.get("offload"):
-        blocks = {(stack, i): block for stack in backbone.stacks for i, block in enumerate(backbone.blocks(stack))}
-        backbone.stream = BlockStream(blocks)
 
 
 def _blocks(backbone: Backbone) -> Iterator[nn.Module]:

@@ -91,7 +91,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
 
 # ---- who may
 def check_storage(method: Any, backbone: Backbone) -> None:
-    """Refuse to keep a backbone narrow or away where the method trains inside it.
+    """Refuse to keep a backbone in a smaller type or away where the method trains inside it.
 
     Raises:
         UserError: with the reason.

@@ -295,8 +295,8 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
     task = build_task(config["dataset"], config["backbone"])
 
     def build() -> Method:
-        backbone = build_backbone(config["backbone"], weights=False, device="meta")
-        backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
+        checkpointing = config["hardware"]["activation_checkpointing"]
+        backbone = build_backbone(config["backbone"], weights=False, device="meta", checkpointing=checkpointing)
         method = build_method(settings, backbone, task)
         method.take_sources(lambda name: source_on_meta(name, config, task))
         return method

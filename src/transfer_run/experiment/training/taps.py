@@ -113,13 +113,13 @@ def _asked_for(config: Mapping[str, Any], method: Method, data: DataModule) -> T
     spec = batch_spec(config["dataset"], config["backbone"], 1)
     watch = Replay()
     watch.serve(torch.zeros(1, dtype=torch.int64), batch)
-    method.backbone.replay = watch
+    method.backbone.answer_from(watch)
     method.eval()
     try:
         with torch.random.fork_rng(devices=[]):
             method.loss(batch)
     finally:
-        method.backbone.replay = None
+        method.backbone.answer_from(None)
         method.train()
     return {tap: (_longest(tap[0], shape, batch, spec), dtype) for tap, (shape, dtype) in watch.taps.items()}
 

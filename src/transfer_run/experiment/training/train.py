@@ -94,7 +94,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     method.to(device)
     context.batches = _batches(config, data, device)
     if config["cache"]["taps"] != "none":
-        method.backbone.replay = open_replay(config, method, data)
+        method.backbone.answer_from(open_replay(config, method, data))
     seconds = _fit(trainer, module, resume)
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
@@ -110,10 +110,13 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
     data.setup()
     for note in data.notes:
         LOG.info("%s", note)
-    backbone = build_backbone(starting_backbone(config, sources), weights=method_needs_weights(config))
+    backbone = build_backbone(
+        starting_backbone(config, sources),
+        weights=method_needs_weights(config),
+        checkpointing=config["hardware"]["activation_checkpointing"],
+    )
     if "backbone" in sources:
         refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
-    backbone.activation_checkpointing = config["hardware"]["activation_checkpointing"]
     return build_method(config["method"], backbone, data.task), data
 
 

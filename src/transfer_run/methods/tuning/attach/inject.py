@@ -78,7 +78,7 @@ def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
                 where="method.settings, method.targets, backbone",
                 remedy="change the settings, or choose another backbone (most tuners refuse GPT-2's Conv1D)",
             ) from error
-    if backbone.narrow:
+    if backbone.in_bf16:
         _widen(backbone, tuner)
     return tuner
 
