@@ -16,7 +16,7 @@ Models", ICCV 2023, arXiv 2303.06628, section 3; where paper and code differ, as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class ZSCL(Method):
         wc: Mapping[str, Any] = {"weight": 1.0},
         wise: Mapping[str, Any] = {"alpha": None, "towards": "start"},
         lr_per_task: Mapping[str, float] | None = None,
-        memory_mode: str = "efficient",
+        memory_mode: Literal["efficient", "official"] = "efficient",
     ) -> None:
         super().__init__(backbone, task)
         _check(backbone, task, lr_per_task or {})

@@ -14,7 +14,7 @@ trained with the student and dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class Distiller(Method):
         kd: Mapping[str, Any] = KD,
         inter: Mapping[str, Any] = INTER,
         mi: Mapping[str, Any] = MI,
-        augment: str = "none",
+        augment: Literal["none", "mixup", "random", "contextual", "backtranslation"] = "none",
         augmentation: Mapping[str, Any] = AUGMENTATION,
     ) -> None:
         super().__init__(backbone, task)

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from transfer_run.task import Task
 
 INTERMEDIATE = (BODIES, TASK_VECTOR)
 """Folders below the run's `checkpoints` that are of no use once all is merged."""
+DType = Literal["float32", "float64"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -54,7 +55,7 @@ class Common(TypedDict, total=False):
     base: str | None
     models: Sequence[str]
     exclude: Sequence[str]
-    dtype: str
+    dtype: DType
     chunk_bytes: float
     max_shard_bytes: float
 
@@ -87,7 +88,7 @@ class Merging(Method, ABC):
         base: str | None = None,
         models: Sequence[str] = (),
         exclude: Sequence[str] = (),
-        dtype: str = "float32",
+        dtype: DType = "float32",
         chunk_bytes: float = 2e6,
         max_shard_bytes: float = 5e9,
     ) -> None:

@@ -11,7 +11,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.methods.merging.base import Common
 from transfer_run.methods.merging.engine.stream import Job, Place
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging
-from transfer_run.methods.merging.ties import TiesRule
+from transfer_run.methods.merging.ties import Merge, Resolve, TiesRule
 from transfer_run.methods.merging.trimming.drop import Drop
 from transfer_run.task import Task
 
@@ -23,8 +23,8 @@ class DareTiesRule(TiesRule):
         self,
         drop: Drop,
         scale: float | None = 1.0,
-        resolve: str = "mass",
-        merge: str = "dis-mean",
+        resolve: Resolve = "mass",
+        merge: Merge = "dis-mean",
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(scale, keep=1.0, resolve=resolve, merge=merge, weights=weights)
@@ -50,8 +50,8 @@ class DareTies(TaskVectorMerging):
         task: Task | None,
         *,
         drop_rate: float = 0.9,
-        resolve: str = "mass",
-        merge: str = "dis-mean",
+        resolve: Resolve = "mass",
+        merge: Merge = "dis-mean",
         lambda_: Scales = 1.0,
         weights: Sequence[float] | None = None,
         **common: Unpack[Common],

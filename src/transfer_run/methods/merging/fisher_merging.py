@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
-from transfer_run.methods.merging.base import Merging, Option
+from transfer_run.methods.merging.base import DType, Merging, Option
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, open_checkpoint
 from transfer_run.methods.merging.engine.opening import local_path
 from transfer_run.methods.merging.engine.stream import Job, Place, Rule, SquareSum
@@ -167,13 +167,13 @@ class FisherMerging(Merging):
         fisher: Mapping[str, Any] = FISHER,
         coefficients: str | Sequence[float] = "grid",
         n_coefficients: int = 51,
-        search: str = "target",
+        search: Literal["target", "all"] = "target",
         floor: float = 1e-6,
         favor_target: bool = True,
         normalize: bool = True,
         isotropic: bool = False,
         exclude: Sequence[str] = HEADS,
-        dtype: str = "float32",
+        dtype: DType = "float32",
         chunk_bytes: float = 2e6,
         max_shard_bytes: float = 5e9,
     ) -> None:

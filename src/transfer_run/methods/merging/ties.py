@@ -7,7 +7,7 @@ arXiv 2306.01708, section 3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -19,6 +19,11 @@ from transfer_run.methods.merging.engine.stream import Job, Place, SquareSum, mo
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging, TaskVectorRule
 from transfer_run.methods.merging.trimming.trim import Trim
 from transfer_run.task import Task
+
+Scope = Literal["global", "tensor"]
+Threshold = Literal["kth", "exact"]
+Resolve = Literal["mass", "normfrac", "normmass", "none"]
+Merge = Literal["dis-mean", "dis-sum", "dis-max", "mean", "sum"]
 
 
 class TiesRule(TaskVectorRule):
@@ -41,10 +46,10 @@ class TiesRule(TaskVectorRule):
         self,
         scale: float | None = 1.0,
         keep: float = 0.2,
-        scope: str = "global",
-        threshold: str = "kth",
-        resolve: str = "mass",
-        merge: str = "dis-mean",
+        scope: Scope = "global",
+        threshold: Threshold = "kth",
+        resolve: Resolve = "mass",
+        merge: Merge = "dis-mean",
         weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(scale)
@@ -179,10 +184,10 @@ class Ties(TaskVectorMerging):
         task: Task | None,
         *,
         keep: float = 0.2,
-        scope: str = "global",
-        threshold: str = "kth",
-        resolve: str = "mass",
-        merge: str = "dis-mean",
+        scope: Scope = "global",
+        threshold: Threshold = "kth",
+        resolve: Resolve = "mass",
+        merge: Merge = "dis-mean",
         lambda_: Scales = 1.0,
         weights: Sequence[float] | None = None,
         **common: Unpack[Common],
