@@ -26,6 +26,8 @@ class Task:
         num_labels: classes (1 for regression; for text-to-text the number of label words, 0 for free text).
         label_names: names in the order of the label numbers; for text-to-text the label words.
         metrics: names of `data/metrics.py`, the first one is the headline.
+        class_weights: weight of each class in the training loss (classification); empty: all alike.
+        label_smoothing: share of the right label's probability that training spreads over all of them.
         loss: retrieval only: `infonce`, symmetric cross-entropy of the scaled cosines; `triplet`, hinge with the
             hardest negatives. Elsewhere the form has its own: cross-entropy, mean squared error for regression.
         max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
@@ -39,6 +41,8 @@ class Task:
     max_target_length: int = 0
     sequence: tuple[str, ...] = ()
     loss: str = ""
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Task:

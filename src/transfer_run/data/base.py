@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import numpy as np
 import torch
 
+from transfer_run.data.loss import with_loss
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.rows.subset import Rows, read_kept_rows
 from transfer_run.errors import UserError, nearest_names
@@ -91,9 +92,30 @@ class DataModule(ABC):
         """All that makes a batch of raw data, as plain JSON: a saved model needs it to be used again."""
 
     @property
-    def task(self) -> Task:
-        """What the dataset asks of the backbone."""
+    def described(self) -> Task:
+        """What the config, and label names found in the data, say of the task."""
         return self.describe(self.dataset, self.backbone)
+
+    @property
+    def task(self) -> Task:
+        """What the dataset asks of the backbone, with what only its rows tell (`dataset.class_weights=balanced`)."""
+        return with_loss(self.described, self.dataset, lambda: self.class_counts.tolist())
+
+    @property
+    def class_counts(self) -> Rows:
+        """Rows of each class in the training split as it is read (num_labels,); rows without a label do not count.
+
+        Raises:
+            UserError: its rows have no classes.
+        """
+        if self.dataset["form"] != "classification":
+            raise UserError(
+                f"Rows of {self.dataset['form']} have no classes.",
+                where=f"dataset={self.dataset['name']}",
+                remedy="choose a dataset of classification",
+            )
+        labels = self.labels("train")
+        return np.bincount(labels[labels >= 0], minlength=self.described.num_labels).astype(np.int64)
 
     def random_examples(self, split: str) -> bool:
         """Do a row's examples differ from epoch to epoch (noise, augmentation)? Then its taps cannot be kept."""
@@ -139,7 +161,11 @@ class DataModule(ABC):
         return Split(self, name, self.sizes[name])
 
     def labels(self, split: str) -> Rows:
-        """Class number of every row of a split, in order (n,); -100 where a row has none."""
+        """Class number of every row of a split, in order (n,); -100 where a row has none.
+
+        Raises:
+            UserError: its rows have no classes.
+        """
         rows = self.split(split)
         return np.array([int(rows[i]["labels"]) for i in range(len(rows))], dtype=np.int64)
 

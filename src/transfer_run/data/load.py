@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from transfer_run.data.base import DataModule
+from transfer_run.data.loss import with_loss
 from transfer_run.errors import UserError
 from transfer_run.task import BatchSpec, Task
 
@@ -33,7 +34,7 @@ def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     """What `dataset` asks of `backbone`, from the configs alone: no data, network or tokenizer files."""
     kind = data_class(dataset)
     kind.refuse_augment(dataset)
-    return kind.describe(dataset, backbone)
+    return with_loss(kind.describe(dataset, backbone), dataset)
 
 
 def batch_spec(

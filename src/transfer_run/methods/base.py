@@ -25,6 +25,7 @@ from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
 from transfer_run.hardware.optimization import Optimization
 from transfer_run.hardware.steps import Steps
+from transfer_run.methods.entropy import cross_entropy
 from transfer_run.methods.forms import retrieval as pairs
 from transfer_run.task import Task
 
@@ -40,6 +41,17 @@ class Candidate:
 
     backbone: Backbone
     batches: Callable[[str, int], Iterator[Batch]]
+
+
+class _NoData:
+    """Stands where a context was made without a data set."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError("this run has no data set")
+
+
+def _no_data() -> Any:
+    return _NoData()
 
 
 def _no_source(name: str) -> Any:
@@ -63,6 +75,7 @@ class Context:
         load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
         sizes: rows of the data set by split.
         scores: the run's own scores (`test/accuracy`), known when `conclude` is called.
+        data: the data set itself, read: its rows by split, `labels`, `class_counts`.
     """
 
     seed: int
@@ -76,6 +89,7 @@ class Context:
     load_data: Callable[[str], DataModule] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
+    data: DataModule = field(default_factory=_no_data)
 
 
 class Method(nn.Module):
@@ -315,7 +329,7 @@ class Method(nn.Module):
             return F.mse_loss(logits.squeeze(-1).float(), labels.float())
         if self.task.form == "language_modeling":
             logits, labels = logits[:, :-1], labels[:, 1:]
-        return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+        return cross_entropy(logits.flatten(0, -2), labels.flatten(), self.task, self.training)
 
     def predict(self, batch: Batch) -> Tensor:
         """Class numbers (B,), values (B,), generated token ids (B, <= max_target_length) for text-to-text, or for

@@ -199,9 +199,19 @@ def test_a_key_that_came_later_changes_nothing_while_it_is_null(key: str, value:
     assert identity(cfg) != identity(before)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("nothing", [None, []])
-def test_an_augmentation_is_in_the_identity_only_where_one_is_named(nothing: Any) -> None:
+@pytest.mark.parametrize(
+    ("key", "nothing", "values"),
+    [
+        ("augment", None, (["invert"], ["invert p=1"])),
+        ("augment", [], (["invert"],)),
+        ("class_weights", None, ("balanced", [1, 2])),
+        ("label_smoothing", None, (0.1, 0.2)),
+    ],
+)
+def test_what_changes_training_is_in_the_identity_only_where_it_is_set(
+    key: str, nothing: Any, values: tuple[Any, ...]
+) -> None:
     plain = {"dataset": {"name": "pictures"}, "seed": 0}
-    assert identity({**plain, "dataset": {"name": "pictures", "augment": nothing}}) == identity(plain)
-    named = [identity({**plain, "dataset": {"name": "pictures", "augment": [w]}}) for w in ("invert", "invert p=1")]
-    assert len({*named, identity(plain)}) == 3
+    assert identity({**plain, "dataset": {"name": "pictures", key: nothing}}) == identity(plain)
+    set_so = [identity({**plain, "dataset": {"name": "pictures", key: value}}) for value in values]
+    assert len({*set_so, identity(plain)}) == len(values) + 1

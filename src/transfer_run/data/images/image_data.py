@@ -159,7 +159,7 @@ class ImageData(DataModule):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        return self.task.label_names
+        return self.described.label_names
 
     @property
     def transform_description(self) -> dict[str, Any]:

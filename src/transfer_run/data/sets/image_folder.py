@@ -28,7 +28,7 @@ class ImageFolder(ImageData):
     _names: tuple[str, ...] | None = None
 
     @property
-    def task(self) -> Task:
+    def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
         if self.dataset.get("num_labels") is None and not self.dataset.get("label_names"):
             self.setup()

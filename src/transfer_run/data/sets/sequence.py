@@ -256,7 +256,7 @@ class TaskSequence(DataModule):
         return SequenceScores(self.task)
 
     @property
-    def task(self) -> Task:
+    def described(self) -> Task:
         """As the members describe themselves once they are read."""
         counts = [member.task.num_labels for member in self.members.values()]
         count = sum(counts) if self.dataset["scenario"] == "class" else max(counts)

@@ -26,14 +26,14 @@ class TextFiles(TextData):
     _names: tuple[str, ...] | None = None
 
     @property
-    def task(self) -> Task:
+    def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
         dataset = self.dataset
         if dataset["form"] == "classification" and not (dataset.get("num_labels") or dataset.get("label_names")):
             if self._names is None:
                 self.setup()
             return self.describe({**dataset, "label_names": list(self._names or ())}, self.backbone)
-        return super().task
+        return super().described
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class Vtab(ImageFolder):
         return task if task.is_dir() else folder
 
     def _of_lists(self, folder: Path) -> dict[str, ImageRows]:
-        classes = self.task.num_labels
+        classes = self.described.num_labels
 
         def read(name: str) -> ImageRows:
             return list_file(existing(str(folder / LISTS[name])), folder, classes)

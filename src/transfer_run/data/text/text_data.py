@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from transfer_run.backbones.declared import family_of
@@ -70,8 +71,8 @@ class TextData(DataModule):
 
         rows = self.read_rows()
         self.tokenizer = build_tokenizer(dict(self.backbone))
-        if self.task.form == "text_to_text":
-            self.answers = Answers(self.task, self.tokenizer, values=self.dataset["form"] == "regression")
+        if self.described.form == "text_to_text":
+            self.answers = Answers(self.described, self.tokenizer, values=self.dataset["form"] == "regression")
         for name, split in rows.items():
             self.encoders[name] = self._encoder(split)
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
@@ -106,6 +107,18 @@ class TextData(DataModule):
             pairs=pairs,
         )
 
+    def labels(self, split: str) -> np.ndarray:
+        rows = len(self.split(split))
+        encoder = self.encoders[split]
+        if self.dataset["form"] != "classification" or not isinstance(encoder, Labelled):
+            raise UserError(
+                f"Rows of {self.dataset['form']} have no classes.",
+                where=f"dataset={self.dataset['name']}",
+                remedy="choose a dataset of classification",
+            )
+        found = np.asarray(encoder.rows.labels, dtype=np.int64)[self.kept.get(split, slice(rows))]
+        return np.where(found < 0, -100, found)
+
     def example(self, split: str, draw: Draw) -> Example:
         return self.encoders[split](draw)
 
@@ -125,8 +138,8 @@ class TextData(DataModule):
         for name in ("labels", "targets"):
             values = [example[name] for example in examples if name in example]
             if values and isinstance(values[0], list):
-                same = self.task.form == "language_modeling"
-                cap = limit if same else self.task.max_target_length
+                same = self.described.form == "language_modeling"
+                cap = limit if same else self.described.max_target_length
                 batch[name] = padded(values, -100, multiple, cap)
             elif values:
                 kind = torch.float32 if self.dataset["form"] == "regression" else torch.int64
@@ -137,7 +150,7 @@ class TextData(DataModule):
         from transfer_run.data.scores.labels import Scores
 
         self.setup()
-        return Scores(self.task, self.answers)
+        return Scores(self.described, self.answers)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -146,7 +159,7 @@ class TextData(DataModule):
 
     @property
     def transform_description(self) -> dict[str, Any]:
-        dataset, task = self.dataset, self.task
+        dataset, task = self.dataset, self.described
         return {
             "reads": "text",
             "tokenizer": {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")},

@@ -8,6 +8,7 @@ from typing import Any
 
 from transfer_run.backbones.declared import PAIRS, TEXT, Family, families, family_of
 from transfer_run.data.images.operations import operations
+from transfer_run.data.loss import check_loss
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 
@@ -42,6 +43,8 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
+    if dataset.get("class_weights") or dataset.get("label_smoothing"):
+        check_loss(dataset, family_of(backbone).form(dataset))
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:

@@ -24,6 +24,9 @@ from transfer_run.files import make_folder
 from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
 
+TRAINING = ("augment", "class_weights", "label_smoothing")
+"""Keys of a data set that change how it is trained on, not what a row is."""
+
 ROWS = "rows"
 """Name under which a batch carries the numbers of its rows, counted over all splits."""
 
@@ -52,7 +55,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
         "device": device_of(config["hardware"]).type,  # a GPU's kernels round otherwise than the CPU's
-        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows", "augment")},
+        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows", *TRAINING)},
         **({"contents": files} if files else {}),
         **({"kept": digest(data.kept)} if data.kept else {}),
         "transform": data.transform_description,

@@ -171,6 +171,7 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
         load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
         load_data=partial(_source_data, sources),
         sizes=data.sizes,
+        data=data,
     )
 
 

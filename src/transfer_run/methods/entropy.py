@@ -1,0 +1,20 @@
+"""The cross-entropy of labels that exclude each other, as `dataset.class_weights` and `dataset.label_smoothing` ask."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from transfer_run.task import Task
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, task: Task, training: bool) -> Tensor:
+    """The mean over labels (N,) other than -100 of their cross-entropy under logits (N, classes), in float32.
+
+    In training each label counts by the weight of its class, the mean divided by their sum (as in PyTorch); evaluation
+    knows neither weights nor smoothing, so that a loss or a perplexity stays comparable.
+    """
+    if not training:
+        return F.cross_entropy(logits.float(), labels)
+    weights = logits.new_tensor(task.class_weights).float() if task.class_weights else None
+    return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=task.label_smoothing)
