@@ -1,4 +1,4 @@
-"""One of two processes of the DDP check: every method's gradient on half a batch each, averaged by DDP.
+"""One of two processes of the DDP check: the gradient of named methods on half a batch each, averaged by DDP.
 
 Prints one JSON line on rank 0: method -> largest difference to the gradient of the whole batch on one process, relative
 to the largest gradient.
@@ -11,7 +11,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from smallest import batch_of, methods, smallest
+from smallest import batch_of, smallest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +82,7 @@ def statistics(rank: int) -> float:
 def main() -> None:
     rank, port = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    chosen = sys.argv[3:] or methods("tune", "stage", "distil")
+    chosen = sys.argv[3:]
     prepared = {name: alone(name) for name in chosen}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {name: difference(prepared.pop(name), rank) for name in chosen}

@@ -1,4 +1,8 @@
-"""The same checks for every method, without test code of its own: what the runner promises of all of them."""
+"""The same checks for every method, without test code of its own: what the runner promises of all of them.
+
+Whole runs are made once a mechanism: of the methods that are settings of one class of ours around peft's layers those
+five whose layers differ in what a run does with them. All of them are fitted in `test_cover.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import csv
 import hashlib
 import inspect
 import json
-import math
 import os
 import socket
 import subprocess
@@ -27,9 +30,17 @@ from transfer_run.experiment.run import carry_out
 from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.methods.build import method_class, method_settings
 
-FITTED = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in matrix.methods("tune", "stage", "distil")]
+FITTED = matrix.methods("tune", "stage", "distil")
+PEFT = ("peft/adalora", "peft/dora", "peft/oft", "peft/p_tuning", "peft/vera")
+"""Ranks that change between steps; norms of weights; rotations; prompts; what all layers share."""
+RUN = [name for name in FITTED if name in PEFT or not name.startswith("peft/")]
 ROOT = Path(__file__).parents[2]
 PINNED = ROOT / "tests" / "recorded" / "first_losses.json"
+
+
+def grouped(names: list[str]) -> list[Any]:
+    """The tests of a method share its whole run, so one process takes all of them."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +94,7 @@ def test_it_has_its_line_in_the_docs(method: str) -> None:
     assert f"| `{method}` |" in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", grouped(FITTED))
 def test_it_trains_and_leaves_frozen_parts_alone(method: str) -> None:
     built, data = matrix.smallest(method)
     batch = matrix.batch_of(data)
@@ -117,7 +128,7 @@ def test_it_trains_and_leaves_frozen_parts_alone(method: str) -> None:
                 assert torch.equal(buffers[name], buffer), name
 
 
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", grouped(RUN))
 def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path: Path) -> None:
     cfg = compose(matrix.words(method))
     built, data = matrix.build(cfg)
@@ -146,7 +157,7 @@ def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", grouped(RUN))
 def test_a_run_records_itself_and_its_plan_holds(method: str, finished: dict[str, Path]) -> None:
     folder = whole_run(method, finished)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -159,7 +170,7 @@ def test_a_run_records_itself_and_its_plan_holds(method: str, finished: dict[str
     assert result["parameters"]["trainable"] > 0
 
 
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", grouped(RUN))
 def test_the_first_losses_are_the_recorded_ones(method: str, finished: dict[str, Path]) -> None:
     """`python scripts/record_losses.py` writes them again, after a change that is meant to change them."""
     recorded = json.loads(PINNED.read_text(encoding="utf-8"))
@@ -174,7 +185,7 @@ def first_losses(folder: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
-@pytest.mark.parametrize("method", FITTED)
+@pytest.mark.parametrize("method", grouped(RUN))
 def test_an_interrupted_run_goes_on_to_the_same_bits(method: str, finished: dict[str, Path]) -> None:
     whole = whole_run(method, finished)
     cfg = compose([*matrix.words(method, finished["output"] / "broken"), "profiler=none"])
@@ -187,18 +198,6 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "checkpoints" / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", FITTED)
-def test_it_runs_in_bf16(method: str) -> None:
-    built, data = matrix.smallest(method)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = built.training_loss(matrix.batch_of(data))
-    loss.backward()
-    assert math.isfinite(float(loss))
-    gradients = [p.grad for p in built.parameters() if p.grad is not None]
-    assert gradients
-    assert all(torch.isfinite(g).all() for g in gradients)
-
-
 @pytest.fixture(scope="session")
 def ddp_differences() -> dict[str, float]:
     """Two processes, started once for all methods."""
@@ -206,10 +205,9 @@ def ddp_differences() -> dict[str, float]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, str(here / "ddp_worker.py")]
+    env, command = {**os.environ, "OMP_NUM_THREADS": "1"}, [sys.executable, str(here / "ddp_worker.py")]
     workers = [
-        subprocess.Popen([*arguments, str(rank), port], stdout=subprocess.PIPE, cwd=here, env=environment, text=True)
+        subprocess.Popen([*command, str(rank), port, *SHARED], stdout=subprocess.PIPE, cwd=here, env=env, text=True)
         for rank in (0, 1)
     ]
     outputs = [worker.communicate(timeout=600)[0] for worker in workers]
@@ -218,15 +216,22 @@ def ddp_differences() -> dict[str, float]:
     return differences
 
 
-# peft's Lily weights its experts by a mean over all tokens of the batch: half a batch is another function.
-COUPLED = {"peft/lily"}
+SHARED = (
+    "full", "lora", "prompt_tuning", "peft/vera", "lst", "unipt", "sherl", "hst", "vqt", "double_finetuning",
+    "distiller", "zscl",
+)  # fmt: skip
+"""Those whose losses or statistics put rows of a batch together, and one or two of each family and kind of part."""
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ddp")
-@pytest.mark.parametrize("method", [m for m in matrix.methods("tune", "stage", "distil") if m not in COUPLED])
+@pytest.mark.parametrize("method", SHARED)
 def test_two_processes_compute_the_same_gradient(method: str, ddp_differences: dict[str, float]) -> None:
     assert ddp_differences[method] < 1e-4
+
+
+def test_every_family_that_is_fitted_has_a_method_among_the_shared() -> None:
+    assert {matrix.about(name)["family"] for name in SHARED} == {matrix.about(name)["family"] for name in FITTED}
 
 
 @pytest.mark.slow
