@@ -208,3 +208,8 @@ def test_what_a_run_leaves_is_spelled_out_once() -> None:
         if isinstance(node, ast.Constant) and node.value in LEFT_BY_A_RUN and name != "run_folder"
     ]
     assert again == []
+
+
+def test_what_hydra_calls_internal_is_named_in_one_file() -> None:
+    naming = [name for name, path in modules().items() if "hydra._internal" in path.read_text(encoding="utf-8")]
+    assert naming == ["experiment.config.hydra_parts"]

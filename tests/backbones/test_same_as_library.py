@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.families.clip import CLIP
@@ -215,18 +214,7 @@ def test_clip(build: Callable[..., Any]) -> None:
         else:
             torch.testing.assert_close(last, theirs.last_hidden_state, **TAPS)
     image, text = backbone.encode(case.batch, "image"), backbone.encode(case.batch, "text")
-    torch.testing.assert_close(backbone.zero_shot_logits(image, text), expected.logits_per_image)
-
-
-def test_clip_class_embeddings(build: Callable[..., Any]) -> None:
-    """Mean of the normalised prompts, normalised again; one prompt a class is its own embedding."""
-    case = build("clip")
-    backbone: CLIP = case.backbone
-    text = {key: case.batch[key] for key in ("input_ids", "attention_mask")}
-    single = [{key: value[i : i + 1] for key, value in text.items()} for i in range(3)]
-    torch.testing.assert_close(backbone.class_embeddings(single), backbone.encode(text, "text"))
-    ensemble = backbone.class_embeddings([text])
-    torch.testing.assert_close(ensemble, F.normalize(backbone.encode(text, "text").mean(0, keepdim=True), dim=-1))
+    torch.testing.assert_close(backbone.similarity_scale * image @ text.T, expected.logits_per_image)
 
 
 @pytest.mark.parametrize(("tower", "other"), [("image", "text"), ("text", "image")])

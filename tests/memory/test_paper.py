@@ -11,7 +11,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.planning.plan import inference_memory, plan_run
-from transfer_run.memory.paper import GB, KeptLayer, keep_as_given
+from transfer_run.memory.paper import KeptLayer, keep_as_given
+from transfer_run.memory.report import PAPER_GB
 
 BASE = "[1,2,3,5,6,7,9,10,11]"
 LARGE = "[1,3,5,7,9,11,13,15,17,19,21,23]"
@@ -48,7 +49,7 @@ def planned(row: str) -> float:
         "plan.profile=paper",
         "backbone.weights=random",
     ]
-    return float(plan_run(compose(words)).memory["peak"]) / GB
+    return float(plan_run(compose(words)).memory["peak"]) / PAPER_GB
 
 
 @pytest.mark.slow
@@ -69,7 +70,7 @@ def test_row_of_table_1(row: str) -> None:
 )
 def test_inference_of_one_example(words: tuple[str, ...], figure: float) -> None:
     cfg = compose([*words, "dataset=glue/rte", "plan.profile=paper", "backbone.weights=random"])
-    assert inference_memory(cfg, 1)["peak"] / GB == pytest.approx(figure, rel=0.01)
+    assert inference_memory(cfg, 1)["peak"] / PAPER_GB == pytest.approx(figure, rel=0.01)
 
 
 # ---- what the paper profile is made of

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.core_plugins.bash_completion import BashCompletion
-from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from transfer_run.cli.flags import read_flags
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import CONFIG_NAME, GROUPS, Composer
+from transfer_run.experiment.config.hydra_parts import BashCompletion, Hydra
 from transfer_run.experiment.config.words import separate
 
 

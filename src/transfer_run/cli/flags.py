@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
 
+from transfer_run.cli.parser import Parser
 from transfer_run.errors import UserError, nearest_names
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[:1].upper()}{message[1:]}.", remedy="`transfer-run --help` names the flags")
 
 
 def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -21,7 +16,7 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: no such flag, or a flag without its value.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("transfer-run")
     parser.add_argument("words", nargs="*")
     parser.add_argument("--version", action="version", version=f"transfer-run {version('transfer-run')}")
     for names in (("--help", "-h"), ("--hydra-help",), ("--run", "-r"), ("--multirun", "-m"), ("--resolve",)):

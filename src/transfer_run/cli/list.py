@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_run.cli.exits import exit_code
+from transfer_run.cli.parser import Parser
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.registry import KINDS, Entry, entries, nearest_choices
 
@@ -77,13 +78,8 @@ def columns(found: Sequence[Entry], width: int) -> list[str]:
     return [line if not width or len(line) <= width else f"{line[: max(width - 3, 1)].rstrip()}..." for line in lines]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message[:1].upper()}{message[1:]}.", remedy="`transfer-list --help` explains the words")
-
-
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("transfer-list")
     parser.add_argument("kind", nargs="?")
     parser.add_argument("pattern", nargs="?")
     parser.add_argument("--help", "-h", action="store_true")

@@ -91,10 +91,8 @@ def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:
 
 def _show(flags: Namespace, composer: Composer, words: Sequence[str]) -> int:
     """Hydra's own `--cfg`, `--info` and `--hydra-help`, of words that are known to be valid."""
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import get_args_parser
-
     from transfer_run.experiment.config.compose import CONFIG_NAME
+    from transfer_run.experiment.config.hydra_parts import Hydra, get_args_parser
 
     if not (flags.cfg or flags.info or flags.hydra_help):
         raise UserError("--resolve and --package go with --cfg.", remedy="add --cfg job")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -24,6 +23,7 @@ from transfer_run.cli.sweep_table import NAME as TABLE
 from transfer_run.cli.sweep_table import write_table
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
+from transfer_run.experiment.config.hydra_parts import Hydra
 from transfer_run.experiment.config.words import parse
 from transfer_run.files import write_json
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_run.cli.exits import exit_code
+from transfer_run.cli.parser import Parser
 from transfer_run.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,13 +136,8 @@ def _say(line: str) -> None:
     print(f"{clear}{line}", file=sys.stderr, flush=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message[:1].upper()}{message[1:]}.", remedy="`transfer-table --help` explains the words")
-
-
 def _read(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("transfer-table")
     parser.add_argument("name", nargs="?")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")

@@ -37,13 +37,8 @@ def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     return with_loss(kind.describe(dataset, backbone), dataset)
 
 
-def batch_spec(
-    dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int, split: str = "train"
-) -> BatchSpec:
-    """Shape and type of each tensor of a batch of `batch_size` rows, everything padded to the maximum length.
-
-    The splits of every dataset here have the same shapes; `split` is taken so that one may differ.
-    """
+def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
+    """Shape and type of each tensor of a batch of `batch_size` rows, everything padded to the maximum length."""
     return data_class(dataset).batch_spec(dataset, backbone, batch_size)
 
 

@@ -13,9 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
-GB = 1000 * 2**20
-"""The papers' "GB": `max_memory_allocated / 2**20 / 1000`."""
-
 
 class KeptLayer(DynamicLayer):
     """A cache layer that keeps the first keys and values as they come, views of the projections' outputs."""

@@ -7,10 +7,10 @@ build on meta ──> make_fake ──> Rehearsal ──> rehearse              
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,6 @@ Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """What a batch is made of: name -> shape, dtype."""
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "fp16": torch.float16}
-
-
-class Trainable(Protocol):
-    """What the rehearsal asks of a method (`methods/base.py` gives it)."""
-
-    trains: bool
-    tests: bool
-    own_steps: ClassVar[bool]
-
-    def prepare(self, context: Any) -> None: ...
-    def rehearse(self, batch: Any) -> Sequence[str]: ...
-    def training_loss(self, batch: Any, use_cache: bool = False) -> Tensor: ...
-    def step(self, batch: Any, steps: Steps) -> Tensor: ...
-    def loss(self, batch: Any) -> Tensor: ...
-    def predict(self, batch: Any) -> Tensor: ...
-    def new_cache(self) -> Any: ...
 
 
 @dataclass(frozen=True)

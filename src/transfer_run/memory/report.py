@@ -14,6 +14,7 @@ from transfer_run.memory.account import KINDS
 from transfer_run.memory.meters import PREPARE
 
 GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
+"""The papers' "GB" is `max_memory_allocated / 2**20 / 1000`."""
 PHASES = (PREPARE, "forward", "backward", "step", "evaluation")
 
 

@@ -6,7 +6,7 @@ are the config's keys, so the signature is the schema:
     class LinearProbe(Method):
         def __init__(self, backbone, task, *, train_norm: bool = False): ...
 
-Six shapes exist (`shape`); all run through the same runner. `tune`, `stage` and `distil` are fitted and tested;
+Six shapes exist (`about.shape`); all run through the same runner. `tune`, `stage` and `distil` are fitted and tested;
 `combine`, `score` and `reshape` do their work in `prepare` and set `trains = False` when they take no step.
 """
 
@@ -100,7 +100,6 @@ class Method(nn.Module):
         task: what the dataset asks for; the backbone's head is made for it here.
     """
 
-    shape: ClassVar[str] = "tune"
     trains: ClassVar[bool] = True
     tests: ClassVar[bool] = True
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import keyword
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from transfer_run.backbones.quantised import QUANTISED
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
 from transfer_run.task import Task
+
+T = TypeVar("T")
 
 
 def method_class(target: str) -> type[Method]:
@@ -87,6 +89,19 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
     method: Method = kind(backbone, task, **settings)
     check_storage(method, backbone)
     return method
+
+
+def on_meta(build: Callable[[], T]) -> T:
+    """What `build` makes, without memory for it: its tensors on the meta device.
+
+    Raises:
+        UserError: `build` refuses its settings.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
+        return build()
 
 
 # ---- who may

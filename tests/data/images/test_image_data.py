@@ -11,10 +11,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from tests.data.conftest import ROOT, data_of, nodes, real
+from tests.data.conftest import data_of, nodes, real
 from transfer_run.data.images.transform import Transform
 from transfer_run.data.load import batch_spec, build_data, build_task
-from transfer_run.data.sets.vtab import GROUPS, averages
 from transfer_run.errors import UserError
 
 GREY = {"size": 8, "mean": [0.25], "std": [0.5], "interpolation": "bilinear", "channels": 1}
@@ -199,14 +198,3 @@ def test_vtab_draws_a_thousand_rows_of_a_whole_data_set(tmp_path: Path) -> None:
     Dataset.from_list(rows[:900]).to_parquet(tmp_path / "d" / "train.parquet")
     with pytest.raises(UserError, match="there are 900"):
         images(tmp_path / "d", dataset="vtab/kitti")
-
-
-def test_both_averages_of_vtab() -> None:
-    names = sorted(f.stem for f in (ROOT / "configs/dataset/vtab").glob("[!_]*.yaml"))
-    assert names == sorted(task for tasks in GROUPS.values() for task in tasks)
-    accuracy = {task: float(number) for number, task in enumerate(names)}
-    tasks, groups = averages(accuracy)
-    assert tasks == 9.0
-    by_group = [np.mean([accuracy[t] for t in members]) for members in GROUPS.values()]
-    assert groups == pytest.approx(np.mean(by_group))
-    assert groups != tasks

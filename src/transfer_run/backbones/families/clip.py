@@ -213,18 +213,6 @@ class CLIP(Backbone):
         state = self.run(self.embed(batch, stack))
         return self.project_features(self.pool(self.finish(state), state), stack)
 
-    def class_embeddings(self, prompts: Sequence[Batch]) -> Tensor:
-        """The zero-shot classifier (C, projection width): per class the mean of its prompts' embeddings, of length 1.
-
-        Args:
-            prompts: one batch of tokenized prompts a class (section 3.1.4 of the paper: ensembling over templates).
-        """
-        return F.normalize(torch.stack([self.encode(batch, "text").mean(0) for batch in prompts]), dim=-1)
-
-    def zero_shot_logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """(B, E) and (C, E), each of length 1 -> (B, C): cosines times the learned scale."""
-        return self.similarity_scale * images @ classes.T
-
 
 def _unused(tower: str) -> tuple[str, ...]:
     """What a classifier on one tower does not need: the other tower, the projections, the scale."""

@@ -57,7 +57,6 @@ class TaskSequence(DataModule):
         self.offsets: dict[str, list[int]] = {}
         self.texts: list[Tensor] = []  # of every task: (classes, templates, L)
         self.sentences: Tensor | None = None
-        self._pad = 0
 
     # ---- from the configs alone
     @classmethod

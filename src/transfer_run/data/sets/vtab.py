@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from transfer_run.data.images.image_data import ImageRows
 from transfer_run.data.reading.table import existing, read_hub
 from transfer_run.data.rows.splits import SPLITS, shuffled
@@ -92,18 +90,3 @@ class Vtab(ImageFolder):
             "validation": chosen(train, order[800:1000]),
             "test": found["test"],
         }
-
-
-GROUPS = {
-    "natural": ("caltech101", "cifar100", "dtd", "flowers102", "pets", "svhn", "sun397"),
-    "specialized": ("camelyon", "eurosat", "resisc45", "retinopathy"),
-    "structured": ("clevr_count", "clevr_dist", "dmlab", "kitti", "dsprites_loc", "dsprites_ori", "smallnorb_azi",
-                   "smallnorb_ele"),
-}  # fmt: skip
-"""The suite's three groups; papers average over the 19 tasks, or over the means of the groups."""
-
-
-def averages(accuracy: dict[str, float]) -> tuple[float, float]:
-    """Both averages of the suite from the accuracy of all 19 tasks by name: over tasks, and over the groups' means."""
-    groups = [float(np.mean([accuracy[task] for task in tasks])) for tasks in GROUPS.values()]
-    return float(np.mean([accuracy[task] for tasks in GROUPS.values() for task in tasks])), float(np.mean(groups))

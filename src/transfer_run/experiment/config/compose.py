@@ -17,10 +17,6 @@ from typing import Any
 
 import yaml
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -36,6 +32,12 @@ from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.files import check_files
+from transfer_run.experiment.config.hydra_parts import (
+    BasicSweeper,
+    ConfigLoaderImpl,
+    ConfigSearchPathImpl,
+    create_config_search_path,
+)
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_members

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
-from torch import Tensor, nn
+from torch import Tensor
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import QUANTISED, pack
@@ -21,6 +21,7 @@ from transfer_run.data.load import batch_spec, build_task
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
 from transfer_run.experiment.sources.models import source_on_meta
 from transfer_run.hardware.optimization import build_optimizers
@@ -33,7 +34,7 @@ from transfer_run.memory.paper import attend_eagerly
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
 from transfer_run.memory.report import Facts, amount, memory_report
 from transfer_run.methods.base import Method
-from transfer_run.methods.build import build_method
+from transfer_run.methods.build import build_method, on_meta
 
 Target = Literal["cuda", "cpu"]
 LEAN = ("lora", "adapter", "bitfit")
@@ -301,11 +302,7 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
         method.take_sources(lambda name: source_on_meta(name, config, task))
         return method
 
-    try:
-        with torch.device("meta"):
-            return build()
-    except (RuntimeError, UserError):  # some of peft's layers ask their own new tensors for values: let those be real
-        return build()
+    return on_meta(build)
 
 
 def paper_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,13 +343,6 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         OmegaConf.update(nested, key, value)
     return OmegaConf.to_container(nested)  # type: ignore[return-value]
-
-
-def count_parameters(model: nn.Module) -> dict[str, float]:
-    """Scalars in all and trained; tied parameters count once."""
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
 
 
 def _budget_line(budget: Budget, planned: _Planned, asked: str) -> str:

@@ -21,7 +21,7 @@ from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.models.model_files import load_model, refuse_diverged
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
-from transfer_run.methods.build import build_method
+from transfer_run.methods.build import build_method, on_meta
 from transfer_run.run_folder import has_model, is_run, model_folder, read_description
 from transfer_run.task import Task
 
@@ -125,11 +125,7 @@ def check_on_meta(cfg: DictConfig) -> None:
         method.take_sources(lambda name: source_on_meta(name, config, task))
 
     with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError, NotImplementedError):
-        try:
-            with torch.device("meta"):
-                build()
-        except (RuntimeError, UserError):  # peft's layers may ask their new tensors for values: let those be real
-            build()
+        on_meta(build)
 
 
 def _missing(name: str, known: Sequence[str]) -> UserError:

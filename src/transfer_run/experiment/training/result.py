@@ -13,6 +13,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.models.model_files import not_finite, save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
 from transfer_run.experiment.record.log import LOG, environment
+from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.files import write_json
@@ -70,13 +71,6 @@ def _with_found_labels(cfg: DictConfig, data: DataModule) -> DictConfig:
         return cfg
     found = OmegaConf.create({"dataset": {"label_names": list(data.label_names)}})
     return DictConfig(OmegaConf.merge(cfg, found))
-
-
-def count_parameters(method: Method) -> dict[str, float]:
-    """Scalars in all and trained; tied parameters count once."""
-    total = sum(p.numel() for p in method.parameters())
-    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    return {"total": total, "trainable": trainable, "trainable_pct": round(100 * trainable / max(1, total), 4)}
 
 
 def _result(

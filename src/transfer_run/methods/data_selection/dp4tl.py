@@ -70,7 +70,6 @@ class DP4TL(Method):
         kmeans: `k` clusters, `seed`.
     """
 
-    shape = "reshape"
     trains = False
     tests = False
     needs_backbone_gradient = False

@@ -44,7 +44,6 @@ class AutoDistiller(Method):
         trees: of the random forest.
     """
 
-    shape = "score"
     trains = False
     tests = False
     needs_backbone_gradient = False

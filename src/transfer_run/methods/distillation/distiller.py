@@ -53,13 +53,11 @@ class Distiller(Method):
             `first_share`: the share of the steps that train on this term alone, before the predictions' terms alone
             (0: all terms in all steps); `emd_temperature` of the layer weights under `mapping=emd`.
         mi: the critic of the bounds (`critics.Critic`); `width` null: the student's.
-        augment: `augmentation.POLICIES`; new rows carry the teacher's answer alone.
+        augment: how rows are varied (`objectives/augmentation.py`); new rows carry the teacher's answer alone.
         augmentation: `mixup_alpha` of Beta(a, a); `share` of the tokens that an operation touches, `operations` of
             `random`; `model`, the folder of a masked language model for `contextual`, and its `mask_id` where its
             tokenizer has none.
     """
-
-    shape = "distil"
 
     def __init__(
         self,

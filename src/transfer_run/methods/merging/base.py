@@ -74,7 +74,6 @@ class Merging(Method, ABC):
         max_shard_bytes: a new file is begun where the next tensor would exceed it.
     """
 
-    shape = "combine"
     trains = False
     needs_backbone_gradient = False
     needs_base = True

@@ -34,8 +34,6 @@ class DoubleFineTuning(Method):
             wherever the number of classes is the same, for "belongs" and "similar" mean much alike.
     """
 
-    shape = "stage"
-
     def __init__(self, backbone: Backbone, task: Task, *, reset_head: bool = True) -> None:
         super().__init__(backbone, task)
         self.reset_head = reset_head

@@ -62,7 +62,6 @@ class TMI(Method):
             size of the balanced subset that PARC, whose memory grows with its square, looks at.
     """
 
-    shape = "score"
     trains = False
     tests = False
     needs_backbone_gradient = False

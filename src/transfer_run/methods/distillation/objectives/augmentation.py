@@ -20,7 +20,6 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.weights.hub import tokenizer_files
 from transfer_run.errors import UserError
 
-POLICIES = ("none", "mixup", "random", "contextual", "backtranslation")
 OPERATIONS = ("delete", "swap")
 TEXT = ("random", "contextual")
 TEXTS = ("input_ids", "attention_mask", "token_type_ids")

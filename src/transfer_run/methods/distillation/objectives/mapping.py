@@ -10,7 +10,6 @@ from torch import Tensor
 
 from transfer_run.errors import UserError
 
-MAPPINGS = ("skip", "last", "final", "emd", "none")
 SINKHORN_STEPS = 100
 REGULARIZATION = 0.05
 """Of the transport plan, as a share of the mean cost: with it a plan costs a few per cent more than the cheapest."""
