@@ -42,6 +42,49 @@ def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_si
     return data_class(dataset).batch_spec(dataset, backbone, batch_size)
 
 
+def build_tests(data: DataModule) -> dict[str, DataModule]:
+    """The further test sets of `dataset.tests` by name, read; classes have the names and numbers of the run's own.
+
+    Args:
+        data: the run's own data set, read.
+
+    Raises:
+        UserError: a test set has no rows to test on, or asks something else than `data`.
+    """
+    return {name: _test_of(data, name, node) for name, node in (data.dataset.get("tests") or {}).items()}
+
+
+def _test_of(data: DataModule, name: str, node: Mapping[str, Any]) -> DataModule:
+    own = data.described
+    if own.form == "classification" and "label_names" in node and node.get("label_names") is None:
+        node = {**node, "label_names": list(data.label_names)}
+    found = build_data(node, data.backbone, data.seed)
+    found.setup()
+    found.split("test")
+    other, where = found.described, f"dataset.tests.{name}"
+    for fact, mine, theirs in (
+        ("is answered as", own.form, other.form),
+        ("has the classes", data.label_names, found.label_names),
+        ("has batches of", _tensors(data), _tensors(found)),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"The test set {fact} {_listed(theirs)}, dataset={data.dataset['name']} {_listed(mine)}.",
+                where=where,
+                remedy="test on data of the same task, its labels named alike and in the same order",
+            )
+    return found
+
+
+def _tensors(data: DataModule) -> set[str]:
+    """What a batch is made of."""
+    return set(data.collate([data.split(next(iter(data.sizes)))[0]]))
+
+
+def _listed(fact: Any) -> str:
+    return fact if isinstance(fact, str) else ", ".join(sorted(fact) if isinstance(fact, set) else fact) or "none"
+
+
 def build_data(dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> DataModule:
     """The dataset, not read yet: `setup()` reads it."""
     return data_class(dataset)(dataset, backbone, seed)

@@ -38,6 +38,9 @@ def completed(
 ) -> dict[str, tuple[str, list[int]]]:
     """Train, validation and test as (split they come from, its rows); what is missing is taken from train.
 
+    A share of 0 makes up for nothing: there is then no such split. With `test: 1` all rows are for testing, and a data
+    set that has a test split alone will do.
+
     Args:
         labels: labels of the splits that there are, to keep the classes' shares.
         shares: `validation` and `test`: the part of train that makes up for a missing one.
@@ -46,6 +49,8 @@ def completed(
     Raises:
         UserError: there is no training split.
     """
+    if shares["test"] == 1 and "test" in labels:
+        return {"test": ("test", list(range(len(labels["test"]))))}
     if "train" not in labels:
         raise UserError(
             "There is no training split.",
@@ -56,4 +61,5 @@ def completed(
     parts = stratified_parts(labels["train"], [1.0, *(shares[name] for name in missing)])
     taken = {name: ("train", rows) for name, rows in zip(["train", *missing], parts, strict=True)}
     given = {name: (name, list(range(len(labels[name])))) for name in SPLITS if name in labels}
-    return {name: taken.get(name) or given[name] for name in SPLITS}
+    unasked = {name for name in missing if shares[name] == 0} | ({"train"} if shares["test"] == 1 else set())
+    return {name: taken.get(name) or given[name] for name in SPLITS if name not in unasked}

@@ -46,7 +46,7 @@ class ImageFolder(ImageData):
         if folder.is_file():
             return {"train": self._of_table(read_files([folder]))}
         inside = {name: [folder / n for n in names if (folder / n).is_dir()] for name, names in _FOLDERS.items()}
-        if inside["train"]:
+        if inside["train"] or inside["test"]:
             return self._of_folders({name: below[0] for name, below in inside.items() if below})
         if any(file.suffix in FORMATS for file in folder.iterdir()):
             return {name: self._of_table(t) for name, t in read_folder(str(folder), SPLITS).items()}
@@ -59,12 +59,12 @@ class ImageFolder(ImageData):
         return TableImages(table, image, labels)
 
     def _of_folders(self, splits: Mapping[str, Path]) -> dict[str, ImageRows]:
-        names = list(self.dataset.get("label_names") or class_folders(splits["train"]))
+        names = list(self.dataset.get("label_names") or class_folders(next(iter(splits.values()))))
         count = self.dataset.get("num_labels")
         if count is not None and count != len(names):
             raise UserError(
                 f"There are {len(names)} class folders, dataset.num_labels is {count}.",
-                where=str(splits["train"]),
+                where=str(next(iter(splits.values()))),
                 remedy=f"dataset.num_labels={len(names)}",
             )
         self._names = tuple(names)

@@ -40,7 +40,7 @@ from transfer_run.experiment.config.hydra_parts import (
 )
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
-from transfer_run.experiment.config.subdatasets import name_members
+from transfer_run.experiment.config.subdatasets import name_members, name_tests
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
 
@@ -113,6 +113,7 @@ class Composer:
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
         name_members(values, self.folders)
+        name_tests(values, self.folders)
         if before is not None:
             start_from(values, before)
         if values["method"].get("about", {}).get("pretrained", True) is False:

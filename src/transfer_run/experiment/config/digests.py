@@ -82,6 +82,8 @@ def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         yield "dataset.rows", dataset.get("rows")
     nodes = dataset.get("nodes") or {}
     members = {**(nodes.get("tasks") or {}), "images": nodes.get("images"), "texts": nodes.get("texts")}
+    for name, node in (dataset.get("tests") or {}).items():
+        yield f"dataset.tests.{name}.path", node.get("path")
     for name, node in members.items():
         yield f"dataset.nodes.{name}.path", (node or {}).get("path")
     for key in ("weights", "tokenizer"):

@@ -38,7 +38,7 @@ NEUTRAL = (
 """Keys that cannot change a result. The batch size is the total over devices, so their number is among them."""
 
 SILENT = (("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"), ("dataset", "augment"),
-          ("dataset", "class_weights"), ("dataset", "label_smoothing"))  # fmt: skip
+          ("dataset", "class_weights"), ("dataset", "label_smoothing"), ("dataset", "tests"))  # fmt: skip
 """Keys whose null, or empty list, says what was so before there were such keys; it is left out, so that earlier
 identities stay."""
 

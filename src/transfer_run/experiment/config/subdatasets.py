@@ -7,6 +7,7 @@ The first word names a data set, the others set its keys (without `dataset.`). W
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,60 @@ def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
             dataset["reference"][kind] = name
 
 
-def _member(words: str, key: str, folders: Sequence[Path], above: str | None) -> tuple[str, dict[str, Any]]:
+def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
+    """Fill `dataset.tests`: the words of every further test set become its `dataset` node.
+
+    Words that name the run's own data set begin from the run's own keys (columns, lengths, prompts), other words from
+    the defaults. Where a split has to be cut from one table or folder, all of its rows are for testing.
+
+    Raises:
+        UserError: words that name no data set, or one of another form or of other classes than the run's own.
+    """
+    own = values["dataset"]
+    for name, words in (own.get("tests") or {}).items():
+        key = f"dataset.tests.{name}"
+        where = f"{key}: {words}"
+        if not re.fullmatch(r"[\w-]+", str(name)) or not isinstance(words, str) or "nodes" in own:
+            raise UserError(
+                "A sequence is tested on its own tasks alone."
+                if "nodes" in own
+                else "A test set is a name of letters and digits, and the words of a data set.",
+                where=where,
+                remedy='dataset.tests={NAME: "image_folder path=FOLDER"}' if "nodes" not in own else "dataset.tests={}",
+            )
+        _, node = _member(words, key, folders, None, own)
+        for fact in ("form", "num_labels", "label_names"):
+            if node.get(fact) is not None and own.get(fact) is not None and node[fact] != own[fact]:
+                raise UserError(
+                    f"The test set's {fact} is {node[fact]}, that of dataset={own['name']} is {own[fact]}.",
+                    where=where,
+                    remedy="test on a data set that asks the same",
+                )
+        own["tests"][name] = node | {"metrics": own["metrics"]}
+
+
+NOT_SHARED = ("path", "rows", "tests", "augment", "class_weights", "label_smoothing", "split_shares", "name", "about")
+"""Keys of a run's own data set that say nothing of a further test set."""
+
+
+def _as_own(declared: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the words of a test set begin from."""
+    node = dict(declared)
+    if own["name"] == node["name"]:
+        node |= {key: copy.deepcopy(own[key]) for key in node if key in own and key not in NOT_SHARED}
+    if "split_shares" in node:
+        node["split_shares"] = {**node["split_shares"], "validation": 0.0, "test": 1.0}
+    return node
+
+
+def _member(
+    words: str, key: str, folders: Sequence[Path], above: str | None, own: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
     """The name and the complete `dataset` node that words stand for.
 
     Args:
         above: the folder that holds one folder a member, by name, for those that have no path of their own.
+        own: the run's own data set, of which this is a further test set.
     """
     where = f"{key}: {words}"
     choice, settings = named(words, where, "a data set", "digits classes=[0,1,2]")
@@ -70,7 +120,7 @@ def _member(words: str, key: str, folders: Sequence[Path], above: str | None) ->
     name = str(settings.pop("name", choice.replace("/", "_")))
     if "nodes" in declared:
         raise UserError("A sequence cannot be a task of another one.", where=where)
-    merged = OmegaConf.create({"dataset": declared})
+    merged = OmegaConf.create({"dataset": declared if own is None else _as_own(declared, own)})
     for path, value in settings.items():
         OmegaConf.update(merged, f"dataset.{path}", value, force_add=True)
     values: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]

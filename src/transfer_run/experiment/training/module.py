@@ -48,15 +48,21 @@ class TransferModule(pl.LightningModule):
     Args:
         method: built and prepared.
         data: set up; gives loaders and metrics.
+        tests: further data sets to test on, by name.
         config: the composed config as plain containers (`optimizer`, `trainer`, `dataset`, `hardware`, `seed`).
     """
 
-    def __init__(self, method: Method, data: DataModule, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, method: Method, data: DataModule, config: Mapping[str, Any], tests: Mapping[str, DataModule] | None = None
+    ) -> None:
         super().__init__()
         self.method = method
         self.data = data
         self.config = config
+        self.tests = tests or {}
+        self.tested = [*(["test"] if "test" in data.sizes else []), *(f"test/{name}" for name in self.tests)]
         self.scores = {split: data.metrics(split) for split in ("validation", "test")}
+        self.scores |= {f"test/{name}": other.metrics("test") for name, other in self.tests.items()}
         self.headline: float | None = None  # of the last validation
         self.reported: dict[str, float] = {}  # the last value of every score
         self.samples = 0  # rows trained on by this process
@@ -68,8 +74,11 @@ class TransferModule(pl.LightningModule):
 
     # ---- data
     def _loader(self, split: str) -> Any:
+        """Batches of `train`, `validation`, `test`, or of `test/NAME`, a further test set."""
         world, total = self.trainer.world_size, self.config["dataset"]["batch_size"]
-        loader = self.data.loader(
+        split, _, name = split.partition("/")
+        data = self.tests[name] if name else self.data
+        loader = data.loader(
             split,
             batch_size=total // world,
             seed=self.config["seed"],
@@ -78,7 +87,9 @@ class TransferModule(pl.LightningModule):
             rank=self.trainer.global_rank,
             augment=split == "train",
         )
-        return loader if self.method.backbone.replay is None else numbered(loader, first_row(self.data, split))
+        if name or self.method.backbone.replay is None:
+            return loader
+        return numbered(loader, first_row(data, split))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         self._rows = batch.pop(ROWS, None)  # they stay on the CPU
@@ -105,7 +116,7 @@ class TransferModule(pl.LightningModule):
         return self._loader("validation")
 
     def test_dataloader(self) -> Any:
-        return self._loader("test")
+        return [self._loader(split) for split in self.tested]
 
     # ---- training
     def on_train_start(self) -> None:
@@ -196,12 +207,17 @@ class TransferModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._score("validation", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._score(self.tested[dataloader_idx], batch)
 
     def _report(self, split: str) -> None:
-        """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written."""
-        values = {f"{split}/{name}": float(value) for name, value in self.scores[split].compute().items()}
+        """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written.
+
+        Those of `test/NAME` are called `test/METRIC/NAME`.
+        """
+        kind, _, name = split.partition("/")
+        found = self.scores[split].compute()
+        values = {f"{kind}/{metric}{name and f'/{name}'}": float(value) for metric, value in found.items()}
         self.scores[split].reset()
         self.log_dict(values, logger=False)
         self.reported |= values
@@ -226,7 +242,8 @@ class TransferModule(pl.LightningModule):
         self._report("validation")
 
     def on_test_epoch_end(self) -> None:
-        self._report("test")
+        for split in self.tested:
+            self._report(split)
 
     # ---- checkpoints: frozen weights are not saved, they are named
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

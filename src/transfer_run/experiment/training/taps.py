@@ -24,8 +24,8 @@ from transfer_run.files import make_folder
 from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
 
-TRAINING = ("augment", "class_weights", "label_smoothing")
-"""Keys of a data set that change how it is trained on, not what a row is."""
+TRAINING = ("augment", "class_weights", "label_smoothing", "tests")
+"""Keys of a data set that change how it is trained on and what else is tested, not what a row is."""
 
 ROWS = "rows"
 """Name under which a batch carries the numbers of its rows, counted over all splits."""

@@ -20,7 +20,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
 from transfer_run.data.base import DataModule
-from transfer_run.data.load import build_data
+from transfer_run.data.load import build_data, build_tests
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.compose import make_importable
@@ -68,7 +68,8 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     config["dataset"] = resolved_dataset(config["dataset"], sources)
     make_importable(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
-    method, data = _build(config, sources)
+    data, tests = _read(config)
+    method = _build(config, sources, data)
     check_own_steps(method, config["method"]["name"], config["hardware"])
     checkpoints, memory, metrics = _witnesses(config, folder, data)
     rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
@@ -76,7 +77,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
     loggers = [metrics, *build_loggers(config, folder)]
     trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
-    module = TransferModule(method, data, config)
+    module = TransferModule(method, data, config, tests)
 
     device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
     context = _context(config, folder, sources, data)
@@ -99,17 +100,24 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
     method.settle()
-    if method.tests and "test" in data.sizes:
+    if method.tests and module.tested:
         trainer.test(module, verbose=False)
     if trainer.is_global_zero:
         _record(cfg, name, config, folder, module, trainer, context, seconds, memory)
 
 
-def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, DataModule]:
+def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
+    """The run's data set and its further test sets, read."""
     data = build_data(config["dataset"], config["backbone"], config["seed"])
     data.setup()
+    tests = build_tests(data)
+    data.notes += [f"{name}: {note}" for name, test in tests.items() for note in test.notes]
     for note in data.notes:
         LOG.info("%s", note)
+    return data, tests
+
+
+def _build(config: dict[str, Any], sources: dict[str, Path], data: DataModule) -> Method:
     backbone = build_backbone(
         starting_backbone(config, sources),
         weights=method_needs_weights(config),
@@ -117,7 +125,7 @@ def _build(config: dict[str, Any], sources: dict[str, Path]) -> tuple[Method, Da
     )
     if "backbone" in sources:
         refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
-    return build_method(config["method"], backbone, data.task), data
+    return build_method(config["method"], backbone, data.task)
 
 
 def _prepare(method: Method, context: Context, device: torch.device, memory: MemoryCallback | None) -> None:

@@ -1,0 +1,132 @@
+"""`dataset.tests`: further test sets in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from transfer_run.data.load import build_data, build_tests
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.run import carry_out
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (90, 90, 90)}
+OWN = ["blue", "green", "red"]
+
+
+def pictures(folder: Path, names: list[str], count: int = 4, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            noise = random.integers(0, 40, (8, 8, 3))
+            Image.fromarray((np.array(COLOURS[name]) + noise).astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def texts(file: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("said,kind\n" + "".join(f"{said},{kind}\n" for said, kind in rows), encoding="utf-8")
+    return file
+
+
+ROWS = [(f"{kind} number {n}", kind) for n in range(20) for kind in ("bad", "good")]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A run on pictures with two more test sets: a folder of class folders, and one with a test folder alone."""
+    pictures(tmp_path / "own", OWN, 10)
+    pictures(tmp_path / "other", ["green", "red"], 3, seed=1)
+    pictures(tmp_path / "split" / "test", OWN, 2, seed=2)
+    tests = f'{{other: "image_folder path={tmp_path}/other", split: "image_folder path={tmp_path}/split"}}'
+    return [
+        "method=linear_probe", "backbone=vit_tiny", "backbone.weights=random", "dataset=image_folder", "hardware=cpu",
+        f"dataset.path={tmp_path}/own", "trainer.max_epochs=1", f"output_dir={tmp_path}/out", "trainer.progress=none",
+        f"dataset.tests={tests}", "profiler.memory=false",
+    ]  # fmt: skip
+
+
+def test_every_set_is_scored_beside_the_runs_own(words: list[str]) -> None:
+    folder = carry_out(compose(words))
+    assert folder is not None
+    metrics = json.loads((Path(str(folder)) / "result.json").read_text())["metrics"]
+    assert {name for name in metrics if name.startswith("test/accuracy")} == {
+        "test/accuracy", "test/accuracy/other", "test/accuracy/split",
+    }  # fmt: skip
+
+
+def test_classes_keep_the_numbers_of_the_runs_own_and_all_rows_are_tested(words: list[str]) -> None:
+    cfg = compose(words)
+    data = build_data(cfg.dataset, cfg.backbone, 0)
+    tests = build_tests(data)
+    assert data.label_names == ("blue", "green", "red")
+    assert {name: dict(test.sizes) for name, test in tests.items()} == {"other": {"test": 6}, "split": {"test": 6}}
+    assert sorted(tests["other"].labels("test")) == [1, 1, 1, 2, 2, 2]
+
+
+def test_they_are_in_the_identity_only_where_they_are_named(words: list[str], tmp_path: Path) -> None:
+    plain = compose([word for word in words if not word.startswith("dataset.tests")])
+    before: Any = OmegaConf.to_container(plain)
+    del before["dataset"]["tests"]
+    assert identity(plain) == identity(before)
+    named = compose(words)
+    assert identity(named) != identity(plain)
+    pictures(tmp_path / "other", ["blue"], 1)
+    assert identity(compose(words)) != identity(named)
+
+
+def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
+    own, other = texts(tmp_path / "own.csv", ROWS), texts(tmp_path / "other.csv", [("a good one", "good")] * 5)
+    cfg = compose(
+        [
+            "method=full", "backbone=bert_tiny", "dataset=text_files", f"dataset.path={own}",
+            "dataset.text_columns=[said]", "dataset.label_column=kind", "dataset.max_source_length=20",
+            f'dataset.tests={{other: "text_files path={other}"}}',
+        ]
+    )  # fmt: skip
+    node = cfg.dataset.tests.other
+    assert (node.text_columns, node.label_column, node.max_source_length) == (["said"], "kind", 20)
+    tests = build_tests(build_data(cfg.dataset, cfg.backbone, 0))
+    assert tests["other"].labels("test").tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("tests", "says"),
+    [
+        ('{a: "text_file path=x"}', "text_file"),
+        ('{a: "digits form=regression"}', "form is regression"),
+        ('{a: "digits clases=[1,2]"}', "clases"),
+        ("{a.b: digits}", "name of letters"),
+        ("{a: 3}", "name of letters"),
+    ],
+)
+def test_words_that_name_no_fitting_data_set_are_refused(tests: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        compose(["method=full", "backbone=vit_tiny", "dataset=digits", f"dataset.tests={tests}"])
+
+
+def test_a_sequence_is_tested_on_its_own_tasks() -> None:
+    with pytest.raises(UserError, match="its own tasks alone"):
+        compose(["method=zscl", "backbone=clip_tiny", "dataset=sequence", "dataset.tests={a: digits}"])
+
+
+@pytest.mark.parametrize("other", ["digits classes=[6,5]", "digits classes=[1,2]"])
+def test_other_classes_or_another_order_are_refused(other: str) -> None:
+    words = ["method=full", "backbone=vit_tiny", "dataset=digits", "dataset.classes=[5,6]"]
+    cfg = compose([*words, f'dataset.tests={{other: "{other}"}}'])
+    with pytest.raises(UserError, match="The test set has the classes"):
+        build_tests(build_data(cfg.dataset, cfg.backbone, 0))
+
+
+def test_a_class_that_the_run_does_not_know_is_refused(words: list[str], tmp_path: Path) -> None:
+    pictures(tmp_path / "other2", ["grey", "red"], 3)
+    cfg = compose([word.replace(f"{tmp_path}/other", f"{tmp_path}/other2") for word in words])
+    with pytest.raises(UserError, match="The class 'grey' is not among the 3"):
+        build_tests(build_data(cfg.dataset, cfg.backbone, 0))
