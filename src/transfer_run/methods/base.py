@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,8 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True
     tests: ClassVar[bool] = True
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
+    ships: ClassVar[Literal["trained", "all", "nothing"]] = "trained"
+    """What a finished run stores and exports; `all` of the model where it is to serve as a backbone."""
     needs_backbone_gradient: bool = True
     """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""
     own_steps: ClassVar[bool] = False
@@ -131,6 +133,16 @@ class Method(nn.Module):
         if head:
             self.backbone.head.requires_grad_(True)
 
+    def train_backbone(self) -> None:
+        """Train all of the pretrained model and the head, but what the task does not run."""
+        self.requires_grad_(True)
+        self.freeze_idle()
+
+    def freeze_idle(self) -> None:
+        """Freeze what the task does not run (CLIP's other tower): weight decay alone would move it."""
+        for parameter in self.backbone.idle_parameters(self.task):
+            parameter.requires_grad_(False)
+
     def train(self, mode: bool = True) -> Method:
         """Train mode; with `backbone_dropout` False a frozen pretrained model stays in eval mode."""
         super().train(mode)
@@ -152,15 +164,16 @@ class Method(nn.Module):
         self.changing |= {name} if changes else set()
 
     def shipped(self) -> dict[str, Tensor]:
-        """The tensors that a finished run stores and exports: all trained parameters and all persistent buffers.
+        """The tensors that `ships` names, with all persistent buffers; tied parameters once, what is held never.
 
-        Tied parameters appear once. A method that owns modules it does not ship (critics, projectors) leaves them
-        out here.
+        A method that owns modules it does not ship (critics, projectors) leaves them out here.
         """
+        if self.ships == "nothing":
+            return {}
         state = self.state_dict()
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        buffers = {name for name, _ in self.named_buffers() if name in state and name.split(".")[0] not in self.held}
-        return {name: state[name] for name in sorted(trained | buffers)}
+        names = {name for name, p in self.named_parameters() if p.requires_grad or self.ships == "all"}
+        names |= {name for name, _ in self.named_buffers() if name in state}
+        return {name: state[name] for name in sorted(names) if name.split(".")[0] not in self.held}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups; override for separate rates (keys as in torch.optim, e.g. `lr`)."""

@@ -66,6 +66,7 @@ class ZSCL(Method):
     """
 
     backbone: CLIP
+    ships = "all"  # so that it can serve as a backbone; until it is settled the accuracies found so far too
 
     def __init__(
         self,
@@ -131,12 +132,6 @@ class ZSCL(Method):
         self._classes.clear()
         super().train(mode)
         return self
-
-    def shipped(self) -> dict[str, Tensor]:
-        """The whole CLIP, so that it can serve as a backbone; until it is settled the accuracies found so far too."""
-        state = self.state_dict()
-        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers()) if name in state]
-        return {name: state[name] for name in sorted(names) if name.split(".")[0] not in self.held}
 
     def settle(self) -> None:
         """Let go of the copies; the accuracies become the matrix that `conclude` reports."""

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
@@ -37,6 +36,7 @@ from transfer_run.methods.data_selection.pruning.groups import (
 from transfer_run.methods.data_selection.pruning.report import draw, selection_table, write_groups
 from transfer_run.methods.data_selection.pruning.samples import gradient_norms, median_distance, moderate
 from transfer_run.methods.data_selection.pruning.surrogate import in_order, seen_by
+from transfer_run.methods.judging import Judging
 from transfer_run.task import Task
 
 Mapped = Literal["lm", "fm", "class_means", "random", "random_rows", "moderate", "grand"]
@@ -55,7 +55,7 @@ class Grouping:
     centres: NDArray[np.float64] | None = None
 
 
-class DP4TL(Method):
+class DP4TL(Judging):
     """Scores the groups of a source data set by how often target images map to them; keeps the rows of the best.
 
     Args:
@@ -70,10 +70,6 @@ class DP4TL(Method):
         kmeans: `k` clusters, `seed`.
     """
 
-    trains = False
-    tests = False
-    needs_backbone_gradient = False
-
     def __init__(
         self,
         backbone: Backbone,
@@ -86,19 +82,10 @@ class DP4TL(Method):
         groups: Literal["classes", "kmeans"] = "classes",
         kmeans: Mapping[str, Any] = KMEANS,
     ) -> None:
-        super().__init__(backbone, task, backbone_dropout=False)
-        self.freeze_backbone(head=False)
+        super().__init__(backbone, task)
         _refuse(mapping, groups, keep_groups, pruning_ratio, reverse)
         self.mapping, self.pruning_ratio, self.keep_groups = mapping, pruning_ratio, keep_groups
         self.reverse, self.groups, self.kmeans = reverse, groups, dict(kmeans)
-        self.results: dict[str, Any] = {}
-
-    def shipped(self) -> dict[str, Tensor]:
-        return {}
-
-    def predict(self, batch: Batch) -> Tensor:
-        """The head's input (B, D): nothing is predicted, and this is what one batch of the pass takes."""
-        return self.features(batch)
 
     # ---- the work
     def prepare(self, context: Context) -> None:
@@ -135,9 +122,6 @@ class DP4TL(Method):
         del surrogate
         lines = ["what is found of all samples (features, groups, scores), in CPU memory"]
         return [*lines, "gradients for the norms of method.mapping=grand"] if self.mapping == "grand" else lines
-
-    def conclude(self, context: Context) -> dict[str, Any]:
-        return self.results
 
     def _check(self, data: DataModule, model: Method) -> None:
         own, other = self.backbone.config.get("name"), model.backbone.config.get("name")

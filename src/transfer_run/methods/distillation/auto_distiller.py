@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
-from transfer_run.methods.base import Context, Method
+from transfer_run.methods.base import Context
 from transfer_run.methods.distillation.advice.experience import Experience, candidates, experiences, untried
 from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
 from transfer_run.methods.distillation.advice.record import data_facts, facts_of, source_scores
 from transfer_run.methods.distillation.distiller import INTER, KD, MI
+from transfer_run.methods.judging import Judging
 from transfer_run.task import Task
 
 SPACE: dict[str, Any] = {
@@ -34,7 +33,7 @@ FEWEST = 4
 """Runs from which on a regressor is worth its name."""
 
 
-class AutoDistiller(Method):
+class AutoDistiller(Judging):
     """Reads finished runs, recommends pipelines for the run's data set, student (backbone) and teacher (source).
 
     Args:
@@ -43,10 +42,6 @@ class AutoDistiller(Method):
         runs: the folder below which finished runs are looked for; null: where this run's folder stands.
         trees: of the random forest.
     """
-
-    trains = False
-    tests = False
-    needs_backbone_gradient = False
 
     def __init__(
         self,
@@ -58,17 +53,8 @@ class AutoDistiller(Method):
         runs: str | None = None,
         trees: int = 300,
     ) -> None:
-        super().__init__(backbone, task, backbone_dropout=False)
-        self.freeze_backbone(head=False)
+        super().__init__(backbone, task)
         self.space, self.top, self.runs, self.trees = dict(space), top, runs, trees
-        self.results: dict[str, Any] = {}
-
-    def shipped(self) -> dict[str, Tensor]:
-        return {}
-
-    def predict(self, batch: Batch) -> Tensor:
-        """The head's input (B, D): nothing is predicted here."""
-        return self.features(batch)
 
     def prepare(self, context: Context) -> None:
         """Fit the regressor, rank the space, say the words of the best.
@@ -153,9 +139,6 @@ class AutoDistiller(Method):
             "to carry one out: this run's command with these words in the place of method=auto_distiller",
         ]
         context.log(f"{len(tried)} of {len(found['ranking'])} pipelines are made of what {found['runs']} runs tried")
-
-    def conclude(self, context: Context) -> dict[str, Any]:
-        return self.results
 
 
 def _tried(ranked: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -59,6 +59,8 @@ class Distiller(Method):
             tokenizer has none.
     """
 
+    ships = "all"
+
     def __init__(
         self,
         backbone: Backbone,
@@ -71,8 +73,7 @@ class Distiller(Method):
         augmentation: Mapping[str, Any] = AUGMENTATION,
     ) -> None:
         super().__init__(backbone, task)
-        for parameter in backbone.idle_parameters(task):
-            parameter.requires_grad_(False)
+        self.train_backbone()
         self.kd, self.inter, self.mi, self.augmentation = dict(kd), dict(inter), dict(mi), dict(augmentation)
         self.augment = augment if self.kd["soft_weight"] or self.inter["weight"] else "none"
         self._refuse_bad_settings()
@@ -187,9 +188,7 @@ class Distiller(Method):
 
     def shipped(self) -> dict[str, Tensor]:
         """The student's backbone and head, all of it."""
-        state = self.state_dict()
-        names = {name for name, _ in (*self.named_parameters(), *self.named_buffers()) if name.startswith("backbone.")}
-        return {name: state[name] for name in sorted(names & state.keys())}
+        return {name: tensor for name, tensor in super().shipped().items() if name.startswith("backbone.")}
 
     def counted_parameters(self) -> int:
         return super().counted_parameters() - sum(p.numel() for p in self.aids.parameters())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.scores.direction import Better, first_best
@@ -75,6 +75,7 @@ class Merging(Method, ABC):
     """
 
     trains = False
+    ships = "all"  # though nothing in it is trained here
     needs_backbone_gradient = False
     needs_base = True
     mismatched = "refuse"
@@ -143,12 +144,6 @@ class Merging(Method, ABC):
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results
-
-    def shipped(self) -> dict[str, Tensor]:
-        """All of the model, though nothing in it is trained here."""
-        state = self.state_dict()
-        names = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
-        return {name: state[name] for name in sorted(names & state.keys())}
 
     def _job(self, models: list[Checkpoint], base: Checkpoint | None) -> Job:
         if base is None and self.needs_base:

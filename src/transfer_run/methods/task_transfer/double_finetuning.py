@@ -34,11 +34,12 @@ class DoubleFineTuning(Method):
             wherever the number of classes is the same, for "belongs" and "similar" mean much alike.
     """
 
+    ships = "all"  # so that the next stage can start from it
+
     def __init__(self, backbone: Backbone, task: Task, *, reset_head: bool = True) -> None:
         super().__init__(backbone, task)
         self.reset_head = reset_head
-        for parameter in backbone.idle_parameters(task):
-            parameter.requires_grad_(False)
+        self.train_backbone()
 
     def keeps_head(self, before: Task) -> bool:
         same = (before.form, before.num_labels) == (self.task.form, self.task.num_labels)
@@ -54,12 +55,6 @@ class DoubleFineTuning(Method):
         for line in lines:
             context.log(f"the stage before learned from {line}")
         return {"before": lines} if lines else {}
-
-    def shipped(self) -> dict[str, Tensor]:
-        """All of the model, so that the next stage can start from it."""
-        state = self.state_dict()
-        names = {name for name, _ in (*self.named_parameters(), *self.named_buffers()) if name in state}
-        return {name: state[name] for name in sorted(names)}
 
 
 class FaqMatcher:

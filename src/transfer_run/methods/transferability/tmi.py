@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.methods.base import Candidate, Context, Method
+from transfer_run.methods.base import Candidate, Context
+from transfer_run.methods.judging import Judging
 from transfer_run.methods.transferability.ranking.extraction import (
     HEAD_INPUT,
     BlockFeatures,
@@ -46,7 +46,7 @@ PARC_SETTINGS = {"pca": None, "samples": 500}
 LFC_SETTINGS = {"norm": "fro"}
 
 
-class TMI(Method):
+class TMI(Judging):
     """Scores the run's backbone and those of the pool; takes no step and makes no model.
 
     Args:
@@ -61,10 +61,6 @@ class TMI(Method):
         tmi, logme, gbc, transrate, parc, lfc: keyword arguments of the scores' functions; `parc.samples` is the
             size of the balanced subset that PARC, whose memory grows with its square, looks at.
     """
-
-    trains = False
-    tests = False
-    needs_backbone_gradient = False
 
     def __init__(
         self,
@@ -85,8 +81,7 @@ class TMI(Method):
         parc: Mapping[str, Any] = PARC_SETTINGS,
         lfc: Mapping[str, Any] = LFC_SETTINGS,
     ) -> None:
-        super().__init__(backbone, task, backbone_dropout=False)
-        self.freeze_backbone(head=False)
+        super().__init__(backbone, task)
         for name in scores:
             if name not in SCORES:
                 near = nearest_names(name, SCORES)
@@ -98,15 +93,7 @@ class TMI(Method):
         }  # fmt: skip
         self.given = given_accuracies(reference)
         self.reference_method = reference_method
-        self.results: dict[str, Any] = {}
         self.chosen_how: list[str] = []  # where a reference accuracy is one of several runs'
-
-    def shipped(self) -> dict[str, Tensor]:
-        return {}
-
-    def predict(self, batch: Batch) -> Tensor:
-        """The head's input (B, D): nothing is predicted, and this is what one batch of the pass takes."""
-        return self.features(batch)
 
     # ---- the work
     def prepare(self, context: Context) -> None:
@@ -142,9 +129,6 @@ class TMI(Method):
         if self.pool:
             lines.append(f"the backbones of method.pool ({', '.join(self.pool)}), one after another beside this one")
         return lines
-
-    def conclude(self, context: Context) -> dict[str, Any]:
-        return self.results
 
     def _candidates(self, context: Context) -> Iterator[tuple[str, Candidate]]:
         """The run's own backbone, then those of the pool, each built when its turn comes and let go of after it."""

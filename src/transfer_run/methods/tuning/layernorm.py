@@ -19,5 +19,4 @@ class LayerNormTuning(Method):
         self.freeze_backbone()
         for norm in norms(backbone.model):
             norm.requires_grad_(True)
-        for parameter in backbone.idle_parameters(task):
-            parameter.requires_grad_(False)
+        self.freeze_idle()

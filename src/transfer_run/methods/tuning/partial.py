@@ -46,5 +46,4 @@ class Partial(Method):
                 )
             for module in [*list(backbone.blocks(stack))[-blocks:], *backbone.finish_modules(stack)]:
                 module.requires_grad_(True)
-        for parameter in backbone.idle_parameters(task):
-            parameter.requires_grad_(False)
+        self.freeze_idle()
