@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from transfer_run.backbones.declared import families, takes
 from transfer_run.experiment.config.registry import entries
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
@@ -23,7 +24,8 @@ def text() -> str:
     for entry in sorted(entries("method", ()), key=lambda e: (e.family, e.name)):
         about = entry.content["method"]["about"]
         paper = f"[{about['title']}](https://arxiv.org/abs/{about['arxiv']})" if about.get("arxiv") else about["title"]
-        works = ", ".join(about.get("backbones", ["any"]))
+        fitting = [name for name, family in families().items() if takes(about, family)]
+        works = ", ".join(fitting) if len(fitting) < len(families()) else "any"
         lines.append(f"| `{entry.name}` | {entry.family} | {about['shape']} | {works} | {paper} |")
     return HEAD + "\n".join(lines) + "\n"
 

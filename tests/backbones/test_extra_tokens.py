@@ -228,8 +228,11 @@ def test_sliding_windows_refuse_queries(build: Callable[..., Any]) -> None:
 def test_a_cnn_has_no_sequence(build: Callable[..., Any], name: str) -> None:
     case = build(name)
     state = case.embed("image")
-    for refused in (case.backbone.prepend, case.backbone.attend_queries, case.backbone.drop_prefix):
-        with pytest.raises(UserError, match="CNN"):
+    for refused in (case.backbone.prepend, case.backbone.drop_prefix):
+        with pytest.raises(UserError, match="does not have a sequence that takes extra tokens"):
             refused(state, torch.zeros(3, 1, 8))
+    for refused in (case.backbone.check_queries, lambda stack: case.backbone.attend_queries(state, state.hidden)):
+        with pytest.raises(UserError, match="does not have blocks with keys and values"):
+            refused("image")
     with pytest.raises(UserError, match="attention heads"):
         case.backbone.heads("image")

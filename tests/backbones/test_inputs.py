@@ -75,5 +75,5 @@ def test_another_memory_for_the_last_block(build: Callable[..., Any]) -> None:
     torch.testing.assert_close(backbone.run(backbone.with_memory(state, encoded)).hidden, plain)
     shorter = backbone.drop_prefix(backbone.embed(case.batch, "encoder"), 2)
     assert backbone.run(backbone.with_memory(state, shorter)).hidden.shape == plain.shape
-    with pytest.raises(UserError, match="has no decoder that reads an encoder"):
+    with pytest.raises(UserError, match="does not have a decoder that reads an encoder"):
         build("bert").backbone.with_memory(state, other)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from transfer_run.backbones.base import PARTS, Backbone
+from transfer_run.errors import UserError
 
 SELF_ATTENTION = {"attention", "norm1", "out", "norm2", "mlp_in", "mlp_out"}
 
@@ -97,3 +98,10 @@ def test_final_norm_is_what_finish_applies(attention_case: Any) -> None:
             continue
         state = backbone.run(attention_case.embed(stack))
         torch.testing.assert_close(backbone.finish(state), norm(state.hidden))
+
+
+def test_a_part_that_is_not_there_is_refused(attention_case: Any) -> None:
+    backbone: Backbone = attention_case.backbone
+    with pytest.raises(UserError, match="have no part 'norm3'") as error:
+        backbone.part(backbone.stacks[0], 0, "norm3")
+    assert "norm2" in error.value.remedy

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.backbones.declared import families
+from transfer_run.backbones.declared import HAS, families, takes
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.compatibility import check_fit, reads
@@ -54,6 +54,7 @@ def test_method(name: str) -> None:
     assert set(about) >= METHOD_ABOUT
     assert about["shape"] in SHAPES
     assert set(about.get("backbones", ())) <= set(families())
+    assert set(about.get("asks", ())) <= set(HAS)
     assert content["method"]["name"] == name
     schema.check({"method": content["method"]}, {"method": content["method"]})
     _check_paper_profile(name)
@@ -63,8 +64,8 @@ def test_method(name: str) -> None:
 @cache
 def fitting_pair(method: str) -> tuple[str, str] | None:
     """A tiny backbone and a data set that the method works on."""
-    fitting = plain("method", method)["method"]["about"].get("backbones") or families()
-    tiny = [families()[family].smallest for family in fitting]
+    about = plain("method", method)["method"]["about"]
+    tiny = [family.smallest for family in families().values() if takes(about, family)]
     pairs = [(backbone, dataset) for backbone in tiny for dataset in shipped("dataset")]
     for backbone, dataset in sorted(pairs, key=lambda pair: pair[1] == "none"):  # an absence of data fits anything
         parts = (("method", method), ("backbone", backbone), ("dataset", dataset))

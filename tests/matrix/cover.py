@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tests import small
+from transfer_run.backbones.declared import family_of, takes
 from transfer_run.experiment.config import registry
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
@@ -89,7 +90,7 @@ def possible(method: str) -> list[Case]:
     return [
         Case(method, name, form, precision, mode)
         for name in names
-        if small.CONFIGS[name]["family"] in (said.get("backbones") or one)
+        if takes(said, family_of(small.CONFIGS[name]))
         for form in small.forms(name)
         if form in (said.get("tasks") or (form,)) and (method, name) not in REFUSED and (method, form) not in REFUSED
         for precision in PRECISIONS

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.backbones.declared import families
+from transfer_run.backbones.declared import families, takes
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
 from transfer_run.errors import Preempted
@@ -37,7 +37,7 @@ def methods(*shapes: str) -> list[str]:
 
 def words(method: str, output: Path | str = "outputs") -> list[str]:
     """The method's smallest run: random weights, four steps."""
-    fitting = about(method).get("backbones") or families()
+    fitting = [name for name, family in families().items() if takes(about(method), family)]
     family = families()[max(fitting)]  # the last by name: a ViT where it may be one
     backbone, dataset = family.smallest, "digits" if "images" in family.reads else "python_docs"
     posed = ["dataset.answers=names"] if backbone == "t5_tiny" else []

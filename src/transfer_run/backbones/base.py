@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from transfer_run.backbones.declared import HAS
 from transfer_run.backbones.precise import precise, restore
 from transfer_run.backbones.stream import BlockStream, staying
 from transfer_run.backbones.taps.replay import Replay
@@ -70,8 +71,9 @@ class Backbone(nn.Module, ABC):
         model: the library's own module (transformers or timm); weights keep their names there, and peft injects there.
         config: the backbone's composed config (name, architecture, ...), kept for export.
 
-    A family implements the abstract methods and sets `stacks`. What only some families can (extra tokens, separate
-    queries, a language head, a second tower) refuses with a UserError where a family does not override it.
+    A family sets `stacks` and implements `from_architecture`, `from_folder`, `width`, `_embed` and `finish`. All else
+    (blocks and their parts, features for a head, extra tokens, separate queries, a language head, a second tower) it
+    has where it overrides it, and says so in its declaration (`Family.has`); what it has not refuses with a UserError.
     """
 
     family: ClassVar[str]
@@ -138,24 +140,25 @@ class Backbone(nn.Module, ABC):
 
     def set_attention(self, implementation: str) -> None:
         """`sdpa` (fused kernels, the default) or `eager` (the whole attention matrix, as older code kept it)."""
-        self.model.set_attn_implementation(implementation)
+        if hasattr(self.model, "set_attn_implementation"):  # else there is nothing to choose
+            self.model.set_attn_implementation(implementation)
 
     def attends_eagerly(self, stack: str) -> bool:
         """Does `set_attention` say `eager`?"""
         return getattr(self.model.config, "_attn_implementation", None) == "eager"
 
     def _lacks(self, what: str) -> UserError:
-        """The refusal of what this family of models cannot do."""
+        """The refusal of what this family of models does not have, a word of `HAS`."""
         return UserError(
-            f"{self.config.get('name', 'The backbone')} (family {self.family}) {what}.",
+            f"{self.config.get('name', 'The backbone')} (family {self.family}) does not have {HAS[what]}.",
             where="method, backbone",
             remedy="choose another backbone, or another method: `transfer-list methods` says what works on which",
         )
 
     # ---- architecture -------------------------------------------------------------------------------------------
-    @abstractmethod
     def blocks(self, stack: str) -> Sequence[nn.Module]:
-        """The blocks of `stack` in order."""
+        """The blocks of `stack` in order; none where the model runs in one piece, in `finish`."""
+        return ()
 
     def depth(self, stack: str) -> int:
         return len(self.blocks(stack))
@@ -166,17 +169,25 @@ class Backbone(nn.Module, ABC):
 
     def heads(self, stack: str) -> int:
         """Attention heads of a block."""
-        raise self._lacks("has no attention heads")
+        raise self._lacks("attention")
 
-    @abstractmethod
     def parts(self, stack: str, index: int) -> dict[str, str]:
         """Dotted paths (from the backbone) of the block's parts, by the names of `PARTS`; absent parts are left out.
 
         Read one with `backbone.get_submodule(path)`, replace one with `backbone.set_submodule(path, module)`.
         """
+        raise self._lacks("parts")
 
     def part(self, stack: str, index: int, name: str) -> nn.Module:
-        return self.get_submodule(self.parts(stack, index)[name])
+        """One part of a block; UserError where it has none of that name."""
+        parts = self.parts(stack, index)
+        if name not in parts:
+            raise UserError(
+                f"The blocks of {self.config.get('name')} have no part {name!r}.",
+                where="method, backbone",
+                remedy=f"they have {', '.join(parts)}",
+            )
+        return self.get_submodule(parts[name])
 
     def project(self, stack: str, index: int, name: str, hidden: Tensor) -> Tensor:
         """The block's `q`, `k` or `v` projection of `hidden` (normalised where the block normalises first).
@@ -265,9 +276,9 @@ class Backbone(nn.Module, ABC):
         restore(kept)
         return self
 
-    @abstractmethod
     def _step(self, state: State) -> State:
         """The state after block `state.index`, its index as before: the library's own block on `state.hidden`."""
+        raise self._lacks("blocks")
 
     def run(self, state: State, stop: int | None = None) -> State:
         """Run blocks `state.index` to `stop` (exclusive; default: all that are left)."""
@@ -291,11 +302,11 @@ class Backbone(nn.Module, ABC):
 
     def prepend(self, state: State, tokens: Tensor) -> State:
         """Put visible tokens (B, R, D) in front of the sequence; masks and position bias grow along."""
-        raise self._lacks("cannot take extra tokens")
+        raise self._lacks("prefix")
 
     def drop_prefix(self, state: State, count: int) -> State:
         """Take the first `count` tokens (put there by `prepend`) out again."""
-        raise self._lacks("cannot take extra tokens")
+        raise self._lacks("prefix")
 
     def attend_queries(self, state: State, queries: Tensor) -> Tensor:
         """Run extra query tokens through block `state.index`: they see the state's tokens, nobody sees them.
@@ -310,14 +321,16 @@ class Backbone(nn.Module, ABC):
         Returns:
             (B, R, D): the block's output at the queries, both residuals and the feed-forward part included.
         """
-        raise self._lacks("takes no separate queries")
+        raise self._lacks("queries")
 
     def check_queries(self, stack: str) -> None:
         """Raises UserError with the reason where `attend_queries` is not defined on this model's blocks."""
+        if type(self).attend_queries is Backbone.attend_queries:
+            raise self._lacks("queries")
 
     def with_memory(self, state: State, memory: State) -> State:
         """The decoder state reading another encoder memory from here on (SHERL's last decoder block)."""
-        raise self._lacks("has no decoder that reads an encoder")
+        raise self._lacks("memory")
 
     def grid(self, state: State) -> tuple[int, int] | None:
         """Height and width of the patch grid of an image state; None for text."""
@@ -328,9 +341,9 @@ class Backbone(nn.Module, ABC):
         return state.prefix
 
     # ---- head ---------------------------------------------------------------------------------------------------
-    @abstractmethod
     def pool(self, last: Tensor, state: State) -> Tensor:
         """The head's input from the finished hidden state: (B, T, D) -> (B, D)."""
+        raise self._lacks("pool")
 
     def set_task(self, task: Task) -> None:
         """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
@@ -351,23 +364,23 @@ class Backbone(nn.Module, ABC):
 
     def projection(self, stack: str) -> nn.Module:
         """The map of a tower's pooled features (B, width) into the space that two towers share: (B, E)."""
-        raise self._lacks("has no second tower to share a space with")
+        raise self._lacks("projection")
 
     @property
     def similarity_scale(self) -> Tensor:
         """What cosines in that space are multiplied by, (); it is not trained here."""
-        raise self._lacks("has no second tower to share a space with")
+        raise self._lacks("projection")
 
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
-        raise self._lacks("has no language head")
+        raise self._lacks("language_head")
 
     def untie_language_head(self) -> nn.Module:
         """Give the language head weights of its own where it shares the token table's; returns the head."""
         head = self.model.get_output_embeddings()
         table = self.model.get_input_embeddings()
         if head is None:
-            raise self._lacks("has no language head")
+            raise self._lacks("language_head")
         if head.weight is table.weight:
             head.weight = nn.Parameter(head.weight.detach().clone())
             self.model.config.tie_word_embeddings = False
@@ -375,11 +388,11 @@ class Backbone(nn.Module, ABC):
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder inputs (B, T) that go with the labels (B, T)."""
-        raise self._lacks("has no decoder")
+        raise self._lacks("memory")
 
     def new_cache(self) -> Any:
         """An empty key/value cache for step-by-step decoding; put into `embed` as `batch['cache']`."""
-        raise self._lacks("keeps no key/value cache")
+        raise self._lacks("cache")
 
 
 def _halved(batch: Batch) -> Batch:

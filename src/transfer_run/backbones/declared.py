@@ -27,6 +27,21 @@ HEAD = "head"
 """`dataset.answers=head`: a family that writes answers through a head on its encoder's states, as encoders do."""
 
 
+HAS = {
+    "blocks": "blocks that run one after another",
+    "parts": "blocks whose projections, norms and feed-forward parts have names",
+    "attention": "attention heads",
+    "prefix": "a sequence that takes extra tokens",
+    "queries": "blocks with keys and values that extra queries can read",
+    "pool": "one vector of features for each example",
+    "memory": "a decoder that reads an encoder",
+    "language_head": "a language head",
+    "cache": "a key/value cache",
+    "projection": "two towers that share a space",
+}
+"""What a family may have beyond `Backbone.embed` and `finish` (`has`), and a method may ask for (`about.asks`)."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of backbones, as it is declared.
@@ -38,6 +53,7 @@ class Family:
         reads: kinds of data; empty: not checked.
         towers: for a model of several towers what each reads, by `backbone.tower`.
         answers: forms of data set; empty: not checked.
+        has: what it has of `HAS`, or of words of your own; a method that asks for more is refused.
         writes: it answers in text: a classification is posed as text-to-text (Raffel et al. 2020, section 2.4).
         pairs: it reads two texts as a pair; others read one text, made by `dataset.prompt` where there is one.
         relative_positions: no text is too long for it.
@@ -52,6 +68,7 @@ class Family:
     reads: tuple[str, ...] = ()
     towers: Mapping[str, list[str]] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    has: tuple[str, ...] = ()
     writes: bool = False
     pairs: bool = False
     relative_positions: bool = False
@@ -74,6 +91,16 @@ class Family:
             )
         by_head = form in ("classification", "regression") and dataset.get("answers") == HEAD
         return "text_to_text" if self.writes and not by_head else form
+
+
+def lacks(family: Family, about: Mapping[str, Any]) -> list[str]:
+    """What a method's `about` asks for and the family does not have."""
+    return [what for what in about.get("asks") or () if what not in family.has]
+
+
+def takes(about: Mapping[str, Any], family: Family) -> bool:
+    """Is the method of this `about` defined on the family? It names families (`backbones`), or what it `asks` for."""
+    return family.name in (about.get("backbones") or [family.name]) and not lacks(family, about)
 
 
 DESCRIBES = ("title",)
@@ -136,7 +163,7 @@ def _read(name: str, about: Mapping[str, Any], where: str) -> Family:
             f"The family {name!r} does not say where its class is.", where=where, remedy="target: MODULE.CLASS"
         )
     words = {key: value for key, value in about.items() if key in valid}
-    for key in ("reads", "answers"):
+    for key in ("reads", "answers", "has"):
         words[key] = tuple(words.get(key) or ())
     if words.get("towers"):
         words["reads"] = tuple(kind for kinds in words["towers"].values() for kind in kinds)

@@ -1,4 +1,4 @@
-"""From a method's config to the method: import, check the fit, instantiate."""
+"""From a method's config to the method: import, instantiate, check how the backbone is kept."""
 
 from __future__ import annotations
 
@@ -64,18 +64,9 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
         config: the `method` node as plain containers: `name`, `about`, and the keyword arguments of the class.
 
     Raises:
-        UserError: the method is not defined on this family of backbones, or not on one that is kept like this.
+        UserError: the method refuses its settings or the backbone, or is not defined on one that is kept like this.
     """
-    about = config["about"]
-    families = about.get("backbones")
-    if families and backbone.family not in families:
-        raise UserError(
-            f"method={config['name']} is not defined on backbone={backbone.config.get('name')}, "
-            f"a model of family {backbone.family!r}.",
-            where="method, backbone",
-            remedy=f"choose a backbone of {', '.join(families)} (transfer-list backbones)",
-        )
-    settings, kind = method_settings(config), method_class(about["target"])
+    settings, kind = method_settings(config), method_class(config["about"]["target"])
     if (
         task.form == "retrieval"
         and kind.stack_features is Method.stack_features

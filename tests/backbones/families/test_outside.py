@@ -19,7 +19,7 @@ from transfer_run.backbones.declared import families, family_of
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
-from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.compose import compose, make_importable
 from transfer_run.experiment.config.identity import identity
 from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
@@ -62,7 +62,7 @@ class Bag(Backbone):
         return self.model.table.embedding_dim
 
     def parts(self, stack, index):
-        return {}
+        return {"mlp_in": f"model.layers.{index}"}
 
     def _embed(self, batch, stack=None, memory=None):
         return State(self.model.table(batch["input_ids"]), "text", mask=batch.get("attention_mask"))
@@ -82,7 +82,7 @@ CONFIG = """
 # A bag of bytes.
 name: bag_small
 family: bag
-about: {target: bag_of_bytes.Bag, reads: [text], answers: [classification, regression]}
+about: {target: bag_of_bytes.Bag, reads: [text], answers: [classification, regression], has: [blocks, parts, pool]}
 weights: random
 hub: null
 revision: null
@@ -117,7 +117,8 @@ def test_it_is_listed(folder: Path) -> None:
     [
         (["dataset=digits"], "holds images, which backbone=bag_small (family bag) does not read", "cnn_tiny"),
         (["dataset.task=language_modeling"], "asks for language_modeling", "gpt2"),
-        (["method=lst"], "method=lst is not defined on backbone=bag_small (family bag)", "method=average, bitfit"),
+        (["method=prompt_tuning"], "it needs a sequence that takes extra tokens", "backbone=Qwen"),
+        (["method=lst"], "method=lst is not defined on backbone=bag_small (family bag)", "method=adapter, average"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_words(folder: Path, words: list[str], what: str, remedy: str) -> None:
@@ -193,6 +194,20 @@ def test_ours_are_declared_each_beside_its_module() -> None:
     assert family_of({"family": "t5"}).writes
     with pytest.raises(UserError, match="no family of backbones 'tee5'"):
         family_of({"family": "tee5"})
+
+
+def test_a_method_that_asks_for_what_it_has_works_on_it(folder: Path) -> None:
+    """LoRA never heard of this family: it asks for blocks whose parts have names."""
+    cfg = composed(folder, "method=lora", "method.targets=[mlp_in]")
+    make_importable(cfg)
+    method, data = smallest.build(cfg)
+    data.setup()
+    batch = smallest.batch_of(data)
+    before = method.loss(batch)
+    before.backward()
+    trained = {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name in trained} == {"backbone"}
+    assert sum("lora_" in name for name in trained) == 6
 
 
 @pytest.mark.slow

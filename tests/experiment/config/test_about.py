@@ -54,6 +54,7 @@ TOY = "target: toy.Toy, family: tuning, shape: tune"
         (f"{TOY}, pretrained: 3", "must be true or false", None),
         (f"{TOY}, options: [depth]", "must be keys with values", None),
         (f"{TOY}, backbones: [vitt]", "no family of backbones 'vitt'", "vit"),
+        (f"{TOY}, asks: [prefixes]", "no part of a backbone's interface 'prefixes'", "prefix"),
         (f"{TOY}, tasks: [regresion]", "no form of data set 'regresion'", "regression"),
         ("family: tuning, shape: tune", "method.about.target is missing", None),
     ],

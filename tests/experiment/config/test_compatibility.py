@@ -41,6 +41,7 @@ def own(dataset: dict[str, Any], **declared: Any) -> dict[str, Any]:
         pair("vit", {"name": "mine", "form": "classification"}),  # a data set that does not say what it holds
         own(TEXT, reads=["text"], answers=["classification"]),
         own({"name": "curves", "form": "forecast", "about": {"holds": "series"}}, reads=["series"]),
+        pair("vit", PICTURES, asks=["parts", "attention"]),
         own(PICTURES),  # a family that does not say what it reads
     ],
 )
@@ -52,6 +53,7 @@ def test_pairs_that_fit(values: dict[str, Any]) -> None:
     ("values", "message"),
     [
         (pair("cnn", PICTURES, backbones=["vit", "t5"]), r"method=m is not defined on backbone=b \(family cnn\)"),
+        (pair("cnn", PICTURES, asks=["parts"]), "it needs blocks whose projections, norms and feed-forward parts have"),
         (pair("encoder", PICTURES), "dataset=pictures holds images"),
         (pair("vit", TEXT), "dataset=sentences holds text"),
         (pair("encoder", {**TEXT, "form": "text_to_text"}), "asks for text_to_text"),
@@ -68,6 +70,13 @@ def test_pairs_that_do_not_fit(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         check_fit(values)
     assert error.value.remedy.startswith("choose")
+
+
+def test_what_a_method_asks_is_answered_with_what_has_it() -> None:
+    with pytest.raises(UserError) as error:
+        check_fit(pair("encoder", TEXT, asks=["memory"]))
+    assert error.value.what.endswith("it needs a decoder that reads an encoder.")
+    assert "t5" in error.value.remedy
 
 
 def test_a_family_that_there_is_not() -> None:

@@ -73,23 +73,10 @@ class CNN(Backbone):
     def feature_width(self) -> int:
         return self.model.head_hidden_size
 
-    def parts(self, stack: str, index: int) -> dict[str, str]:
-        raise UserError(
-            "The stages of a CNN have no attention, norms and feed-forward part to name.",
-            where="backbone",
-            remedy="choose a transformer backbone for this method",
-        )
-
-    def heads(self, stack: str) -> int:
-        raise UserError("A CNN has no attention heads.", where="backbone", remedy="choose a transformer backbone")
-
     def finish_modules(self, stack: str) -> list[nn.Module]:
         names = ("conv_head", "bn2", "norm_head")
         found = [] if self._stages else [getattr(self.model, name, None) for name in names]
         return [module for module in found if module is not None]
-
-    def set_attention(self, implementation: str) -> None:
-        """Nothing to choose."""
 
     # ---- running
     def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
@@ -106,24 +93,6 @@ class CNN(Backbone):
         if isinstance(self.model, EfficientNet):
             return self.model.bn2(self.model.conv_head(state.hidden))
         return state.hidden
-
-    def prepend(self, state: State, tokens: Tensor) -> State:
-        raise UserError(
-            "A CNN has no sequence to put tokens into.", where="backbone", remedy="choose a transformer backbone"
-        )
-
-    drop_prefix = prepend  # type: ignore[assignment]
-
-    def check_queries(self, stack: str) -> None:
-        raise UserError(
-            "A CNN has no keys and values for queries to attend to.",
-            where="backbone",
-            remedy="choose a transformer backbone",
-        )
-
-    def attend_queries(self, state: State, queries: Tensor) -> Tensor:
-        self.check_queries(state.stack)
-        return super().attend_queries(state, queries)
 
     def grid(self, state: State) -> tuple[int, int]:
         return state.hidden.shape[-2], state.hidden.shape[-1]

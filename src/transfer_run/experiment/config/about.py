@@ -46,6 +46,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "shape": Fact(list(SHAPES), "what it does with a run"),
         "arxiv": Fact("str", "number of the paper"),
         "backbones": Fact("list[str]", "families of backbones that it works on; left out: all"),
+        "asks": Fact("list[str]", "what it needs of a backbone's interface (`HAS` in `backbones/declared.py`)"),
         "tasks": Fact("list[str]", "forms of data set that it trains on; left out: all"),
         "needs": Fact("str", "what it needs of a backbone, for the message to whoever chooses another one"),
         "tower": Fact(["both"], "it uses both towers of a two-tower backbone, whatever the data set asks"),
@@ -71,6 +72,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "targets": Fact("dict", "classes of single kinds of it, by `architecture.model_type`"),
         "reads": Fact("list[str]", "what its data may hold; left out: not checked"),
         "answers": Fact("list[str]", "the forms of data set that it answers; left out: not checked"),
+        "has": Fact("list[str]", "what it has of `HAS` in `backbones/declared.py`, or of words of your own"),
         "towers": Fact("dict", "of several towers: what each of them reads, by `backbone.tower`"),
         "writes": Fact("bool", "it answers in text, a classification too"),
         "pairs": Fact("bool", "it reads two texts as a pair"),
@@ -129,12 +131,15 @@ def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:
 
 def _check_named(about: Mapping[str, Any], where: Callable[[str], str], folders: Sequence[Path]) -> None:
     """The families and forms that a method is restricted to must be somebody's: a misspelt one restricts to nothing."""
-    known = known_families()
-    answers = {form for family in known.values() for form in family.answers}
-    if set(about.get("backbones") or ()) - set(known) or set(about.get("tasks") or ()) - answers:
-        known = known_families(folders)
-        answers = {form for family in known.values() for form in family.answers}
-    for key, names, what in (("backbones", set(known), "family of backbones"), ("tasks", answers, "form of data set")):
+    checks = {
+        "backbones": ("family of backbones", lambda family: [family.name]),
+        "asks": ("part of a backbone's interface", lambda family: family.has),
+        "tasks": ("form of data set", lambda family: family.answers),
+    }
+    for key, (what, of) in checks.items():
+        names = {name for family in known_families().values() for name in of(family)}
+        if set(about.get(key) or ()) - names:
+            names = {name for family in known_families(folders).values() for name in of(family)}
         for name in about.get(key) or ():
             if name not in names:
                 raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_run.backbones.declared import PAIRS, TEXT, Family, families, family_of
+from transfer_run.backbones.declared import HAS, PAIRS, TEXT, Family, families, family_of, lacks, takes
 from transfer_run.data.images.operations import operations
 from transfer_run.data.loss import check_loss
 from transfer_run.errors import UserError
@@ -55,15 +55,18 @@ def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> Non
 
 
 def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
-    family = family_of(backbone).name
-    if _takes(method, family):
+    family, about = family_of(backbone), method.get("about") or {}
+    if takes(about, family):
         return
-    methods = _methods(lambda about: family in about.get("backbones", [family]), folders)
-    needs = (method.get("about") or {}).get("needs")
+    needs = about.get("needs") or " and ".join(HAS.get(what, what) for what in lacks(family, about))
+    fitting = [name for name, other in known_families(folders).items() if takes(about, other)]
     raise UserError(
         f"method={method['name']} is not defined on {_named(backbone)}" + (f": it needs {needs}." if needs else "."),
         where="method, backbone",
-        remedy=_instead(("backbone", _backbones(_families(method), folders)), ("method", methods)),
+        remedy=_instead(
+            ("backbone", _backbones(fitting, folders)),
+            ("method", _methods(lambda other: takes(other, family), folders)),
+        ),
     )
 
 
@@ -79,7 +82,9 @@ def _check_kind(
         readable = readable if backbone["tower"] == "both" else family.towers[backbone["tower"]]
     if kind in readable:
         return
-    fitting = [f.name for f in known_families(folders).values() if kind in f.reads and _takes(method, f.name)]
+    fitting = [
+        f.name for f in known_families(folders).values() if kind in f.reads and takes(method.get("about") or {}, f)
+    ]
     datasets = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) in readable]
     raise UserError(
         f"dataset={dataset['name']} holds {phrase(kind)}, which {_named(backbone)} does not read.",
@@ -109,10 +114,10 @@ def _check_form(
     form, family = str(dataset.get("form")), family_of(backbone)
     if form in family.answers or not family.answers:
         return
-    able = [f.name for f in known_families(folders).values() if form in f.answers]
+    able = [f for f in known_families(folders).values() if form in f.answers]
     if not able:  # a form of the user's own
         return
-    fitting = [name for name in able if _takes(method, name)]
+    fitting = [f.name for f in able if takes(method.get("about") or {}, f)]
     raise UserError(
         f"dataset={dataset['name']} asks for {form}, which {_named(backbone)} does not answer.",
         where="dataset, backbone",
@@ -176,15 +181,6 @@ def _check_augment(values: Mapping[str, Any], folders: Sequence[Path]) -> None:
             where="dataset.augment, cache.taps",
             remedy="set cache.taps=none, or dataset.augment=null",
         )
-
-
-def _families(method: Mapping[str, Any]) -> list[str]:
-    """The families that a method names; none where it works on all."""
-    return (method.get("about") or {}).get("backbones") or []
-
-
-def _takes(method: Mapping[str, Any], family: str) -> bool:
-    return family in (_families(method) or [family])
 
 
 def known_families(folders: Sequence[Path] = ()) -> dict[str, Family]:

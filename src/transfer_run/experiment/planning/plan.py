@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 from torch import Tensor
 
+from transfer_run.backbones.declared import family_of, takes
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import QUANTISED, pack
 from transfer_run.data.load import batch_spec, build_task
@@ -254,12 +255,12 @@ def _methods_for(config: Mapping[str, Any], family: str, *, through_backbone: bo
     Args:
         through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
     """
-    backbone = config["backbone"]["family"]
+    backbone = family_of(config["backbone"])
     entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
     found = []
     for entry in entries:
         about = entry.content["method"]["about"]
-        fits = entry.family == family and backbone in about.get("backbones", [backbone])
+        fits = entry.family == family and takes(about, backbone)
         if fits and entry.name != config["method"]["name"] and (through_backbone or not about.get("through_backbone")):
             found.append(entry.name)
     return tuple(found)
