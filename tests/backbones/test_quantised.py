@@ -215,7 +215,8 @@ def test_t5_11b_is_side_tuned_under_24_gb() -> None:
 # ---- refusals
 @pytest.mark.parametrize("words", [
     ["method=full", "backbone.load=bf16"], ["method=bitfit", "backbone.load=bf16"],
-    ["method=dtl", "backbone.load=bf16"], ["method=lora", "backbone.load=nf4"], ["method=lora", "backbone.offload=cpu"],
+    ["method=dtl", "backbone.load=bf16"], ["method=lora", "backbone.offload=cpu"],
+    ["method=adapter", "backbone.load=nf4"],
 ])  # fmt: skip
 def test_methods_inside_the_backbone_are_refused(words: list[str]) -> None:
     with pytest.raises(UserError, match="trains inside the backbone"):

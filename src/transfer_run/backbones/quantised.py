@@ -5,7 +5,7 @@
     backbone.load=int8|nf4|nf4_double the blocks' linear layers in 8 or 4 bits (bitsandbytes, CUDA), the rest bfloat16
     backbone.offload=cpu              CPU memory ── copy of block i+1 ──▶ device, while block i runs
 
-Only for methods that do not train inside the backbone; peft's float32 layers may stand in a bfloat16 one.
+Only for methods that train nothing of the backbone itself: beside it, or float32 layers around its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class PlannedLinear(nn.Module):
 
     nf4: half a byte a weight and a float32 scale every 64, or a byte every 64 and a float32 every 16384 under double
     quantisation; forward unpacks the whole matrix to bfloat16. int8: a byte a weight and a float32 a row; forward
-    quantises the activations and sums in int32 (LLM.int8, section 2).
+    quantises the activations and sums in int32 (LLM.int8, section 2). Backward unpacks the whole matrix once more;
+    until then int8 keeps what it read and nf4 nothing, as bitsandbytes has it (`autograd/_functions.py`).
     """
 
     def __init__(self, linear: nn.Linear, load: str) -> None:
@@ -73,13 +74,38 @@ class PlannedLinear(nn.Module):
             self.register_buffer(name, torch.empty(size, dtype=dtype, device=device), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if self.load == "int8":
-            hidden.new_empty(hidden.shape, dtype=torch.int8)
-            sums = hidden.new_empty((*hidden.shape[:-1], self.outputs), dtype=torch.int32)
-            out = sums.to(hidden.dtype)
-            return out if self.bias is None else out + self.bias
-        weight = hidden.new_empty(self.outputs, self.inputs, dtype=torch.bfloat16)
-        return F.linear(hidden, weight.to(hidden.dtype), self.bias)
+        wanted = hidden if self.load == "int8" else hidden.bfloat16()  # the type that 4-bit layers compute in
+        out: Tensor = _Applied.apply(wanted, self)
+        return out.to(hidden.dtype)
+
+    def product(self, hidden: Tensor) -> Tensor:
+        if self.load != "int8":
+            return F.linear(hidden, self.unpacked(hidden), self.bias)
+        half = hidden.half()
+        packed = half.new_empty(hidden.shape, dtype=torch.int8)
+        del half
+        sums = packed.new_empty((*hidden.shape[:-1], self.outputs), dtype=torch.int32)
+        out = sums.to(hidden.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def unpacked(self, like: Tensor) -> Tensor:
+        """The whole matrix (outputs, inputs) in the type of `like`, made for one product."""
+        if self.load == "nf4_double":
+            like.new_empty(self.outputs * self.inputs // NF4_BLOCK, dtype=torch.float32)  # the scales come first
+        return like.new_empty(self.outputs, self.inputs)
+
+
+class _Applied(torch.autograd.Function):
+    """hidden (..., inputs) -> (..., outputs) through a packed matrix, with the gradient of hidden alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, layer: PlannedLinear) -> Tensor:
+        ctx.layer, ctx.read = layer, hidden if layer.load == "int8" else None
+        return layer.product(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] @ ctx.layer.unpacked(grads[0]), None
 
 
 def pack(backbone: Backbone, *, planned: bool = False) -> None:
@@ -89,7 +115,7 @@ def pack(backbone: Backbone, *, planned: bool = False) -> None:
         planned: sizes alone, for a memory plan.
 
     Raises:
-        UserError: bitsandbytes or CUDA is missing.
+        UserError: bitsandbytes or CUDA is missing, or there is nothing to pack.
     """
     load = backbone.config.get("load")
     if load not in QUANTISED:
@@ -97,8 +123,36 @@ def pack(backbone: Backbone, *, planned: bool = False) -> None:
     make = _planned if planned else _bitsandbytes(load)
     for block in _blocks(backbone):
         for path, module in list(block.named_modules()):
-            if type(module) is nn.Linear:
-                block.set_submodule(path, Packed(make(module, load)))
+            linear = _own_linear(module)
+            if linear is not None:
+                packed = Packed(make(linear, load))
+                for hooks in _HOOKS:  # adapters hang on the layer, whatever computes in it
+                    setattr(packed, hooks, getattr(module, hooks))
+                block.set_submodule(path, packed)
+    if not any(isinstance(module, Packed) for module in backbone.modules()):
+        raise UserError(
+            f"The blocks of {backbone.config.get('name')} have no linear layers that could be packed.",
+            where=f"backbone.load={load}",
+            remedy="set backbone.load=bf16",
+        )
+
+
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+          "_forward_pre_hooks_with_kwargs")  # fmt: skip
+
+
+def _own_linear(module: nn.Module) -> nn.Linear | None:
+    """A frozen linear map of the backbone itself, transformers' Conv1D as what it is; None for all else: what tuners
+    put beside it is trained, or float32."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.requires_grad or weight.dtype is not torch.bfloat16:
+        return None
+    if type(module).__name__ == "Conv1D":  # keeps its weight as (in, out)
+        linear = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
+        linear.weight = nn.Parameter(weight.T.contiguous(), requires_grad=False)
+        linear.bias = module.bias  # type: ignore[assignment]
+        return linear
+    return module if type(module) is nn.Linear else None
 
 
 def _planned(linear: nn.Linear, load: str) -> nn.Module:

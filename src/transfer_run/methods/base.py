@@ -111,6 +111,10 @@ class Method(nn.Module):
     """Does it take its steps itself? Follows from overriding `step`; then neither FSDP nor 16-mixed is possible."""
     asks_inside: bool = False
     """Does it run parts of blocks by itself (VQT's queries)? Blocks must then all be on the device."""
+    beside_half: bool = False
+    """Does it train float32 weights beside frozen ones of fewer bits, though backward visits the blocks?"""
+    reads_weights: bool = False
+    """Does it compute with the blocks' frozen matrices themselves? Packed ones are only applied."""
     held: frozenset[str] = frozenset()
     """Names of the frozen copies that `hold` keeps; `changing` ones of them are written into checkpoints."""
     changing: frozenset[str] = frozenset()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.quantised import QUANTISED
@@ -78,7 +77,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
             remedy="choose a dataset of classification, or method=full, lora, unipt or sherl",
         )
     method: Method = kind(backbone, task, **settings)
-    check_storage(method, backbone)
+    check_storage(method, backbone, str(config["name"]))
     return method
 
 
@@ -96,8 +95,11 @@ def on_meta(build: Callable[[], T]) -> T:
 
 
 # ---- who may
-def check_storage(method: Any, backbone: Backbone) -> None:
+def check_storage(method: Any, backbone: Backbone, name: str) -> None:
     """Refuse to keep a backbone in a smaller type or away where the method trains inside it.
+
+    Args:
+        name: of the method, which is not recommended in its own place.
 
     Raises:
         UserError: with the reason.
@@ -112,25 +114,33 @@ def check_storage(method: Any, backbone: Backbone) -> None:
             where=f"{where} backbone.offload={away}",
             remedy="choose one of the two (backbone.load=bf16 goes with backbone.offload=cpu)",
         )
-    trained = [p for p in backbone.model.parameters() if p.requires_grad]
-    if load == "bf16" and not away and trained and _in_float32(backbone, trained):
+    trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
+    half = [name for name, p in method.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if load and not away and method.beside_half and not half:
+        if load in QUANTISED and method.reads_weights:
+            raise UserError(
+                "This method computes with the backbone's matrices themselves, and those of 8 and 4 bits are packed.",
+                where=where,
+                remedy="set backbone.load=bf16, or choose a method that adds to what a layer returns, such as lora",
+            )
         return
     if method.needs_backbone_gradient or trained:
+        inside = f" ({(half or trained)[0]})" if half or trained else ""
         raise UserError(
-            "This method trains inside the backbone: its weights and gradients are needed whole, in full precision.",
+            f"This method trains inside the backbone{inside}: its weights and gradients are needed whole, in full "
+            "precision.",
             where=where,
-            remedy="choose a method that leaves the backbone alone (lst, qst, unipt, linear_probe); with "
-            "backbone.load=bf16 alone also peft's lora, where q, k and v are not fused",
+            remedy=f"choose a method that leaves the backbone alone ({_others(name, 'lst', 'qst', 'unipt')}); without "
+            f"backbone.offload also one that trains beside it ({_others(name, 'lora', 'prefix_tuning')})",
         )
     if away and method.asks_inside:
         raise UserError(
             "This method reads the insides of every block and needs them all for backward.",
             where=where,
-            remedy="choose lst, qst, unipt or linear_probe, or keep the blocks on the device",
+            remedy=f"choose {_others(name, 'lst', 'qst', 'unipt', 'linear_probe')}, or keep the blocks on the device",
         )
 
 
-def _in_float32(backbone: Backbone, trained: list[nn.Parameter]) -> bool:
-    """Are all trained weights float32 ones that peft has put beside the frozen bfloat16 weights?"""
-    by_peft = any(type(module).__module__.startswith("peft.") for module in backbone.model.modules())
-    return by_peft and all(parameter.dtype == torch.float32 for parameter in trained)
+def _others(name: str, *methods: str) -> str:
+    """Names to recommend to somebody who has chosen `name`."""
+    return ", ".join(method for method in methods if method != name)

@@ -108,7 +108,7 @@ def export_run(run: Path, out: Path) -> Path:
             shutil.copytree(source, folder, dirs_exist_ok=True)
         return out
     about = read_description(source)
-    method = load_model(source)
+    method = load_model(source, packed=False)
     with replaced(run, out) as folder:
         library, about, words = _written(method, about, source, folder)
         if (source / HEADS).is_dir():

@@ -121,7 +121,7 @@ def whole_model(run: Path) -> Path:
     merged = folder / "merged"
     if not has_model(merged):
         partial = folder / f".merged.{os.getpid()}"
-        save_merged(load_model(folder), read_description(folder), partial, where=str(run))
+        save_merged(load_model(folder, packed=False), read_description(folder), partial, where=str(run))
         try:
             partial.replace(merged)
         except OSError:  # another process was faster

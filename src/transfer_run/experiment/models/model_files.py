@@ -96,11 +96,12 @@ LIBRARIES = ("transformers", "timm")
 """What `library` in the model.json of an exported folder says where the weights are in that library's form."""
 
 
-def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
+def load_model(folder: Path, *, backbone_weights: str | None = None, packed: bool = True) -> Method:
     """The finished model, complete and in eval mode.
 
     Args:
         backbone_weights: where the frozen backbone's weights are, when not where the run found them.
+        packed: False leaves 8- and 4-bit layers in bfloat16, so that changes can be folded into them.
 
     Raises:
         UserError: a file is damaged, values are not finite, tensors are missing, unexpected or of another shape, or the
@@ -135,7 +136,8 @@ def load_model(folder: Path, *, backbone_weights: str | None = None) -> Method:
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
-    pack(method.backbone)  # 8- and 4-bit layers are packed on their way to the GPU
+    if packed:
+        pack(method.backbone)  # 8- and 4-bit layers are packed on their way to the GPU
     return method.eval()
 
 

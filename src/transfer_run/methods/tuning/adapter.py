@@ -38,6 +38,8 @@ class Adapter(Method):
         UserError: a width that the reduction brings to nothing.
     """
 
+    beside_half = True
+
     def __init__(
         self,
         backbone: Backbone,

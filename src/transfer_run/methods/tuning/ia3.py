@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
 from transfer_run.methods.tuning.attach.targets import Layers, Place, out_features, places, third_of
 from transfer_run.task import Task
 
@@ -29,12 +30,14 @@ class FusedScale(nn.Module):
         super().__init__()
         self.base_layer = linear
         weight, width = next(linear.parameters()), out_features(linear) // 3
-        self.ia3_l = nn.ParameterDict({str(third): nn.Parameter(weight.new_ones(width)) for third in thirds})
+        self.ia3_l = nn.ParameterDict(
+            {str(third): nn.Parameter(weight.new_ones(width, dtype=trained_type(weight))) for third in thirds}
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         pieces = list(self.base_layer(x).chunk(3, -1))
         for key, scale in self.ia3_l.items():
-            pieces[int(key)] = pieces[int(key)] * scale
+            pieces[int(key)] = pieces[int(key)] * in_type_of(pieces[int(key)], scale)
         return torch.cat(pieces, -1)
 
     @torch.no_grad()
@@ -58,6 +61,8 @@ class IA3(Method):
         cross_attention: rescale cross-attention's keys and values too.
         layers: blocks to change, by stack; a stack that is not named: all.
     """
+
+    beside_half = True
 
     def __init__(
         self, backbone: Backbone, task: Task, *, cross_attention: bool = True, layers: Layers | None = None

@@ -23,6 +23,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.biases import add_zero_biases
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
 from transfer_run.methods.tuning.attach.targets import (
     Layers,
     Place,
@@ -51,17 +52,17 @@ class FusedLora(nn.Module):
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
         for key in self.columns:
-            self.lora_A[key] = nn.Parameter(weight.new_empty(rank, in_features(linear)))
-            self.lora_B[key] = nn.Parameter(weight.new_zeros(width // 3, rank))
+            self.lora_A[key] = nn.Parameter(weight.new_empty(rank, in_features(linear), dtype=trained_type(weight)))
+            self.lora_B[key] = nn.Parameter(weight.new_zeros(width // 3, rank, dtype=trained_type(weight)))
             nn.init.kaiming_uniform_(self.lora_A[key], a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base_layer(x)
         pieces = list(out.chunk(3, -1))
         for key in self.columns:
-            dropped = F.dropout(x, self.dropout, self.training)
+            dropped = F.dropout(in_type_of(self.lora_A[key], x), self.dropout, self.training)
             change = F.linear(F.linear(dropped, self.lora_A[key]), self.lora_B[key])
-            pieces[int(key)] = pieces[int(key)] + change * self.scale
+            pieces[int(key)] = pieces[int(key)] + in_type_of(out, change * self.scale)
         return torch.cat(pieces, -1)
 
     @torch.no_grad()
@@ -90,6 +91,8 @@ class LoRA(Method):
             T5's tables of relative position biases are among them).
         add_biases: give linears, norms and the language head zero biases where they have none.
     """
+
+    beside_half = True
 
     def __init__(
         self,

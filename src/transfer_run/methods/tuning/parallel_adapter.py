@@ -16,6 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Bypass, Norm
+from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
 from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
 from transfer_run.methods.tuning.attach.targets import (
     Layers,
@@ -42,12 +43,13 @@ class MultiHead(nn.Module):
         super().__init__()
         like = next(linear.parameters())
         self._query, self.heads, self.rows = (linear, place), heads, rows
-        self.norm = nn.LayerNorm(in_features(linear), device=like.device, dtype=like.dtype)
+        self.norm = nn.LayerNorm(in_features(linear), device=like.device, dtype=trained_type(like))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        query = project(*self._query, self.norm(x))
-        return multihead_change(query, *self.rows(), self.heads, self.dropout)
+        query = project(*self._query, in_type_of(x, self.norm(in_type_of(self.norm.weight, x))))
+        keys, values = (in_type_of(query, rows) for rows in self.rows())
+        return multihead_change(query, keys, values, self.heads, self.dropout)
 
 
 def multihead_change(query: Tensor, keys: Tensor, values: Tensor, heads: int, dropout: nn.Module) -> Tensor:
@@ -105,6 +107,8 @@ class ParallelAdapter(Method):
         UserError: neither site is chosen.
     """
 
+    beside_half = True
+
     def __init__(
         self,
         backbone: Backbone,
@@ -142,6 +146,7 @@ class ParallelAdapter(Method):
             }
             self.adapters.update(mlp_adapters(backbone, bottleneck, {**unit, **shape}, layers))
         self.prefixes = Prefixes()
+        self.reads_weights = attention == "multihead"  # runs the query projection a second time, by itself
         if attention != "none":
             queries = places(backbone, ("q",), cross_attention=cross_attention, layers=layers)
             outputs = places(backbone, ("out",), cross_attention=cross_attention, layers=layers)

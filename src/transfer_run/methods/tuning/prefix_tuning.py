@@ -77,6 +77,8 @@ class PrefixTuning(Method):
         layers: blocks with a prefix, by stack; a stack that is not named: all.
     """
 
+    beside_half = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.methods.tuning.attach.precision import trained_type
 from transfer_run.run_folder import HEAD_PREFIX
 from transfer_run.task import Task
 
@@ -39,6 +40,8 @@ class PromptTuning(Method):
     Raises:
         UserError: a vocabulary is asked for where there is none, or is too small.
     """
+
+    beside_half = True
 
     def __init__(
         self,
@@ -61,7 +64,8 @@ class PromptTuning(Method):
             init = "random" if table is None else "vocabulary"
         like = next(backbone.model.parameters()).detach()
         count = backbone.depth(self.stack) if self.deep else 1
-        self.prompts = nn.Parameter(like.new_empty(count, length, backbone.width(self.stack, -1)))
+        shape = (count, length, backbone.width(self.stack, -1))
+        self.prompts = nn.Parameter(like.new_empty(shape, dtype=trained_type(like)))
         with torch.no_grad():
             if init == "random":
                 self.prompts.uniform_(*_range(backbone, table))

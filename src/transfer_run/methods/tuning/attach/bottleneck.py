@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
 
 Norm = Literal["none", "in", "out"]
 
@@ -35,7 +36,7 @@ class Bottleneck(nn.Module):
         layernorm: a trained LayerNorm on the input, on the output after the scale, or none.
         init: `bert`: both weights normal with `init_std`, biases zero. `lora`: W_down Kaiming-uniform with a = sqrt 5,
             W_up and biases zero, so that the unit starts at zero.
-        like: device and dtype of the new parameters.
+        like: a frozen weight beside which the new parameters stand, for their device and type.
 
     Raises:
         UserError: the activation has no such name.
@@ -61,7 +62,7 @@ class Bottleneck(nn.Module):
             nearest = nearest_names(activation, ACT2FN)
             raise UserError(f"There is no activation {activation!r}.", where="method.activation", nearest=nearest)
         out_width = width if out_width is None else out_width
-        place: Any = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        place: Any = {} if like is None else {"device": like.device, "dtype": trained_type(like)}
         self.down, self.up = nn.Linear(width, bottleneck, **place), nn.Linear(bottleneck, out_width, **place)
         self.activation, self.dropout = ACT2FN[activation], nn.Dropout(dropout)
         self.norm_in = nn.LayerNorm(width, **place) if layernorm == "in" else None
@@ -80,6 +81,9 @@ class Bottleneck(nn.Module):
             nn.init.normal_(self.up.weight, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_type_of(x, self._change(in_type_of(self.down.weight, x)))
+
+    def _change(self, x: Tensor) -> Tensor:
         if self.norm_in is not None:
             x = self.norm_in(x)
         change: Tensor = self.up(self.dropout(self.activation(self.down(x))))

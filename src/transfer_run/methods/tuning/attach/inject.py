@@ -20,6 +20,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError, nearest_names
 
 ADAPTER = "default"
+_READERS = {"BOFT", "DEFT", "GLORA", "HIRA", "HRA", "LOHA", "LOKR", "PEANUT"}
 _ROOT = "model."
 
 
@@ -46,6 +47,11 @@ def peft_config(tuner: str, settings: Mapping[str, Any]) -> Any:
     except (TypeError, ValueError) as error:
         raise UserError(f"peft's {tuner} refuses its settings: {error}", where="method.settings") from error
     return built
+
+
+def reads_weights(config: Any) -> bool:
+    """Do peft's layers of this kind compute with the frozen matrix itself, not only with what the layer returns?"""
+    return config.peft_type.value in _READERS or bool(getattr(config, "use_dora", False))
 
 
 def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:

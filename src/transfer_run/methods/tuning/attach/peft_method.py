@@ -10,7 +10,7 @@ from torch import nn
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
+from transfer_run.methods.tuning.attach.inject import inject, peft_config, reads_weights, save_peft, unload
 from transfer_run.methods.tuning.attach.targets import Layers, norms, places
 from transfer_run.task import Task
 
@@ -26,6 +26,8 @@ class PeftMethod(Method):
         cross_attention: adapt cross-attention's projections of these names too.
         layers: blocks to adapt, by stack; a stack that is not named: all.
     """
+
+    beside_half = True
 
     def __init__(
         self,
@@ -46,7 +48,9 @@ class PeftMethod(Method):
         else:
             found = places(backbone, targets, cross_attention=cross_attention, layers=layers)
             paths = list(dict.fromkeys(place.path for place in found))
-        self._tuner = (inject(backbone, peft_config(tuner, settings), paths),)
+        config = peft_config(tuner, settings)
+        self.reads_weights = reads_weights(config)
+        self._tuner = (inject(backbone, config, paths),)
         # Some tuners keep what their layers share (vector banks, random bases) beside the model.
         shared = {name: child for name, child in self._tuner[0].named_children() if name != "model"}
         self.shared = nn.ModuleDict(shared)

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.methods.tuning.attach.precision import trained_type
 from transfer_run.methods.tuning.attach.targets import Place, out_features, third_of
 
 Rows = tuple[Tensor, Tensor]
@@ -35,7 +36,7 @@ class PrefixTable(nn.Module):
 
     def __init__(self, depth: int, length: int, width: int, like: Tensor) -> None:
         super().__init__()
-        self.rows = nn.Parameter(like.new_empty(depth, 2, length, width).normal_(std=0.02))
+        self.rows = nn.Parameter(like.new_empty(depth, 2, length, width, dtype=trained_type(like)).normal_(std=0.02))
 
     def forward(self, index: int) -> Rows:
         """P_k and P_v of attention `index`."""
@@ -54,9 +55,9 @@ class PrefixMLP(nn.Module):
 
     def __init__(self, depth: int, length: int, width: int, hidden: int, like: Tensor) -> None:
         super().__init__()
-        options: Any = {"device": like.device, "dtype": like.dtype}
+        options: Any = {"device": like.device, "dtype": trained_type(like)}
         self.depth, self.width = depth, width
-        self.embedding = nn.Parameter(like.new_empty(length, width).normal_())
+        self.embedding = nn.Parameter(torch.empty(length, width, **options).normal_())
         self.inner = nn.Linear(width, hidden, **options)
         self.outer = nn.Linear(hidden, depth * 2 * width, **options)
 
