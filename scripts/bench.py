@@ -71,13 +71,12 @@ def _timed(work: Callable[[], Callable[[], None]]) -> float:
 
 def _built(cfg: Any) -> tuple[Any, Any, dict[str, Any]]:
     import torch
-    from omegaconf import OmegaConf
 
     from transfer_run.backbones.load import build_backbone
     from transfer_run.data.load import build_data
     from transfer_run.methods.build import build_method
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(cfg.config)
     torch.manual_seed(0)
     data = build_data(config["dataset"], config["backbone"], 0)
     data.setup()
@@ -171,14 +170,13 @@ def modes(steps: int = 3) -> None:
 def _step_seconds(cfg: Any, steps: int) -> float:
     """The cheapest of some training steps on random images, the first one left out."""
     import torch
-    from omegaconf import OmegaConf
 
     from transfer_run.backbones.load import backbone_class
     from transfer_run.data.load import batch_spec, build_task
     from transfer_run.hardware.optimization import build_optimizer
     from transfer_run.methods.build import build_method
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(cfg.config)
     backbone = backbone_class(config["backbone"]).from_architecture(config["backbone"])
     method = build_method(config["method"], backbone, build_task(config["dataset"], config["backbone"]))
     spec = batch_spec(config["dataset"], config["backbone"], config["dataset"]["batch_size"])

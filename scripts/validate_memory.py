@@ -75,7 +75,6 @@ def configurations(tiny: bool = False) -> Iterator[list[str]]:
 def measure(words: Sequence[str], device: str) -> dict[str, Any]:
     """Train `STEPS` steps and predict once on `device`, as the runner does; the memory node of the last step."""
     import torch
-    from omegaconf import OmegaConf
 
     from transfer_run.backbones.load import backbone_class
     from transfer_run.data.load import batch_spec, build_task
@@ -83,7 +82,7 @@ def measure(words: Sequence[str], device: str) -> dict[str, Any]:
     from transfer_run.hardware.optimization import build_optimizer
     from transfer_run.methods.build import build_method
 
-    config: dict[str, Any] = OmegaConf.to_container(compose(list(words)), resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(compose(list(words)).config)
     torch.manual_seed(0)
     with torch.device(device):
         backbone = backbone_class(config["backbone"]).from_architecture(config["backbone"])

@@ -17,7 +17,6 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import Packed, PlannedLinear, check_quantised
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
 from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
@@ -115,7 +114,7 @@ def test_streamed_blocks_stay_at_home() -> None:
 def test_an_offloaded_run_is_the_same_run(tmp_path: Path) -> None:
     """Same identity, same losses, plan beside measurement as ever; a copied backbone streams its own blocks."""
     words = ["method=lst"]
-    assert identity(compose(words)) == identity(compose([*words, "backbone.offload=cpu"]))
+    assert compose(words).identity == compose([*words, "backbone.offload=cpu"]).identity
     folders = [run_of(tmp_path / name, *words, *more) for name, more in (("a", []), ("b", ["backbone.offload=cpu"]))]
     losses = [(folder / "metrics.csv").read_text().splitlines()[1].split(",") for folder in folders]
     assert losses[0] == losses[1]
@@ -168,7 +167,7 @@ def test_a_backbone_in_bf16_trains_its_side_in_float32(method: str, family: str)
 
 @pytest.mark.slow
 def test_a_bf16_run_is_another_run_and_reloads(tmp_path: Path) -> None:
-    assert identity(compose(["method=lst"])) != identity(compose(["method=lst", "backbone.load=bf16"]))
+    assert compose(["method=lst"]).identity != compose(["method=lst", "backbone.load=bf16"]).identity
     folder = run_of(tmp_path, "method=lst", "backbone.load=bf16", "method.init_samples=8")
     memory = json.loads((folder / "result.json").read_text())["memory"]
     assert memory["predicted_peak"] == pytest.approx(
@@ -253,6 +252,5 @@ def test_a_packed_layer_hides_its_weight() -> None:
 
 
 def _config(words: list[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(compose(words).backbone, resolve=True)  # type: ignore[return-value]
+    return dict(compose(words).config["backbone"])

@@ -61,29 +61,29 @@ from pathlib import Path
 
 def carry_out(cfg):
     from transfer_run.errors import Preempted, RunFailed, UserError
-    if cfg.seed == 2:
+    if cfg.config["seed"] == 2:
         raise UserError("no network", remedy="name local weights")
-    if cfg.seed == 1:
+    if cfg.config["seed"] == 1:
         raise ArithmeticError("it broke")
-    if cfg.seed == 11:
+    if cfg.config["seed"] == 11:
         raise RunFailed(Path("some/run.log"), "it broke in a worker")
-    if cfg.seed == 75:
+    if cfg.config["seed"] == 75:
         raise Preempted("stopped, saved")
-    if cfg.seed == 130:
+    if cfg.config["seed"] == 130:
         raise KeyboardInterrupt
-    if cfg.seed == 9:
+    if cfg.config["seed"] == 9:
         import os
         os._exit(9)
     import importlib
-    toy = importlib.import_module("toy").NAME if cfg.method.name == "toy" else "none"
-    print(f"carried out {cfg.method.name} seed {cfg.seed} with module {toy}", flush=True)
-    folder = Path(cfg.output_dir) / "runs" / str(cfg.seed)
+    toy = importlib.import_module("toy").NAME if cfg.config["method"]["name"] == "toy" else "none"
+    print(f"carried out {cfg.chosen('method')} seed {cfg.config['seed']} with module {toy}", flush=True)
+    folder = Path(cfg.config["output_dir"]) / "runs" / str(cfg.config["seed"])
     folder.mkdir(parents=True)
-    if cfg.seed in (5, 6):
+    if cfg.config["seed"] in (5, 6):
         import json
         memory = {"peak": 3 * 2**20, "source": "tracker", "predicted_peak": 3 * 2**20}
         result = {"status": "finished", "identity": "0" * 64, "memory": memory,
-                  "metrics": {"test/accuracy": cfg.seed / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},
+                  "metrics": {"test/accuracy": cfg.config["seed"] / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},
                   "parameters": {"total": 10, "trainable": 2}}
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
         (folder / "config.yaml").write_text("dataset: {metrics: [accuracy, f1]}", encoding="utf-8")

@@ -66,9 +66,8 @@ for words in (["--help"], [*toy, "--cfg", "job"], [*toy, "--info", "defaults"], 
     exit_code(lambda: run.run(words))
 for kind in ("methods", "backbones", "datasets"):
     listing.show([kind])
-from transfer_run.experiment.config.identity import run_folder
 from transfer_run.experiment.config.compose import compose
-run_folder(compose(toy[2:], toy[1]))
+compose(toy[2:], toy[1]).folder
 heavy = ["torch", "transformers", "timm", "lightning", "peft", "datasets", "wandb", "sklearn", "numpy"]
 print("LOADED", [name for name in heavy if name in sys.modules])
 """

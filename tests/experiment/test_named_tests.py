@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
 from transfer_run.data.load import build_data, build_tests
@@ -64,7 +62,7 @@ def test_every_set_is_scored_beside_the_runs_own(words: list[str]) -> None:
 
 def test_classes_keep_the_numbers_of_the_runs_own_and_all_rows_are_tested(words: list[str]) -> None:
     cfg = compose(words)
-    data = build_data(cfg.dataset, cfg.backbone, 0)
+    data = build_data(cfg.config["dataset"], cfg.config["backbone"], 0)
     tests = build_tests(data)
     assert data.label_names == ("blue", "green", "red")
     assert {name: dict(test.sizes) for name, test in tests.items()} == {"other": {"test": 6}, "split": {"test": 6}}
@@ -73,13 +71,12 @@ def test_classes_keep_the_numbers_of_the_runs_own_and_all_rows_are_tested(words:
 
 def test_they_are_in_the_identity_only_where_they_are_named(words: list[str], tmp_path: Path) -> None:
     plain = compose([word for word in words if not word.startswith("dataset.tests")])
-    before: Any = OmegaConf.to_container(plain)
-    del before["dataset"]["tests"]
-    assert identity(plain) == identity(before)
+    dataset = {key: value for key, value in plain.config["dataset"].items() if key != "tests"}
+    assert plain.identity == identity({**plain.config, "dataset": dataset}, {}, {})
     named = compose(words)
-    assert identity(named) != identity(plain)
+    assert named.identity != plain.identity
     pictures(tmp_path / "other", ["blue"], 1)
-    assert identity(compose(words)) != identity(named)
+    assert compose(words).identity != named.identity
 
 
 def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
@@ -91,9 +88,9 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
             f'dataset.tests={{other: "text_files path={other}"}}',
         ]
     )  # fmt: skip
-    node = cfg.dataset.tests.other
+    node = cfg.config["dataset"]["tests"]["other"]
     assert (node.text_columns, node.label_column, node.max_source_length) == (["said"], "kind", 20)
-    tests = build_tests(build_data(cfg.dataset, cfg.backbone, 0))
+    tests = build_tests(build_data(cfg.config["dataset"], cfg.config["backbone"], 0))
     assert tests["other"].labels("test").tolist() == [1] * 5
 
 
@@ -122,11 +119,11 @@ def test_other_classes_or_another_order_are_refused(other: str) -> None:
     words = ["method=full", "backbone=vit_tiny", "dataset=digits", "dataset.classes=[5,6]"]
     cfg = compose([*words, f'dataset.tests={{other: "{other}"}}'])
     with pytest.raises(UserError, match="The test set has the classes"):
-        build_tests(build_data(cfg.dataset, cfg.backbone, 0))
+        build_tests(build_data(cfg.config["dataset"], cfg.config["backbone"], 0))
 
 
 def test_a_class_that_the_run_does_not_know_is_refused(words: list[str], tmp_path: Path) -> None:
     pictures(tmp_path / "other2", ["grey", "red"], 3)
     cfg = compose([word.replace(f"{tmp_path}/other", f"{tmp_path}/other2") for word in words])
     with pytest.raises(UserError, match="The class 'grey' is not among the 3"):
-        build_tests(build_data(cfg.dataset, cfg.backbone, 0))
+        build_tests(build_data(cfg.config["dataset"], cfg.config["backbone"], 0))

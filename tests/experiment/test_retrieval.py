@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from tests.matrix.smallest import carried_out_in_two
 from transfer_run.backbones.load import build_backbone
@@ -37,7 +36,7 @@ METHODS = {
 
 def built(*words: str) -> tuple[Method, dict[str, torch.Tensor]]:
     """A method and a batch of its data."""
-    config: dict[str, Any] = OmegaConf.to_container(compose([*QUICK, *words]), resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(compose([*QUICK, *words]).config)
     data = build_data(config["dataset"], config["backbone"], 0)
     torch.manual_seed(0)
     method = build_method(config["method"], build_backbone(config["backbone"]), data.task)
@@ -189,7 +188,7 @@ def test_a_method_that_makes_one_feature_is_refused() -> None:
         def features(self, batch: Any) -> torch.Tensor:
             return super().features(batch) * 2
 
-    config: dict[str, Any] = OmegaConf.to_container(compose(["method=full", *TWO_TOWERS]), resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(compose(["method=full", *TWO_TOWERS]).config)
     task = build_data(config["dataset"], config["backbone"], 0).task
     globals()["OneFeature"] = OneFeature
     own = {"name": "one", "about": {"target": f"{__name__}.OneFeature"}}
@@ -199,4 +198,4 @@ def test_a_method_that_makes_one_feature_is_refused() -> None:
 
 def test_continual_learning_goes_on_with_both_towers() -> None:
     cfg = compose(["method=zscl", "backbone=clip_tiny", "dataset=sequence"])
-    assert cfg.backbone.tower == "both"
+    assert cfg.config["backbone"]["tower"] == "both"

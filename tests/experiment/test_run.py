@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.data.load import build_data
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")
 
 
-def config(tmp_path: Path, *words: str) -> DictConfig:
+def config(tmp_path: Path, *words: str) -> Run:
     return compose([*PROBE, f"output_dir={tmp_path}", "trainer.max_steps=3", "trainer.progress=none", *words])
 
 
@@ -75,7 +75,7 @@ def test_classes_that_only_the_data_name_are_planned_too(of_plans: tuple[str, ..
 
 def test_samples_a_second_counts_a_last_small_batch_as_it_is(tmp_path: Path) -> None:
     cfg = config(tmp_path, "dataset.batch_size=400", "trainer.max_steps=4", "profiler=none")
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    values: dict[str, Any] = dict(cfg.config)
     data = build_data(values["dataset"], values["backbone"], 0)
     data.setup()
     rows = len(data.split("train"))

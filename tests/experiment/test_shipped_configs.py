@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from transfer_run.backbones.declared import HAS, families, takes
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.compatibility import check_fit, reads
 from transfer_run.experiment.config.compose import GROUPS, compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.files import read_yaml
 
 METHOD_ABOUT = {"title", "target", "family", "shape"}
@@ -24,7 +25,7 @@ def shipped(group: str) -> list[str]:
     return registry.names(group)
 
 
-def composed(tmp_path: Path, *words: str) -> DictConfig:
+def composed(tmp_path: Path, *words: str) -> Run:
     """The config of the words; a key that the user must give is given a file that exists."""
     while True:
         try:
@@ -104,7 +105,7 @@ def test_backbone(name: str) -> None:
 def test_a_backbone_of_every_family_composes(family: str) -> None:
     name = next(e.name for e in registry.entries("backbone") if e.family == family)
     dataset = "digits" if "images" in families()[family].reads else "python_docs"
-    assert compose(["method=full", f"backbone={name}", f"dataset={dataset}"]).backbone.family == family
+    assert compose(["method=full", f"backbone={name}", f"dataset={dataset}"]).config["backbone"]["family"] == family
 
 
 @pytest.mark.parametrize("name", shipped("dataset"))

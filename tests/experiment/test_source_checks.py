@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
 
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.kinds import KINDS, Wanted, declared, makes
 
@@ -19,7 +19,7 @@ MINE = (*BERT, "hardware=cpu", "trainer.progress=none")
 TEACHER = " ".join(["method=full", *BERT])
 
 
-def config(folder: Path, *words: str) -> DictConfig:
+def config(folder: Path, *words: str) -> Run:
     return compose([*MINE, f"output_dir={folder}", *words])
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from transfer_run.backbones.load import build_backbone
@@ -43,7 +42,7 @@ Built = tuple[Method, dict[str, torch.Tensor]]
 
 def built(*words: str) -> Built:
     """A method in eval mode, and the first batch of its data: videos of 2, 3, 4, 5, 6 frames, four read."""
-    config: dict[str, Any] = OmegaConf.to_container(compose([*QUICK, *words]), resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(compose([*QUICK, *words]).config)
     data = build_data(config["dataset"], config["backbone"], 0)
     torch.manual_seed(0)
     method = build_method(config["method"], build_backbone(config["backbone"]), data.task).eval()

@@ -46,7 +46,7 @@ def test_parameters_of_table_3() -> None:
     assert round(counts["trainable"] / 1e6, 2) == 17.97
     assert round(counts["trainable_pct"], 2) == row.paper["params"]
     smoke = compose(table.cell_words(row, table.columns[0], "smoke"))
-    assert (smoke.dataset.name, smoke.backbone.name) == ("digit_questions", "t5_tiny")
+    assert (smoke.config["dataset"]["name"], smoke.config["backbone"]["name"]) == ("digit_questions", "t5_tiny")
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_the_table_alone_does_not_tell_the_data(tmp_path: Path) -> None:
     """Features may lie elsewhere: where the table lies belongs to the run's identity."""
     (tmp_path / "train.csv").write_text("question,answer,features\na,b,c\n", encoding="utf-8")
     cfg = compose([*LST, "dataset=text_features", "dataset.feature_width=8", f"dataset.path={tmp_path}/train.csv"])
-    assert cfg.contents["dataset.path"].endswith("+sizes")
+    assert cfg.config["contents"]["dataset.path"].endswith("+sizes")

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity, run_folder
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.tuning.linear_probe import LinearProbe
@@ -21,7 +20,7 @@ PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone
 DIVERGES = ("optimizer=sgd", "optimizer.lr=1e38", "trainer.gradient_clip=null", "optimizer.warmup=0")
 
 
-def config(folder: Path, *words: str) -> DictConfig:
+def config(folder: Path, *words: str) -> Run:
     return compose([*PROBE, f"output_dir={folder}", *words])
 
 
@@ -31,7 +30,7 @@ def test_a_run_that_diverges_fails(length: str, tmp_path: Path) -> None:
     cfg = config(tmp_path, *DIVERGES, length)
     with pytest.raises(RunFailed, match=r"training loss is (nan|inf) at step \d+.*lower optimizer.lr") as error:
         carry_out(cfg)
-    folder = run_folder(cfg)
+    folder = cfg.folder
     assert error.value.log == folder / "run.log"
     assert "training loss is" in error.value.log.read_text(encoding="utf-8")
     assert not (folder / "result.json").exists()
@@ -40,11 +39,11 @@ def test_a_run_that_diverges_fails(length: str, tmp_path: Path) -> None:
 
 def test_the_loss_alone_may_be_left_but_never_the_weights(tmp_path: Path) -> None:
     cfg = config(tmp_path, *DIVERGES, "trainer.max_steps=3", "trainer.stop_on_nan=false")
-    assert identity(cfg) == identity(config(tmp_path, *DIVERGES, "trainer.max_steps=3"))
+    assert cfg.identity == config(tmp_path, *DIVERGES, "trainer.max_steps=3").identity
     with pytest.raises(RunFailed, match=r"weights are not finite \(backbone.head"):
         carry_out(cfg)
-    assert not (run_folder(cfg) / "result.json").exists()
-    assert not (run_folder(cfg) / "checkpoints" / "model" / "model.json").exists()
+    assert not (cfg.folder / "result.json").exists()
+    assert not (cfg.folder / "checkpoints" / "model" / "model.json").exists()
 
 
 def test_weights_that_broke_in_the_last_step_of_an_epoch_are_not_kept(
@@ -56,7 +55,7 @@ def test_weights_that_broke_in_the_last_step_of_an_epoch_are_not_kept(
     cfg = config(tmp_path, "dataset.batch_size=5000", "trainer.max_epochs=2")
     with pytest.raises(RunFailed, match="weights are not finite at step 1"):
         carry_out(cfg)
-    assert not (run_folder(cfg) / "checkpoints" / "last.ckpt").exists()
+    assert not (cfg.folder / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_source_that_diverged_stops_the_run_that_asked_for_it(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_a_source_that_diverged_stops_the_run_that_asked_for_it(tmp_path: Path) 
     cfg = config(tmp_path, "method=distiller", f"sources.teacher='{teacher}'", "trainer.max_steps=1")
     with pytest.raises(RunFailed, match=r"the source 'teacher' \(method=full .*\) failed: .* has diverged"):
         carry_out(cfg)
-    assert not (run_folder(cfg) / "checkpoints").exists()
+    assert not (cfg.folder / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("use", ["teacher", "backbone"])

@@ -15,7 +15,6 @@ import pytest
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import run_folder
 from transfer_run.experiment.run import carry_out
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")
@@ -35,7 +34,7 @@ def start(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, number: int, code: int) -> None:
     words = ("trainer.max_epochs=4000", "profiler=none", "trainer.log_every=1")
     run = start(tmp_path, *words)
-    folder = run_folder(compose([*PROBE, f"output_dir={tmp_path}", *words]))
+    folder = compose([*PROBE, f"output_dir={tmp_path}", *words]).folder
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -71,7 +70,7 @@ def test_two_at_once_share_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_result_of_an_unbroken_one(tmp_path: Path) -> None:
     words = ("trainer.max_epochs=25", "profiler=none", "trainer.log_every=1")
-    folder = run_folder(compose([*PROBE, f"output_dir={tmp_path}", *words]))
+    folder = compose([*PROBE, f"output_dir={tmp_path}", *words]).folder
     run = start(tmp_path, *words)
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
@@ -88,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_result_of_an_unbroken_one(tmp_path: Path) -
 
 def test_a_damaged_checkpoint_is_named_and_nothing_lost(tmp_path: Path) -> None:
     cfg = compose([*PROBE, f"output_dir={tmp_path}", "trainer.max_steps=3", "trainer.progress=none"])
-    checkpoint = run_folder(cfg) / "checkpoints" / "last.ckpt"
+    checkpoint = cfg.folder / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"half a checkpoint")
     with pytest.raises(UserError, match="damaged"):

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import run_folder
 from transfer_run.experiment.run import carry_out
 
 WORDS = ("method=full", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu",
@@ -52,7 +51,7 @@ def test_killed_mid_epoch_and_gone_on(more: tuple[str, ...], saved: int, tmp_pat
     """17 batches an epoch: the kill comes behind the fifth of the second one; summed gradients are in no checkpoint."""
     whole = carry_out(compose([*WORDS, *more, f"output_dir={tmp_path / 'whole'}"]))
     words = [*WORDS, *more, f"output_dir={tmp_path / 'killed'}"]
-    folder = run_folder(compose(words))
+    folder = compose(words).folder
     killed_after(22, *words)
     stopped = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
     assert stopped["epoch"] == 1

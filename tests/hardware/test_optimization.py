@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from transfer_run.errors import UserError
@@ -26,7 +25,7 @@ def groups() -> list[dict[str, Any]]:
 def node(*words: str, config_dir: str | None = None) -> dict[str, Any]:
     cfg = compose(["backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", *words], config_dir)
     make_importable(cfg)
-    return OmegaConf.to_container(cfg.optimizer)  # type: ignore[return-value]
+    return dict(cfg.config["optimizer"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

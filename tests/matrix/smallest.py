@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.backbones.declared import families, takes
 from transfer_run.backbones.load import build_backbone
@@ -16,6 +15,7 @@ from transfer_run.data.load import build_data
 from transfer_run.errors import Preempted
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import sources_of
 from transfer_run.experiment.training.checkpoints import Checkpoints
@@ -51,9 +51,9 @@ def words(method: str, output: Path | str = "outputs") -> list[str]:
     return [*(word for word in general if word.partition("=")[0] not in chosen), *own]
 
 
-def build(cfg: DictConfig, *, device: str = "cpu") -> tuple[Method, Any]:
+def build(cfg: Run, *, device: str = "cpu") -> tuple[Method, Any]:
     """Method and data of a composed run, seeded."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config: dict[str, Any] = dict(cfg.config)
     torch.manual_seed(0)
     data = build_data(config["dataset"], config["backbone"], 0)
     method = build_method(config["method"], build_backbone(config["backbone"], device=device), data.task)
@@ -61,11 +61,11 @@ def build(cfg: DictConfig, *, device: str = "cpu") -> tuple[Method, Any]:
     return method, data
 
 
-def untrained(cfg: DictConfig, name: str) -> Method:
+def untrained(cfg: Run, name: str) -> Method:
     """The model of a source as it is before its run: its shapes are right, and no run is needed."""
     source = next(source for source in sources_of(cfg) if source.name == name)
-    assert source.cfg is not None
-    model = build(source.cfg)[0]
+    assert source.run is not None
+    model = build(source.run)[0]
     model.settle()
     return model.eval()
 
@@ -82,7 +82,7 @@ def batch_of(data: Any, size: int = 8) -> dict[str, torch.Tensor]:
     return next(iter(data.loader("train", batch_size=size, shuffle=False)))
 
 
-def carried_out_in_two(cfg: DictConfig, step: int = 2) -> Path:
+def carried_out_in_two(cfg: Run, step: int = 2) -> Path:
     """The run's folder: stopped after `step` steps, as a cluster stops it, then carried out again."""
     ordinary = Checkpoints.on_train_batch_end
 

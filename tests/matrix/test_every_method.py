@@ -140,9 +140,8 @@ def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path
     built.settle()
     built.eval()
     batch = matrix.batch_of(data, 4)
-    from omegaconf import OmegaConf
 
-    save_model(built, tmp_path, OmegaConf.to_container(cfg, resolve=True), data.transform_description)  # type: ignore[arg-type]
+    save_model(built, tmp_path, cfg.config, data.transform_description)
     loaded = load_model(tmp_path)
     with torch.no_grad():
         assert torch.equal(loaded(batch), built(batch))

@@ -141,8 +141,8 @@ def test_the_books_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lsts_fisher_pass_is_planned(tmp_path: Path) -> None:
     words = ["method=lst", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]
-    cfg = compose([*words, "method.init_samples=4", "trainer.max_steps=2", "trainer.progress=none"])
-    cfg.output_dir = str(tmp_path)
+    words += ["method.init_samples=4", "trainer.max_steps=2", "trainer.progress=none", f"output_dir={tmp_path}"]
+    cfg = compose(words)
     measured = json.loads((carry_out(cfg) / "result.json").read_text(encoding="utf-8"))["memory"]
     planned = plan_run(cfg)
     assert planned.left_out == ()

@@ -19,15 +19,15 @@ def test_operations_of_a_transformer_are_those_of_its_matrix_products() -> None:
         compose(["method=full", "backbone=bert_tiny", "dataset=python_docs", "dataset.max_source_length=32"])
     )
     cfg = compose(["backbone=bert_tiny", "dataset=python_docs"])
-    shape, tokens = cfg.backbone.architecture, 32
-    width, wide = shape.hidden_size, shape.intermediate_size
+    shape, tokens = cfg.config["backbone"]["architecture"], 32
+    width, wide = shape["hidden_size"], shape["intermediate_size"]
     block = 2 * tokens * (4 * width * width + 2 * width * wide) + 2 * 2 * tokens * tokens * width
-    head = 2 * width * int(cfg.dataset.num_labels)
+    head = 2 * width * int(cfg.config["dataset"]["num_labels"])
     pooler = 2 * width * width
-    assert found["forward"] == pytest.approx(shape.num_hidden_layers * block + pooler + head, rel=0.01)
+    assert found["forward"] == pytest.approx(shape["num_hidden_layers"] * block + pooler + head, rel=0.01)
     assert found["training"] == pytest.approx(3 * found["forward"], rel=0.02)
     backward = found["training"] - found["forward"]
-    assert found["fisher"] == found["forward"] + int(cfg.dataset.num_labels) * backward
+    assert found["fisher"] == found["forward"] + int(cfg.config["dataset"]["num_labels"]) * backward
 
 
 def test_rows_of_embedded_and_of_local_data(tmp_path: Path) -> None:

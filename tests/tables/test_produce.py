@@ -31,8 +31,10 @@ def test_ours_is_the_plan_of_the_cells_words(planned: dict[tuple[str, str], Cell
     assert planned["lora", "infer"].ours == pytest.approx(inference_memory(cfg, 1)["peak"] / 2**20)
     assert memory.source == "plan"
     assert len(memory.identity or "") == 64
-    sizes = cfg.backbone.architecture
-    assert planned["lora", "counted"].ours == 2 * 2 * 2 * sizes.depth * sizes.embed_dim  # rank, both ends, q and v
+    sizes = cfg.config["backbone"]["architecture"]
+    assert (
+        planned["lora", "counted"].ours == 2 * 2 * 2 * sizes["depth"] * sizes["embed_dim"]
+    )  # rank, both ends, q and v
 
 
 def test_cells_without_a_figure_say_why(planned: dict[tuple[str, str], Cell]) -> None:
@@ -62,7 +64,7 @@ def test_a_row_marks_figures_that_were_computed_from_printed_ones(content: dict[
 def test_a_plan_is_made_once(small: TableSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
     monkeypatch.setattr(figures, "_made", {})
-    monkeypatch.setattr(figures, "_planned", lambda cfg: made.append(cfg.method.name) or {"peak": 2**20})
+    monkeypatch.setattr(figures, "_planned", lambda cfg: made.append(cfg.config["method"]["name"]) or {"peak": 2**20})
     for _ in range(2):
         produce.produce(small, "plan", "paper", quiet)
     assert sorted(made) == ["full", "lora"]

@@ -111,7 +111,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans that take no time and come to as many MiB as the batch has examples."""
     monkeypatch.setattr(figures, "_made", {})
     for name in ("_planned", "_inference"):
-        monkeypatch.setattr(figures, name, lambda cfg: {"peak": 2**20 * cfg.dataset.batch_size})
+        monkeypatch.setattr(figures, name, lambda cfg: {"peak": 2**20 * cfg.config["dataset"]["batch_size"]})
     monkeypatch.setattr(figures, "_counted", lambda cfg: {"counted": 7})
 
 

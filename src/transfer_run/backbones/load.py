@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,11 +22,11 @@ from transfer_run.backbones.quantised import check_quantised
 from transfer_run.backbones.stream import BlockStream
 from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, stored_config
 from transfer_run.backbones.weights.hub import commit_of, fetch_weights
-from transfer_run.backbones.weights.names import hub_name
+from transfer_run.backbones.weights.names import Weights, hub_name
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, read_description
 
-RANDOM = "random"
+RANDOM: Literal["random"] = "random"
 
 
 def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> type[Backbone]:
@@ -85,18 +85,18 @@ def build_backbone(
     Raises:
         UserError: the weights cannot be had, or do not fit the architecture.
     """
-    source = str(config.get("weights") or RANDOM)
+    source = Weights.of(config) if weights else Weights(RANDOM)
     if device == "meta":
         with torch.device("meta"):
             backbone = backbone_class(config).from_architecture(config)
     else:
         check_quantised(config)
-        if not weights or source.split(":")[0] == RANDOM:
-            backbone, provenance = _random(config, source if weights else RANDOM)
-        elif source == "hub":
+        if source.kind == RANDOM:
+            backbone, provenance = _random(config, source.words)
+        elif source.kind == "hub":
             backbone, provenance = _from_hub(config)
         else:
-            backbone, provenance = _from_path(config, source)
+            backbone, provenance = _from_path(config, str(source))
         backbone.provenance = {**provenance, "checksum": checksum(backbone.model)}
     backbone.activation_checkpointing = checkpointing
     if config.get("load"):
@@ -112,9 +112,8 @@ Loaded = tuple[Backbone, dict[str, Any]]
 """A backbone and where its weights come from."""
 
 
-def _random(config: dict[str, Any], source: str) -> Loaded:
+def _random(config: dict[str, Any], words: str) -> Loaded:
     """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
-    _, _, words = source.partition(":")
     if words and not words.isdigit():
         raise UserError(
             f"{words!r} is no seed.", where="backbone.weights", remedy="backbone.weights=random or random:SEED"

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from transfer_run.backbones.weights.hub import fetch_tokenizer, tokenizer_files
-from transfer_run.backbones.weights.names import BYTES, hub_name, uses_bytes
+from transfer_run.backbones.weights.names import BYTES, Weights, hub_name, uses_bytes
 from transfer_run.errors import UserError
 
 
@@ -42,7 +42,7 @@ def build_tokenizer(backbone: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     """`bytes` or a folder, and the key it came from."""
-    words, weights = backbone.get("tokenizer"), str(backbone.get("weights"))
+    words, weights = backbone.get("tokenizer"), Weights.of(backbone)
     if uses_bytes(backbone):
         return BYTES, "backbone.tokenizer"
     if words:
@@ -50,9 +50,9 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
             return str(Path(words).expanduser()), "backbone.tokenizer"
         name, _, revision = words.partition("@")
         return str(fetch_tokenizer(name, revision or None)), "backbone.tokenizer"
-    if weights == "hub":
+    if weights.kind == "hub":
         return str(fetch_tokenizer(hub_name(backbone), backbone.get("revision"))), "backbone.hub"
-    return str(Path(weights).expanduser()), "backbone.weights"
+    return str(weights.path), "backbone.weights"
 
 
 def _refuse_small_vocabulary(tokenizer: PreTrainedTokenizerBase, backbone: dict[str, Any]) -> None:

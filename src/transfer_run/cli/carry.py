@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.run_folder import LOG_FILE
 
+if TYPE_CHECKING:
+    from transfer_run.experiment.config.composed import Run
 
-def carry(cfg: DictConfig) -> Path:
+
+def carry(run: Run) -> Path:
     """Carry out one run; returns its folder.
 
     Raises:
         UserError, RunFailed, Preempted, KeyboardInterrupt: anything else is logged in the run's folder first.
     """
     from transfer_run.experiment.config.compose import make_importable
-    from transfer_run.experiment.config.identity import run_folder
     from transfer_run.experiment.run import carry_out
 
-    make_importable(cfg)
-    folder = run_folder(cfg)
+    make_importable(run)
     try:
-        return carry_out(cfg)
+        return carry_out(run)
     except (UserError, RunFailed, Preempted):
         raise
     except Exception as error:
+        folder = run.folder
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)

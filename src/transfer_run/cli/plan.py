@@ -12,7 +12,7 @@ from transfer_run.cli.flags import read_flags
 from transfer_run.errors import UserError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from transfer_run.experiment.config.composed import Run
 
 HELP = """\
 transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` would carry out with the same words
@@ -62,22 +62,22 @@ def plan(arguments: Sequence[str]) -> int:
     from transfer_run.experiment.config.compose import compose, make_importable
     from transfer_run.memory.budget import parse_budget
 
-    cfg = compose(flags.words, flags.config_dir)
-    if cfg.plan.budget:
-        parse_budget(cfg.plan.budget)  # before the models are imported
-    make_importable(cfg)
-    _print(cfg)
+    run = compose(flags.words, flags.config_dir)
+    if run.config["plan"]["budget"]:
+        parse_budget(run.config["plan"]["budget"])  # before the models are imported
+    make_importable(run)
+    _print(run)
     return DONE
 
 
-def _print(cfg: DictConfig) -> None:
+def _print(run: Run) -> None:
     from rich.console import Console
 
     from transfer_run.experiment.planning.plan import plan_run
 
-    answer = plan_run(cfg)
-    if cfg.plan.format == "json":
-        print(json.dumps(as_json(cfg, answer), ensure_ascii=False))
+    answer = plan_run(run)
+    if run.config["plan"]["format"] == "json":
+        print(json.dumps(as_json(run, answer), ensure_ascii=False))
         return
     console = Console()
     console.print(answer.report, highlight=False)
@@ -89,16 +89,14 @@ def _print(cfg: DictConfig) -> None:
     )
 
 
-def as_json(cfg: DictConfig, answer: Any) -> dict[str, Any]:
+def as_json(run: Run, answer: Any) -> dict[str, Any]:
     """The contract's JSON of an `experiment.plan.Plan`; `budget` only when it was asked for, `assumptions` only when
     something was planned otherwise than the words say."""
     content = {
         "schema": 1,
-        "method": cfg.method.name,
-        "backbone": cfg.backbone.name,
-        "dataset": cfg.dataset.name,
+        **{group: run.chosen(group) for group in ("method", "backbone", "dataset")},
         "batch_size": answer.batch_size,
-        "profile": cfg.plan.profile,
+        "profile": run.config["plan"]["profile"],
         "seconds": answer.seconds,
         "memory": answer.memory,
     }

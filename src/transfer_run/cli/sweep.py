@@ -23,6 +23,7 @@ from transfer_run.cli.sweep_table import NAME as TABLE
 from transfer_run.cli.sweep_table import write_table
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.hydra_parts import Hydra
 from transfer_run.experiment.config.words import parse
 from transfer_run.files import write_json
@@ -135,10 +136,10 @@ def job(_: DictConfig) -> None:
         "words": readable(words), "overrides": _plain(words), "code": DONE, "reason": "", "folder": "",
     }  # fmt: skip
     try:
-        cfg = Composer([Path(path) for path in folders]).compose(words)
-        stopped = _reason_to_stop(folder, cfg)
+        run = Composer([Path(path) for path in folders]).compose(words)
+        stopped = _reason_to_stop(folder, run)
         print(f"#{hydra.job.num + 1}: {outcome['words']}", flush=True)
-        outcome |= {"code": FAILED, "reason": stopped} if stopped else {"folder": str(carry(cfg))}
+        outcome |= {"code": FAILED, "reason": stopped} if stopped else {"folder": str(carry(run))}
     except UserError as error:
         outcome |= {"code": USER_ERROR, "reason": str(error)}
     except RunFailed as error:
@@ -151,11 +152,11 @@ def job(_: DictConfig) -> None:
     write_json(path, outcome)
 
 
-def _reason_to_stop(folder: Path, cfg: DictConfig) -> str:
+def _reason_to_stop(folder: Path, run: Run) -> str:
     codes = [outcome["code"] for outcome in _outcomes(folder).values()]
     if PREEMPTED in codes:
         return "not started: the sweep was preempted"
-    if cfg.sweep.stop_on_error and any(codes):
+    if run.config["sweep"]["stop_on_error"] and any(codes):
         return "not started: an earlier run failed and sweep.stop_on_error=true"
     return ""
 

@@ -16,22 +16,21 @@ from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import Preempted, RunFailed, UserError
-from transfer_run.experiment.config.identity import identity, run_folder
+from transfer_run.experiment.config.composed import Run, naming, write_config
 from transfer_run.experiment.models.export_folder import check_place
 from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.record.log import LOG, run_log
 from transfer_run.experiment.record.summary import show_result
-from transfer_run.experiment.sources.resolve import _refuse_cycle, fetched, source_tree, sources_of
-from transfer_run.experiment.sources.source import Source, Tree, _naming
-from transfer_run.files import make_folder, write_atomically
-from transfer_run.run_folder import CHECKPOINTS, CONFIG, LOG_FILE, METRICS, RESULT, read_result
+from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, source_tree, sources_of
+from transfer_run.experiment.sources.source import Tree
+from transfer_run.files import make_folder
+from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, RESULT, read_result
 
 
-def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
-    """Carry out the run that `cfg` describes, once; returns its folder.
+def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
+    """Carry out a run, once; returns its folder.
 
     A finished run is shown, not repeated (unless `force`); an unfinished one goes on from its last checkpoint; a run
     that another process is at is waited for.
@@ -42,34 +41,34 @@ def carry_out(cfg: DictConfig, *, chain: tuple[str, ...] = ()) -> Path:
     Raises:
         UserError, Preempted, KeyboardInterrupt, RunFailed.
     """
-    if cfg.dry_run:
+    folder, export, force = run.folder, run.config["export"], run.config["force"]
+    if run.config["dry_run"]:
         from transfer_run.experiment.planning.dry_run import show_dry_run
 
-        show_dry_run(cfg)
-        return run_folder(cfg)
-    folder = run_folder(cfg)
-    if cfg.export:
-        make_folder(check_place(folder, Path(cfg.export)).parent, f"export={cfg.export}")
-    if read_result(folder) is None or cfg.force:
+        show_dry_run(run)
+        return folder
+    if export:
+        make_folder(check_place(folder, Path(export)).parent, f"export={export}")
+    if read_result(folder) is None or force:
         with _held(folder):
-            if read_result(folder) is None or cfg.force:
-                _carry_out(cfg, folder, chain)
+            if read_result(folder) is None or force:
+                _carry_out(run, chain)
     else:
         print(f"finished already: {folder} (force=true repeats it)")
     if not chain:
         show_result(folder)
-    if cfg.export:
+    if export:
         from transfer_run.experiment.models.export import export_run
 
-        print(f"exported to {export_run(folder, Path(cfg.export))}")
+        print(f"exported to {export_run(folder, Path(export))}")
     return folder
 
 
-def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
-    sources = ensure_sources(cfg, (*chain, identity(cfg)))
-    if cfg.force:
+def _carry_out(run: Run, chain: tuple[str, ...]) -> None:
+    folder, sources = run.folder, ensure_sources(run, (*chain, run.identity))
+    if run.config["force"]:
         _clear(folder)
-    write_atomically(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+    write_config(folder, run.config)
     from transfer_run.experiment.training.train import (
         train,  # before the log is redirected: libraries set up theirs on import
     )
@@ -78,10 +77,10 @@ def _carry_out(cfg: DictConfig, folder: Path, chain: tuple[str, ...]) -> None:
     with run_log(folder), _preemptible():
         LOG.info("run %s", folder)
         try:
-            if wanted_processes(cfg) > 1:
-                launch(cfg, folder, sources)
+            if wanted_processes(run) > 1:
+                launch(run, folder, sources)
             else:
-                train(cfg, folder, sources)
+                train(run, folder, sources)
         except (UserError, Preempted, RunFailed):
             raise
         except SystemExit as error:  # Lightning's answers to signals that come outside of training steps
@@ -138,7 +137,7 @@ def _held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
+def ensure_sources(run: Run, chain: tuple[str, ...]) -> dict[str, Path]:
     """Folders of all sources by name, each carried out first when it is missing.
 
     Args:
@@ -151,20 +150,20 @@ def ensure_sources(cfg: DictConfig, chain: tuple[str, ...]) -> dict[str, Path]:
     """
 
     if len(chain) == 1:  # the run that was asked for: what can be known of all below it is known before the first
-        tree = source_tree(cfg)
+        tree = source_tree(run)
         missing = any(not below.finished for source in tree.sources for _, below in source.walk())
-        for _, run in tree.walk():
-            if run.cfg is not None and not run.finished:
-                with _naming(Source(run.name, "")) if run.name else nullcontext():
-                    check_before(run.cfg, sources_missing=missing)
+        for _, each in tree.walk():
+            if each.run is not None and not each.finished:
+                with naming(each.source.reference) if each.source else nullcontext():
+                    check_before(each.run, sources_missing=missing)
         if missing:
             rehearse_sources(tree)
     folders = {}
-    for source in sources_of(cfg):
-        _refuse_cycle(source, chain)
-        with _naming(source):
-            if source.cfg is not None:
-                folders[source.name] = carry_out(source.cfg, chain=chain)
+    for source in sources_of(run):
+        refuse_cycle(source, chain)
+        with naming(source.reference):
+            if source.to_carry_out is not None:
+                folders[source.name] = carry_out(source.to_carry_out, chain=chain)
             else:
                 folders[source.name] = source.folder or fetched(source)
     return folders
@@ -179,7 +178,7 @@ def rehearse_sources(tree: Tree) -> None:
     from transfer_run.experiment.sources.models import check_on_meta
 
     for below in tree.sources:
-        if below.cfg is not None and not below.finished:
+        if below.run is not None and not below.finished:
             rehearse_sources(below)
-    if tree.cfg is not None and tree.sources:
-        check_on_meta(tree.cfg)
+    if tree.run is not None and tree.sources:
+        check_on_meta(tree.run)

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from transfer_run.experiment.config.composed import Run
 
 
-def operations(cfg: DictConfig) -> Mapping[str, Any]:
+def operations(run: Run) -> Mapping[str, Any]:
     """Floating-point operations of one example at full length, a multiplication and an addition counted as two.
 
     `forward`; `training`: forward and backward; `fisher`: forward and a backward for each label. Matrix products and
@@ -20,8 +20,8 @@ def operations(cfg: DictConfig) -> Mapping[str, Any]:
     from transfer_run.data.load import batch_spec
     from transfer_run.experiment.planning.plan import method_without_values
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    with method_without_values(config, batch_spec(config["dataset"], config["backbone"], 1)) as (method, batch):
+    config = run.config
+    with method_without_values(run, batch_spec(config["dataset"], config["backbone"], 1)) as (method, batch):
         with FlopCounterMode(display=False) as forward:
             loss = method.loss(batch)
         with FlopCounterMode(display=False) as backward:
@@ -30,12 +30,12 @@ def operations(cfg: DictConfig) -> Mapping[str, Any]:
     return {"forward": there, "training": there + back, "fisher": there + max(1, method.task.num_labels) * back}
 
 
-def rows(cfg: DictConfig) -> Mapping[str, Any]:
-    """Rows of the data that `cfg` names: `all`, of each split, `learned` (all but the test's), `classes`, `of` each
+def rows(run: Run) -> Mapping[str, Any]:
+    """Rows of the data that `run` names: `all`, of each split, `learned` (all but the test's), `classes`, `of` each
     class; of texts also the `distinct` ones of each column, and those of all columns together (`distinct.texts`)."""
     from transfer_run.data.load import build_data
 
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = run.config
     data = build_data(config["dataset"], config["backbone"], config["seed"])
     data.setup()
     names, total = data.task.label_names, sum(data.sizes.values())

@@ -18,10 +18,8 @@ from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.composed import Run
 from transfer_run.tables import counts, plans
 
 PLANNED = ("inference", "per_example", "parameters", "operations", "rows")
@@ -44,26 +42,26 @@ def ask(words: tuple[str, ...], value: str, source: str) -> tuple[float, str, st
         NoFigure: the plan or the result has no such value.
         UserError, RunFailed: the words are wrong, or their run failed.
     """
-    cfg = _composed(words)
-    value = f"metrics.test/{cfg.dataset.metrics[0]}" if value == "score" else value
+    run = _composed(words)
+    value = f"metrics.test/{run.config['dataset']['metrics'][0]}" if value == "score" else value
     first, _, rest = value.partition(".")
     if source == "run" and first not in PLANNED:
-        result = _once("run", cfg, _carried_out)
+        result = _once("run", run, _carried_out)
         return _at(result, value), result["identity"], "run"
     if first not in makers():
         raise NoFigure(f"a plan has no {value}")
-    return _at(_once(first, cfg, makers()[first]), rest), identity(cfg), "plan"
+    return _at(_once(first, run, makers()[first]), rest), run.identity, "plan"
 
 
-def makers() -> dict[str, Callable[[DictConfig], Mapping[str, Any]]]:
+def makers() -> dict[str, Callable[[Run], Mapping[str, Any]]]:
     """What makes each kind of planned figure."""
     return {"memory": _planned, "inference": _inference, "per_example": _per_example, "parameters": _counted,
             "operations": counts.operations, "rows": counts.rows}  # fmt: skip
 
 
-def make(kind: str, cfg: DictConfig) -> Mapping[str, Any]:
+def make(kind: str, run: Run) -> Mapping[str, Any]:
     """One planned figure of a config."""
-    return makers()[kind](cfg)
+    return makers()[kind](run)
 
 
 def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], None]) -> None:
@@ -74,10 +72,10 @@ def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], N
     jobs: dict[str, plans.Job] = {}
     for words, value in asked:
         try:
-            cfg = _composed(words)
+            run = _composed(words)
         except Exception:  # told in its cell
             continue
-        for job in _jobs(value.partition(".")[0], cfg):
+        for job in _jobs(value.partition(".")[0], run):
             jobs[_key(*job)] = job
     missing = {key: job for key, job in jobs.items() if key not in _made and plans.recall(job) is None}
     if len(missing) < plans.POOL_FROM:
@@ -88,10 +86,10 @@ def prepare(asked: Iterable[tuple[tuple[str, ...], str]], say: Callable[[str], N
             plans.remember(missing[key], content)
 
 
-def _jobs(kind: str, cfg: DictConfig) -> list[plans.Job]:
+def _jobs(kind: str, run: Run) -> list[plans.Job]:
     if kind == "per_example":
-        return [("memory", cfg), ("memory", _twice(cfg))]
-    return [(kind, cfg)] if kind in makers() else []
+        return [("memory", run), ("memory", _twice(run))]
+    return [(kind, run)] if kind in makers() else []
 
 
 _composed = cache(lambda words: compose(list(words)))
@@ -99,32 +97,32 @@ _made: dict[str, Mapping[str, Any]] = {}
 _failed: dict[str, Exception] = {}
 
 
-def _key(kind: str, cfg: DictConfig) -> str:
-    return f"{kind}\n{OmegaConf.to_yaml(cfg, sort_keys=True)}"
+def _key(kind: str, run: Run) -> str:
+    return f"{kind}\n{plans.text_of(run)}"
 
 
-def _once(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, Any]]) -> Mapping[str, Any]:
+def _once(kind: str, run: Run, make: Callable[[Run], Mapping[str, Any]]) -> Mapping[str, Any]:
     """What `make` makes of a config, or how it failed, remembered: tables repeat each other's runs."""
-    key = _key(kind, cfg)
+    key = _key(kind, run)
     if key in _failed:
         raise _failed[key]
     if key not in _made:
         try:
-            _made[key] = _found_or_made(kind, cfg, make)
+            _made[key] = _found_or_made(kind, run, make)
         except Exception as error:
             _failed[key] = error
             raise
     return _made[key]
 
 
-def _found_or_made(kind: str, cfg: DictConfig, make: Callable[[DictConfig], Mapping[str, Any]]) -> Mapping[str, Any]:
+def _found_or_made(kind: str, run: Run, make: Callable[[Run], Mapping[str, Any]]) -> Mapping[str, Any]:
     """Runs have folders of their own, `per_example` is made of plans, and data may change; the others are kept."""
     if kind in ("run", "per_example", "rows"):
-        return make(cfg)
-    content = plans.recall((kind, cfg))
+        return make(run)
+    content = plans.recall((kind, run))
     if content is None:
-        content = make(cfg)
-        plans.remember((kind, cfg), content)
+        content = make(run)
+        plans.remember((kind, run), content)
     return content
 
 
@@ -140,41 +138,39 @@ def _at(content: Any, path: str) -> float:
     return float(value)
 
 
-def _planned(cfg: DictConfig) -> Mapping[str, Any]:
+def _planned(run: Run) -> Mapping[str, Any]:
     from transfer_run.experiment.planning.plan import plan_run
 
-    return plan_run(cfg).memory
+    return plan_run(run).memory
 
 
-def _inference(cfg: DictConfig) -> Mapping[str, Any]:
+def _inference(run: Run) -> Mapping[str, Any]:
     from transfer_run.experiment.planning.plan import inference_memory
 
-    return inference_memory(cfg, 1)
+    return inference_memory(run, 1)
 
 
-def _counted(cfg: DictConfig) -> Mapping[str, Any]:
+def _counted(run: Run) -> Mapping[str, Any]:
     from transfer_run.experiment.planning.plan import parameter_counts
 
-    return parameter_counts(cfg)
+    return parameter_counts(run)
 
 
-def _per_example(cfg: DictConfig) -> Mapping[str, Any]:
+def _per_example(run: Run) -> Mapping[str, Any]:
     """From the plans of the config's batch and of twice that."""
-    one, two = (_once("memory", c, _planned)["kept"] for c in (cfg, _twice(cfg)))
-    return {"kept": (two - one) / cfg.dataset.batch_size}
+    one, two = (_once("memory", c, _planned)["kept"] for c in (run, _twice(run)))
+    return {"kept": (two - one) / run.config["dataset"]["batch_size"]}
 
 
-def _twice(cfg: DictConfig) -> DictConfig:
-    twice = cfg.copy()
-    twice.dataset.batch_size = 2 * cfg.dataset.batch_size
-    return twice
+def _twice(run: Run) -> Run:
+    return run.changed(dataset={"batch_size": 2 * run.config["dataset"]["batch_size"]})
 
 
-def _carried_out(cfg: DictConfig) -> Mapping[str, Any]:
+def _carried_out(run: Run) -> Mapping[str, Any]:
     from transfer_run.experiment.run import carry_out
     from transfer_run.run_folder import read_result
 
     with redirect_stdout(sys.stderr):  # standard output is the table's
-        result = read_result(carry_out(cfg, chain=("table",)))
+        result = read_result(carry_out(run, chain=("table",)))
     assert result is not None
     return result

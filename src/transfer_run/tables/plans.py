@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.identity import canonical
 from transfer_run.files import write_json
 
 FOLDER = Path("outputs") / "plans"
@@ -27,9 +27,9 @@ WORKERS = 2
 POOL_FROM = 8
 """Plans from which on processes are worth their start."""
 
-Job = tuple[str, DictConfig]
+Job = tuple[str, Run]
 """What is made (`memory`, `inference`, `parameters`) and of which config."""
-Maker = Callable[[str, DictConfig], Mapping[str, Any]]
+Maker = Callable[[str, Run], Mapping[str, Any]]
 
 
 def recall(job: Job) -> Mapping[str, Any] | None:
@@ -74,20 +74,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _worked(make: Maker, kind: str, cfg: DictConfig) -> Mapping[str, Any] | None:
+def _worked(make: Maker, kind: str, run: Run) -> Mapping[str, Any] | None:
     try:
-        return make(kind, cfg)
+        return make(kind, run)
     except Exception:  # the table asks again in its own process, which tells the reason in the cell
         return None
 
 
 def _path(job: Job) -> Path | None:
     """None where modules of the user's own may take part."""
-    kind, cfg = job
-    if cfg.get("search_path"):
+    kind, run = job
+    if run.config["search_path"]:
         return None
-    text = "\n".join((kind, OmegaConf.to_yaml(cfg, sort_keys=True), _made_of()))
+    text = "\n".join((kind, text_of(run), _made_of()))
     return FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def text_of(run: Run) -> str:
+    """The whole config as text, for two runs that differ in anything."""
+    return canonical(run.config)
 
 
 @cache

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from omegaconf import DictConfig
 
 from tests.matrix import smallest
 from transfer_run.backbones.declared import families, family_of
@@ -20,7 +19,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose, make_importable
-from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
@@ -101,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def composed(folder: Path, *words: str) -> DictConfig:
+def composed(folder: Path, *words: str) -> Run:
     general = ["method=full", "backbone=bag_small", "dataset=python_docs", "hardware=cpu", "trainer.progress=none"]
     return compose([*general, "trainer.max_steps=4", "trainer.log_every=1", *words], config_dir=str(folder))
 
@@ -163,10 +162,10 @@ def test_what_describes_it_is_no_part_of_the_identity(folder: Path, tmp_path: Pa
     config.write_text(
         config.read_text(encoding="utf-8").replace("about: {", "about: {title: Bytes, "), encoding="utf-8"
     )
-    assert identity(composed(described)) == identity(composed(folder))
-    assert identity(composed(folder)) != identity(composed(folder, "backbone.architecture.depth=2"))
+    assert composed(described).identity == composed(folder).identity
+    assert composed(folder).identity != composed(folder, "backbone.architecture.depth=2").identity
     pool = ["method=tmi", "method.pool=[bag_small]"]
-    assert identity(composed(described, *pool)) == identity(composed(folder, *pool))
+    assert composed(described, *pool).identity == composed(folder, *pool).identity
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,9 @@ ROWS = torch.tensor([1, 0])
 
 
 def backbone_and_batch() -> tuple[Backbone, dict[str, torch.Tensor]]:
-    from omegaconf import OmegaConf
 
     cfg = compose(["method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0"])
-    backbone = build_backbone(OmegaConf.to_container(cfg.backbone, resolve=True)).eval()  # type: ignore[arg-type]
+    backbone = build_backbone(cfg.config["backbone"]).eval()
     backbone.requires_grad_(False)
     return backbone, {"pixel_values": torch.randn(2, 1, 8, 8)}
 

@@ -15,7 +15,6 @@ from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompts, templates_of
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
 
 PHOTOGRAPHS = Path(__file__).parents[4] / "shared" / "data" / "images" / "cifar10-jpeg"
 TWO = 'dataset.tasks=["digits name=a classes=[0,1]","digits name=b classes=[2,3,4]"]'
@@ -141,10 +140,10 @@ def test_real_sentences_come_from_a_text_data_set() -> None:
 
 def test_the_same_tasks_in_other_words_are_the_same_run() -> None:
     other = 'dataset.tasks=["digits classes=[0,1] name=a keep_in_memory=true","digits name=b classes=[2,3,4]"]'
-    runs = [identity(compose(models.words(text))) for text in (TWO, other)]
+    runs = [compose(models.words(text)).identity for text in (TWO, other)]
     assert runs[0] == runs[1]
-    assert compose(models.words(TWO)).trainer.max_epochs == 2
-    assert identity(compose(models.words())) != runs[0]
+    assert compose(models.words(TWO)).config["trainer"]["max_epochs"] == 2
+    assert compose(models.words()).identity != runs[0]
 
 
 @pytest.mark.parametrize(

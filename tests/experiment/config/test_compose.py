@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import Composer, compose, make_importable
+from transfer_run.experiment.config.composed import Run
 
 USER = Path(__file__).parents[2] / "user_configs"
 BASE = ("method=toy", "backbone=small", "dataset=sentences")
 
 
-def composed(*words: str) -> DictConfig:
+def composed(*words: str) -> Run:
     return compose([*BASE, *words], str(USER))
 
 
@@ -28,16 +28,17 @@ def refused(*words: str) -> UserError:
 
 def test_later_groups_win() -> None:
     cfg = composed()
-    assert cfg.trainer.max_epochs == 7, "the dataset's epochs over the general ones"
-    assert cfg.optimizer.lr == 0.01, "the method's rate over the optimizer's"
-    assert composed("optimizer.lr=0.5").optimizer.lr == 0.5, "the command line over all"
+    assert cfg.config["trainer"]["max_epochs"] == 7, "the dataset's epochs over the general ones"
+    assert cfg.config["optimizer"]["lr"] == 0.01, "the method's rate over the optimizer's"
+    assert composed("optimizer.lr=0.5").config["optimizer"]["lr"] == 0.5, "the command line over all"
 
 
 def test_an_experiment_wins_over_the_choices_it_makes_and_loses_to_the_command_line() -> None:
     cfg = compose(["experiment=good"], str(USER))
-    assert (cfg.method.name, cfg.dataset.name, cfg.backbone.name) == ("toy", "sentences", "small")
-    assert (cfg.method.depth, cfg.optimizer.lr, cfg.seed, cfg.trainer.max_steps) == (5, 0.25, 4, 3)
-    assert compose(["+experiment=good", "seed=9"], str(USER)).seed == 9
+    assert [cfg.chosen(group) for group in ("method", "dataset", "backbone")] == ["toy", "sentences", "small"]
+    assert (cfg.config["method"]["depth"], cfg.config["optimizer"]["lr"], cfg.config["seed"]) == (5, 0.25, 4)
+    assert cfg.config["trainer"]["max_steps"] == 3
+    assert compose(["+experiment=good", "seed=9"], str(USER)).config["seed"] == 9
 
 
 @pytest.mark.parametrize(
@@ -59,25 +60,25 @@ def test_the_same_config_however_it_is_written(words: list[str], same: list[str]
 
 def test_values_have_their_declared_types() -> None:
     cfg = composed("method.rate=1", "method.scale=2", "method.width=4.0", "trainer.gradient_clip=1")
-    for value in (cfg.method.rate, cfg.method.scale, cfg.trainer.gradient_clip):
+    for value in (cfg.config["method"]["rate"], cfg.config["method"]["scale"], cfg.config["trainer"]["gradient_clip"]):
         assert type(value) is float
-    assert type(cfg.method.width) is int
+    assert type(cfg.config["method"]["width"]) is int
 
 
 def test_the_config_is_resolved_and_closed() -> None:
     cfg = composed("method.depth=${seed}", "output_dir=${hydra:runtime.choices.method}")
-    assert OmegaConf.to_container(cfg, resolve=False)["method"]["depth"] == 0  # type: ignore[index,call-overload]
-    assert cfg.output_dir == "toy"
-    assert "hydra" not in cfg
-    with pytest.raises(ConfigAttributeError):
-        cfg.nothing = 1
+    assert cfg.config["method"]["depth"] == 0
+    assert cfg.config["output_dir"] == "toy"
+    assert "hydra" not in cfg.config
+    with pytest.raises(FrozenInstanceError):
+        cfg.identity = "another"  # type: ignore[misc]
 
 
 def test_open_nodes_take_any_key_without_a_plus() -> None:
     cfg = composed("sources.teacher=method=full", "method.extra.a.b=1", "backbone.architecture.d_ff=4")
-    assert cfg.sources.teacher == "method=full"
-    assert cfg.method.extra.a.b == 1
-    assert cfg.backbone.architecture.d_ff == 4
+    assert cfg.config["sources"]["teacher"] == "method=full"
+    assert cfg.config["method"]["extra"]["a"]["b"] == 1
+    assert cfg.config["backbone"]["architecture"]["d_ff"] == 4
 
 
 def test_the_users_folders_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,7 @@ def test_the_users_folders_are_importable(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     cfg = composed()
-    assert list(cfg.search_path) == [str(USER.resolve())]
+    assert list(cfg.config["search_path"]) == [str(USER.resolve())]
     make_importable(cfg)
     import toy  # type: ignore[import-not-found]
 
@@ -94,11 +95,13 @@ def test_the_users_folders_are_importable(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_composing_from_a_run_config_gives_the_same_folders() -> None:
     cfg = composed()
-    assert compose(BASE, search_path=cfg.search_path) == cfg
+    assert compose(BASE, search_path=cfg.config["search_path"]) == cfg
 
 
 def test_a_method_that_starts_from_nothing_names_no_weights() -> None:
-    assert composed("method=from_nothing", "backbone.weights='run:method=full'").backbone.weights == "random"
+    assert (
+        composed("method=from_nothing", "backbone.weights='run:method=full'").config["backbone"]["weights"] == "random"
+    )
 
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +109,9 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "weights").mkdir()
     monkeypatch.chdir(tmp_path)
     cfg = composed("dataset.path=data.csv", "backbone.weights=./weights")
-    assert cfg.dataset.path == str((tmp_path / "data.csv").resolve())
-    assert cfg.backbone.weights == str((tmp_path / "weights").resolve())
-    assert composed("dataset.path=*.csv").dataset.path == str((tmp_path / "*.csv").resolve())
+    assert cfg.config["dataset"]["path"] == str((tmp_path / "data.csv").resolve())
+    assert cfg.config["backbone"]["weights"] == str((tmp_path / "weights").resolve())
+    assert composed("dataset.path=*.csv").config["dataset"]["path"] == str((tmp_path / "*.csv").resolve())
 
 
 WRONG: list[tuple[str, str, str | None]] = [
@@ -211,7 +214,7 @@ def test_the_words_of_every_run_of_a_sweep() -> None:
     for job in jobs:
         assert "hydra/launcher=joblib" in job
         cfg = composer.compose(job)
-        values.append((cfg.seed, cfg.method.depth))
+        values.append((cfg.config["seed"], cfg.config["method"]["depth"]))
     assert values == [(0, 2), (0, 3), (1, 2), (1, 3)]
 
 

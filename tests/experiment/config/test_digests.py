@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from transfer_run.experiment.config import digests as contents
-from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.compose import Sources, compose
+from transfer_run.experiment.config.composed import Run, write_config
 from transfer_run.experiment.run import carry_out
 
 MERGE = ("method=task_arithmetic", "dataset=none")
@@ -40,7 +39,7 @@ def models(tmp_path: Path) -> list[Path]:
     return [checkpoint(tmp_path / name, value) for name, value in (("base", 0.0), ("a", 1.0), ("b", 2.0))]
 
 
-def merge(models: list[Path], *words: str) -> DictConfig:
+def merge(models: list[Path], *words: str) -> Run:
     base, *others = models
     return compose([*MERGE, f"method.base={base}", f"method.models=[{','.join(map(str, others))}]", *words])
 
@@ -61,22 +60,22 @@ def test_an_edited_checkpoint_is_merged_anew(models: list[Path], tmp_path: Path)
 
 
 def test_what_no_reader_looks_at_changes_nothing(models: list[Path]) -> None:
-    before = identity(merge(models))
+    before = merge(models).identity
     for name in ("README.md", ".lock", "training_args.bin"):
         (models[0] / name).write_text("other", encoding="utf-8")
     (models[0] / "checkpoint-5").mkdir()
     os.utime(models[0] / "model.safetensors", (1, 1))
-    assert identity(merge(models)) == before
+    assert merge(models).identity == before
     (models[0] / "adapter_config.json").write_text("{}", encoding="utf-8")
-    assert identity(merge(models)) != before
+    assert merge(models).identity != before
 
 
 def test_a_config_that_was_written_keeps_its_identity(models: list[Path], tmp_path: Path) -> None:
     cfg = merge(models)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    write_config(tmp_path, cfg.config)
     checkpoint(models[1], 9.0)
     shutil.rmtree(models[0])
-    assert identity(OmegaConf.load(tmp_path / "config.yaml")) == identity(cfg)  # type: ignore[arg-type]
+    assert Sources().saved(tmp_path).identity == cfg.identity
 
 
 @pytest.mark.parametrize("key", ["backbone.weights", "sources.teacher"])
@@ -84,28 +83,28 @@ def test_a_checkpoint_of_any_key(key: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "bert", 1.0)
     words = [*TEXT, "dataset=python_docs", f"{key}={folder}"]
     before = compose(words)
-    assert list(before.contents) == [key]
+    assert list(before.config["contents"]) == [key]
     checkpoint(folder, 2.0)
-    assert identity(compose(words)) != identity(before)
+    assert compose(words).identity != before.identity
 
 
 def test_the_weights_of_a_member_of_the_pool(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "vit", 1.0)
     words = ["method=tmi", "backbone=vit_tiny", "backbone.weights=random", "dataset=digits",
              f'method.pool=["vit_tiny:{folder}"]']  # fmt: skip
-    before = identity(compose(words))
-    assert identity(compose(words)) == before
+    before = compose(words).identity
+    assert compose(words).identity == before
     checkpoint(folder, 2.0)
-    assert identity(compose(words)) != before
+    assert compose(words).identity != before
 
 
 def test_words_of_a_source_are_looked_at_again(tmp_path: Path) -> None:
     """Their composition is kept in the process, what their files hold is not."""
     folder = checkpoint(tmp_path / "bert", 1.0)
     words = [*TEXT, "dataset=python_docs", f"sources.teacher='{' '.join(TEXT)} backbone.weights={folder}'"]
-    before = identity(compose(words))
+    before = compose(words).identity
     checkpoint(folder, 2.0)
-    assert identity(compose(words)) != before
+    assert compose(words).identity != before
 
 
 class TestData:
@@ -115,28 +114,28 @@ class TestData:
         (data / "train.csv").write_text("text,label\na,0\n", encoding="utf-8")
         (data / "a.png").write_bytes(b"123")
         words = [*TEXT, "dataset=text_files", f"dataset.path={data}", "dataset.num_labels=2"]
-        one = identity(compose(words))
+        one = compose(words).identity
         (data / "a.png").write_bytes(b"321")
-        assert identity(compose(words)) == one
+        assert compose(words).identity == one
         (data / "train.csv").write_text("text,label\na,1\n", encoding="utf-8")
-        two = identity(compose(words))
+        two = compose(words).identity
         (data / "a.png").write_bytes(b"1234")
-        assert len({one, two, identity(compose(words))}) == 3
+        assert len({one, two, compose(words).identity}) == 3
 
     def test_a_file_and_files_of_a_pattern(self, tmp_path: Path) -> None:
         for place in (tmp_path / "a.csv", tmp_path / "*.csv"):
             (tmp_path / "a.csv").write_text("text,label\na,0\n", encoding="utf-8")
             words = [*TEXT, "dataset=text_files", f"dataset.path='{place}'", "dataset.num_labels=2"]
-            before = identity(compose(words))
+            before = compose(words).identity
             (tmp_path / "a.csv").write_text("text,label\na,1\n", encoding="utf-8")
-            assert identity(compose(words)) != before
+            assert compose(words).identity != before
 
     def test_the_same_table_elsewhere_is_the_same_run(self, tmp_path: Path) -> None:
         """As DESIGN section 3 says of paths. A file's ending counts (it is how a table is read); so does the place of
         files that are told by their sizes."""
 
         def run_on(place: Path) -> str:
-            return identity(compose([*TEXT, "dataset=text_files", f"dataset.path={place}", "dataset.num_labels=2"]))
+            return compose([*TEXT, "dataset=text_files", f"dataset.path={place}", "dataset.num_labels=2"]).identity
 
         (tmp_path / "a.csv").write_text("text,label\na,0\n", encoding="utf-8")
         for name in ("b.csv", "c.tsv"):
@@ -155,11 +154,13 @@ class TestData:
     def test_rows_and_the_members_of_a_sequence(self, tmp_path: Path) -> None:
         rows = tmp_path / "rows.json"
         rows.write_text('{"rows": {"train": [0]}}', encoding="utf-8")
-        assert list(compose([*TEXT, "dataset=python_docs", f"dataset.rows={rows}"]).contents) == ["dataset.rows"]
+        assert list(compose([*TEXT, "dataset=python_docs", f"dataset.rows={rows}"]).config["contents"]) == [
+            "dataset.rows"
+        ]
         (tmp_path / "pictures" / "cat").mkdir(parents=True)
         tasks = f'dataset.tasks=["image_folder name=mine path={tmp_path / "pictures"}","digits name=d"]'
         cfg = compose(["experiment=zscl_digits", tasks])
-        assert list(cfg.contents) == ["dataset.nodes.mine.path"]
+        assert list(cfg.config["contents"]) == ["dataset.nodes.mine.path"]
 
 
 def test_no_files_no_contents_and_the_identity_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +169,9 @@ def test_no_files_no_contents_and_the_identity_of_before(tmp_path: Path, monkeyp
         checkpoint(tmp_path / name, 1.0)
     monkeypatch.chdir(tmp_path)
     cfg = compose([])
-    assert cfg.contents == {}
-    assert identity(cfg) == DEFAULT
-    assert compose(["backbone=bert-base-uncased", "dataset=glue/rte"]).contents == {}
+    assert cfg.config["contents"] == {}
+    assert cfg.identity == DEFAULT
+    assert compose(["backbone=bert-base-uncased", "dataset=glue/rte"]).config["contents"] == {}
 
 
 DEFAULT = "819e77291b116a892d3d039538fa900ef5cb6aeff292f8be44929cd7b07107b0"
@@ -181,10 +182,10 @@ class TestSpeed:
         monkeypatch.setattr(contents, "LARGE", 16)
         file = models[0] / "model.safetensors"
         past = time.time() - 10
-        first = identity(merge(models))
+        first = merge(models).identity
         assert not cache.is_file(), "files that were just written may still change within a tick of the clock"
         monkeypatch.setattr(contents.time, "time", lambda: past + 20)
-        assert identity(merge(models)) == first
+        assert merge(models).identity == first
         read, really = [], contents._read
 
         def watched(path: Path) -> str:
@@ -192,15 +193,15 @@ class TestSpeed:
             return really(path)
 
         monkeypatch.setattr(contents, "_read", watched)
-        assert identity(merge(models)) == first
+        assert merge(models).identity == first
         assert read == []
         checkpoint(models[0], 5.0)
         os.utime(file, (past, past))
-        assert identity(merge(models)) != first
+        assert merge(models).identity != first
         assert read[0] == file
         cache.write_text("half a fi", encoding="utf-8")
         checkpoint(models[0], 0.0)
-        assert identity(merge(models)) == first
+        assert merge(models).identity == first
 
     def test_a_cache_that_cannot_be_written_is_done_without(
         self, models: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -208,7 +209,7 @@ class TestSpeed:
         monkeypatch.setattr(contents, "LARGE", 16)
         monkeypatch.setattr(contents.time, "time", lambda: time.monotonic() + 1e10)
         (cache.parents[1]).write_text("a file", encoding="utf-8")
-        assert identity(merge(models)) == identity(merge(models))
+        assert merge(models).identity == merge(models).identity
 
     def test_nothing_heavy_is_imported(self) -> None:
         code = "import sys, transfer_run.experiment.config.digests; sys.exit('torch' in sys.modules)"

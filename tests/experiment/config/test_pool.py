@@ -8,7 +8,6 @@ import pytest
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
 from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.experiment.models.handover import resolved_backbone
 from transfer_run.experiment.sources.resolve import sources_of
@@ -47,7 +46,7 @@ def test_a_member_that_cannot_read_the_data_is_refused() -> None:
 
 def test_the_pool_and_its_weights_are_part_of_the_identity() -> None:
     pools = ("null", "[cnn_tiny]", "[cnn_tiny:random:1]", "[vit_tiny]", "[cnn_tiny,vit_tiny]")
-    found = [identity(compose([*WORDS, f"method.pool={members}"])) for members in pools]
+    found = [compose([*WORDS, f"method.pool={members}"]).identity for members in pools]
     assert len(set(found)) == len(pools)
 
 
@@ -55,8 +54,8 @@ def test_weights_that_name_a_run_are_a_source() -> None:
     cfg = compose([*WORDS, "method.pool=[cnn_tiny,vit_tiny]"])
     (source,) = sources_of(cfg)
     assert source.name == "pool.vit_tiny"
-    assert source.cfg is not None
-    assert source.cfg.method.name == "pretrain"
+    assert source.run is not None
+    assert source.run.config["method"]["name"] == "pretrain"
 
 
 def test_weights_of_a_source_are_found_in_its_folder(tmp_path: Any) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "identities.json"
 FILES = {
@@ -33,7 +32,7 @@ def identities(folder: Path, all_words: list[str]) -> Iterator[tuple[str, str]]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     for words in all_words:
-        yield words, identity(compose(shlex.split(words)))
+        yield words, compose(shlex.split(words)).identity
 
 
 LISTED: dict[str, str] = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.is_file() else {}

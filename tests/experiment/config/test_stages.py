@@ -8,26 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
 import transfer_run
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity, run_folder
+from transfer_run.experiment.config.compose import Sources, compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.words import parse
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import source_tree
 from transfer_run.methods.base import Method
+from transfer_run.run_folder import read_config
 
 BERT = ("backbone=bert_tiny", "backbone.weights=random:0", "dataset=python_docs", "dataset.batch_size=64")
 SHORT = ("hardware=cpu", "profiler=none", "trainer.max_steps=2", "trainer.progress=none")
 STAY = "optimizer.lr=0"  # a stage that changes nothing shows what it was handed
 
 
-def config(tmp_path: Path | str, *words: str) -> DictConfig:
+def config(tmp_path: Path | str, *words: str) -> Run:
     return compose([*BERT, *SHORT, f"output_dir={tmp_path}", *words])
 
 
@@ -35,18 +35,14 @@ def chain(last: Path) -> list[Path]:
     """Folders of a finished run and of the stages before it, the last one first."""
     folders, name = [last], "x"
     while name:
-        tree = source_tree(DictConfig(compose_again(folders[-1])))
+        tree = source_tree(Sources().saved(folders[-1]))
         name = next((source.name for source in tree.sources), "")
         folders += [source.folder for source in tree.sources]
     return folders
 
 
-def compose_again(folder: Path) -> DictConfig:
-    return OmegaConf.load(folder / "config.yaml")  # type: ignore[return-value]
-
-
 def last_backbone(folder: Path) -> dict[str, Any]:
-    return OmegaConf.to_container(compose_again(folder).backbone)  # type: ignore[return-value]
+    return dict(read_config(folder)["backbone"])
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -80,7 +76,7 @@ class TestWords:
             "stages=[seed=1 optimizer.lr=1e-3,seed=2]",
             "stages=[{seed:1,optimizer:{lr:1e-3}},[seed=2]]",
         )
-        assert len({identity(config(tmp_path, "method=full", form)) for form in forms}) == 1
+        assert len({config(tmp_path, "method=full", form).identity for form in forms}) == 1
 
     @pytest.mark.parametrize(
         ("stages", "message"),
@@ -103,8 +99,9 @@ class TestWords:
 class TestIdentity:
     def test_one_stage_is_a_plain_run(self, tmp_path: Path) -> None:
         """Skipping the first stage is plain fine-tuning."""
-        assert identity(config(tmp_path, "method=full", "stages=[[seed=3]]")) == identity(
-            config(tmp_path, "method=full", "seed=3")
+        assert (
+            config(tmp_path, "method=full", "stages=[[seed=3]]").identity
+            == config(tmp_path, "method=full", "seed=3").identity
         )
 
     def test_the_stage_before_is_the_run_of_the_shorter_list(self, tmp_path: Path) -> None:
@@ -112,23 +109,26 @@ class TestIdentity:
         (second,) = source_tree(whole).sources
         (first,) = second.sources
         assert (second.name, first.name) == ("stage 2", "stage 1")
-        assert second.folder == run_folder(config(tmp_path, "method=full", "stages=[[seed=1],[seed=2]]"))
-        assert first.folder == run_folder(config(tmp_path, "method=full", "seed=1"))
+        assert second.folder == config(tmp_path, "method=full", "stages=[[seed=1],[seed=2]]").folder
+        assert first.folder == config(tmp_path, "method=full", "seed=1").folder
 
     def test_any_change_of_an_earlier_stage_makes_another_run(self, tmp_path: Path) -> None:
         lists = ("[[seed=1],[seed=2]]", "[[seed=3],[seed=2]]", "[[seed=2]]", "[[seed=1],[seed=1],[seed=2]]")
-        found = {identity(config(tmp_path, "method=full", f"stages={stages}")) for stages in lists}
+        found = {config(tmp_path, "method=full", f"stages={stages}").identity for stages in lists}
         assert len(found) == len(lists)
 
     def test_it_differs_from_taking_the_backbone_alone(self, tmp_path: Path) -> None:
         staged = config(tmp_path, "method=full", "stages=[[seed=1],[seed=2]]")
-        weights = str(staged.backbone.weights).replace("stage:", "run:", 1)
-        assert identity(config(tmp_path, "method=full", "seed=2", f"backbone.weights={weights}")) != identity(staged)
+        weights = str(staged.config["backbone"]["weights"]).replace("stage:", "run:", 1)
+        assert config(tmp_path, "method=full", "seed=2", f"backbone.weights={weights}").identity != staged.identity
 
     def test_a_later_stage_keeps_the_tokenizer_of_the_first_weights(self, tmp_path: Path) -> None:
         words = ("method=full", "dataset=python_docs", f"output_dir={tmp_path}", "stages=[[seed=1],[seed=2]]")
         cfg = compose(["backbone=bert-base-uncased", *words])
-        assert cfg.backbone.tokenizer == f"{cfg.backbone.hub}@{cfg.backbone.revision}"
+        assert (
+            cfg.config["backbone"]["tokenizer"]
+            == f"{cfg.config['backbone']['hub']}@{cfg.config['backbone']['revision']}"
+        )
 
 
 def test_the_tree_of_three_levels_shows_what_exists_and_what_would_run(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,6 +17,7 @@ import transfer_run
 from transfer_run.backbones.base import Batch
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.export import export_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.base import Method
@@ -35,7 +35,7 @@ def slow(value: str) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
-def config(tmp_path: Path, *words: str) -> DictConfig:
+def config(tmp_path: Path, *words: str) -> Run:
     return compose([*SHORT, *QUICK, f"output_dir={tmp_path}", *words])
 
 

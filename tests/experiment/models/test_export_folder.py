@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import run_folder
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models import export
 from transfer_run.experiment.models.export import export_run
 from transfer_run.experiment.models.export_folder import MANIFEST
@@ -25,7 +24,7 @@ WORDS = ("backbone=bert_tiny", "dataset=python_docs", "backbone.weights=random:0
          "trainer.max_steps=1", "trainer.progress=none", "dataset.batch_size=4")  # fmt: skip
 
 
-def config(folder: Path, *words: str) -> DictConfig:
+def config(folder: Path, *words: str) -> Run:
     return compose([*WORDS, f"output_dir={folder}", *words])
 
 
@@ -81,7 +80,7 @@ def test_a_wrong_place_is_refused_before_the_run_is_carried_out(tmp_path: Path) 
         cfg = config(tmp_path / "outputs", "method=lora", f"export={place}")
         with pytest.raises(UserError, match=r"not empty|is a file|holds the run"):
             carry_out(cfg)
-        assert not run_folder(cfg).exists()
+        assert not cfg.folder.exists()
 
 
 @pytest.mark.parametrize("kind", ["run", "merge"])

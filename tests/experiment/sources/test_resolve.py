@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 
 import transfer_run
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose, make_importable
-from transfer_run.experiment.config.identity import identity
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import beside_the_model, plan_run
 from transfer_run.experiment.run import carry_out, ensure_sources
 from transfer_run.experiment.sources.models import source_model, source_on_meta
@@ -24,10 +23,10 @@ from transfer_run.task import Task
 BERT = ("backbone=bert_tiny", "backbone.weights=random:0", "dataset=python_docs", "dataset.batch_size=32")
 SHORT = ("hardware=cpu", "profiler=none", "trainer.max_steps=2", "trainer.progress=none")
 LABELS = Task("classification", 8, tuple("abcdefgh"))
-VALUES = {"dataset": {"max_source_length": 64}}
+VALUES = {"dataset": {"about": {"holds": "text"}}}
 
 
-def config(tmp_path: Path, *words: str) -> DictConfig:
+def config(tmp_path: Path, *words: str) -> Run:
     return compose([*BERT, *SHORT, f"output_dir={tmp_path / 'out'}", *words])
 
 
@@ -70,7 +69,7 @@ class TestPlainFolders:
         model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **words).eval()
         save_for_hf(model, str(tmp_path / "vit"), model_args={**words, "num_classes": 5}, safe_serialization=True)
         task = Task("classification", 5, tuple("abcde"))
-        teacher = source_model("t", {"t": tmp_path / "vit"}, {"dataset": {"max_source_length": None}}, task)
+        teacher = source_model("t", {"t": tmp_path / "vit"}, {"dataset": {"about": {"holds": "images"}}}, task)
         images = torch.randn(2, 1, 8, 8)
         with torch.no_grad():
             assert torch.allclose(teacher({"pixel_values": images}), model(images), atol=1e-5)
@@ -101,7 +100,7 @@ class TestRefusals:
     def test_a_checkpoint_that_reads_something_else(self, tmp_path: Path) -> None:
         folder = library_folder(tmp_path / "bert", labels=8)
         with pytest.raises(UserError, match="does not read images"):
-            source_model("teacher", {"teacher": folder}, {"dataset": {"max_source_length": None}}, LABELS)
+            source_model("teacher", {"teacher": folder}, {"dataset": {"about": {"holds": "images"}}}, LABELS)
 
     def test_a_model_of_no_known_kind(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}), encoding="utf-8")
@@ -144,7 +143,7 @@ class TestTheHub:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         cfg = config(tmp_path, "method=distiller", f"sources.teacher='{words}'")
         (node,) = source_tree(cfg).sources
-        assert (node.finished, node.cfg) == (False, None)
+        assert (node.finished, node.run) == (False, None)
         with pytest.raises(UserError, match="cannot be had") as caught:
             ensure_sources(cfg, ())
         assert caught.value.where == f"sources.teacher: {words}"
@@ -162,7 +161,7 @@ class TestTheHub:
 
     def test_two_models_are_two_runs(self, tmp_path: Path) -> None:
         names = ("google-bert/bert-base", "google-bert/bert-large")
-        assert len({identity(config(tmp_path, f"sources.teacher={name}")) for name in names}) == 2
+        assert len({config(tmp_path, f"sources.teacher={name}").identity for name in names}) == 2
 
 
 TOY = '''
@@ -204,12 +203,12 @@ method:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Callable[..., DictConfig]:
+def toy(tmp_path: Path) -> Callable[..., Run]:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "student.yaml").write_text(TOY_CONFIG, encoding="utf-8")
     (tmp_path / "a_toy_student.py").write_text(TOY, encoding="utf-8")
 
-    def composed(*words: str) -> DictConfig:
+    def composed(*words: str) -> Run:
         cfg = compose([*BERT, *SHORT, f"output_dir={tmp_path / 'out'}", *words], str(tmp_path))
         make_importable(cfg)
         return cfg
@@ -223,7 +222,7 @@ TEACHER = "sources.teacher='method=full backbone=bert_tiny backbone.weights=rand
 
 
 class TestWhatAMethodHolds:
-    def test_the_plan_counts_a_teacher_as_weights_alone(self, toy: Callable[..., DictConfig]) -> None:
+    def test_the_plan_counts_a_teacher_as_weights_alone(self, toy: Callable[..., Run]) -> None:
         alone = plan_run(toy("method=full"))
         plan = plan_run(toy("method=student", TEACHER))
         teacher = alone.memory["phases"]["step"]["by_kind"]["parameters"]
@@ -235,7 +234,7 @@ class TestWhatAMethodHolds:
         activations = [p.memory["phases"]["backward"]["by_kind"]["activations"] for p in (plan, alone)]
         assert activations[0] < 1.02 * activations[1], "nothing of the teacher's forward pass is kept"
 
-    def test_the_report_has_a_line_for_each(self, toy: Callable[..., DictConfig]) -> None:
+    def test_the_report_has_a_line_for_each(self, toy: Callable[..., Run]) -> None:
         from rich.console import Console
 
         console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -244,7 +243,7 @@ class TestWhatAMethodHolds:
         assert "teacher: a frozen copy of 2.5 MiB, counted as weights without gradients or optimizer states" in shown
         assert "critic: 72 parameters are trained and counted, not exported" in shown
 
-    def test_a_run_trains_the_critic_and_ships_the_student(self, toy: Callable[..., DictConfig]) -> None:
+    def test_a_run_trains_the_critic_and_ships_the_student(self, toy: Callable[..., Run]) -> None:
         cfg = toy("method=student", TEACHER, "profiler=memory")
         folder = carry_out(cfg)
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -257,12 +256,10 @@ class TestWhatAMethodHolds:
         (source,) = source_tree(cfg).sources
         assert source.finished
 
-    def test_a_teacher_that_has_finished_is_planned_from_its_folder(self, toy: Callable[..., DictConfig]) -> None:
-        from omegaconf import OmegaConf
+    def test_a_teacher_that_has_finished_is_planned_from_its_folder(self, toy: Callable[..., Run]) -> None:
 
         teacher = carry_out(toy("method=lora"))
         cfg = toy("method=student", f"sources.teacher={teacher}")
-        values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-        model = source_on_meta("teacher", values, LABELS)
+        model = source_on_meta("teacher", cfg, LABELS)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         assert plan_run(cfg).memory["peak"] > 0

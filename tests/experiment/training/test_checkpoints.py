@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from transfer_run.errors import Preempted
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.training.checkpoints import Checkpoints, Selection
 
@@ -22,7 +22,7 @@ WORDS = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone
 """Three batches an epoch."""
 
 
-def config(output: Path, *words: str) -> DictConfig:
+def config(output: Path, *words: str) -> Run:
     return compose([*WORDS, f"output_dir={output}", *words])
 
 
@@ -33,7 +33,7 @@ def validations(folder: Path, metric: str = "accuracy") -> dict[int, float]:
     return {int(row["step"]): float(row[f"validation/{metric}"]) for row in rows}
 
 
-def stopped_at(step: int, cfg: DictConfig) -> None:
+def stopped_at(step: int, cfg: Run) -> None:
     """Carry out a run that a cluster stops behind optimizer step `step`."""
     ordinary = Checkpoints.on_train_batch_end
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
 from tests.matrix.smallest import build, carried_out_in_two
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose, make_importable
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.run import carry_out
@@ -26,7 +26,7 @@ WORDS = ("backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", "ha
          "trainer.log_every=1", "optimizer.lr=1e-3")  # fmt: skip
 
 
-def composed(tmp_path: Path, *words: str) -> DictConfig:
+def composed(tmp_path: Path, *words: str) -> Run:
     cfg = compose([*WORDS, f"output_dir={tmp_path}", *words], config_dir=TOYS)
     make_importable(cfg)
     return cfg
@@ -73,7 +73,7 @@ def test_the_trainer_does_what_a_plain_loop_does(tmp_path: Path) -> None:
     cfg = composed(tmp_path, *words, "profiler=none")
     run = weights(carry_out(cfg))
     method, data = build(cfg)
-    node: dict[str, Any] = OmegaConf.to_container(cfg.optimizer)  # type: ignore[assignment]
+    node: dict[str, Any] = dict(cfg.config["optimizer"])
     steps = Steps(build_optimizers(method.optimizers(node, 1), node), clip=0.1, accumulate=2)
     factor = schedule_factor(node["schedule"], node["warmup"], 3)
     method.train()

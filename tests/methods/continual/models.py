@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
@@ -31,7 +30,7 @@ def words(*more: str) -> list[str]:
 
 
 def config(*more: str) -> dict[str, Any]:
-    return OmegaConf.to_container(compose(words(*more)), resolve=True)  # type: ignore[return-value]
+    return dict(compose(words(*more)).config)
 
 
 def data_of(*more: str) -> Any:

@@ -245,7 +245,7 @@ def chain(ratio: float) -> tuple[list[str], list[str], list[str]]:
 
 def test_the_tree_of_runs_has_all_four_levels(tmp_path: Path) -> None:
     tree = source_tree(compose([*chain(0.4)[2], f"output_dir={tmp_path}"]))
-    found = [(depth, run.name, run.cfg.method.name) for depth, run in tree.walk() if run.cfg is not None]
+    found = [(depth, run.name, run.run.config["method"]["name"]) for depth, run in tree.walk() if run.run is not None]
     assert found == [
         (0, "", "linear_probe"),
         (1, "backbone", "pretrain"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from hydra.types import RunMode
-from omegaconf import OmegaConf
 
 from tests.methods.distillation.models import bert
 from transfer_run.cli.sweep import with_axes
@@ -140,7 +139,7 @@ def test_an_interrupted_pipeline_goes_on_with_its_layer_weights_and_stage(
 # ---- AutoDistiller
 @cache
 def defaults() -> dict[str, Any]:
-    content: dict[str, Any] = OmegaConf.to_container(compose(["method=distiller", *STUDENT]).method)  # type: ignore[assignment]
+    content: dict[str, Any] = dict(compose(["method=distiller", *STUDENT]).config["method"])
     return content
 
 
@@ -226,9 +225,12 @@ def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
     assert len(recommended) == 3
     for number, each in enumerate(recommended):
         cfg = compose([*each.split(), *words[1:5], f"sources.teacher={teacher}"])
-        assert cfg.method.name == "distiller"
-        assert (cfg.method.inter.loss == "mi") == (number < 2)
-        assert (cfg.method.inter.mapping, cfg.method.inter.alpha) == ("skip", 0.9)  # no run has tried another
+        assert cfg.config["method"]["name"] == "distiller"
+        assert (cfg.config["method"]["inter"]["loss"] == "mi") == (number < 2)
+        assert (cfg.config["method"]["inter"]["mapping"], cfg.config["method"]["inter"]["alpha"]) == (
+            "skip",
+            0.9,
+        )  # no run has tried another
     assert any(each["untried"] for each in extra["ranking"])
     assert any("left out" in line and "inter.mapping=last" in line for line in extra["table"])
     (log,) = (path.read_text(encoding="utf-8") for path in tmp_path.rglob("auto_distiller-*/run.log"))
@@ -269,9 +271,10 @@ def test_the_search_is_a_sweep() -> None:
     jobs = composer.jobs(["experiment=distill_search", *(f"{key}={value}" for key, value in params.items())])
     assert len(jobs) == 2 * 4 * 2
     first, last = composer.compose(jobs[0]), composer.compose(jobs[-1])
-    assert (first.method.inter.loss, first.method.augment) == ("mse", "none")
-    assert (last.method.inter.mapping, last.method.inter.loss, last.method.augment) == ("last", "mi", "mixup")
-    assert set(first.sources) == {"teacher", "baseline"}
+    one, other = first.config["method"], last.config["method"]
+    assert (one["inter"]["loss"], one["augment"]) == ("mse", "none")
+    assert (other["inter"]["mapping"], other["inter"]["loss"], other["augment"]) == ("last", "mi", "mixup")
+    assert set(first.config["sources"]) == {"teacher", "baseline"}
     own = composer.normalise(["experiment=distill_search", "method.inter.loss=mse,ce,nst", "method.augment=none"])
     master = composer.load(own, RunMode.MULTIRUN)
     jobs = composer.jobs(with_axes(composer, own, master))
@@ -285,10 +288,10 @@ def test_the_words_of_every_cell_compose(name: str) -> None:
     cells = [(row, "paper") for row in spec.rows] + [(spec.rows[-1], "smoke")]
     for row, scale in cells:
         cfg = compose(spec.cell_words(row, spec.columns[-1], scale))
-        assert cfg.method.name == "distiller"
-        assert set(cfg.sources) == {"teacher", "baseline"}
+        assert cfg.config["method"]["name"] == "distiller"
+        assert set(cfg.config["sources"]) == {"teacher", "baseline"}
         if row is spec.rows[-1]:  # all rows have the same
-            for words in cfg.sources.values():
+            for words in cfg.config["sources"].values():
                 compose(words.split())
 
 

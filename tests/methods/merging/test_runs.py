@@ -17,7 +17,6 @@ from tests.methods.merging.toy import equal
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import identity
 from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.merging.engine.checkpoint import StateDict, open_checkpoint
@@ -76,10 +75,10 @@ def test_paths_are_part_of_the_identity(berts: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(berts)
     words = ["method=average", "dataset=none"]
     relative = compose([*words, "method.models=[one,hub/name]"])
-    assert list(relative.method.models) == [str(berts / "one"), "hub/name"]
-    assert identity(relative) == identity(compose([*words, f"method.models=[{berts}/one,hub/name]"]))
+    assert list(relative.config["method"]["models"]) == [str(berts / "one"), "hub/name"]
+    assert relative.identity == compose([*words, f"method.models=[{berts}/one,hub/name]"]).identity
     monkeypatch.chdir(tmp_path)
-    assert identity(relative) != identity(compose([*words, "method.models=[one,hub/name]"]))
+    assert relative.identity != compose([*words, "method.models=[one,hub/name]"]).identity
 
 
 def test_nothing_is_done_twice(berts: Path, tmp_path: Path) -> None:

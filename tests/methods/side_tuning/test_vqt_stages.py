@@ -118,7 +118,7 @@ def test_stages_of_one_command_hand_on_whole_models(tmp_path: Path) -> None:
               "trainer.progress=none", "profiler=none", "hardware=cpu", f"output_dir={tmp_path}"]  # fmt: skip
     stages = "[[],[method.stage=compress,optimizer.lr=0.05],[method.stage=featselect,method.keep_frac=0.7]]"
     cfg = compose([*common, f"stages={stages}"])
-    assert cfg.backbone.weights == "random:0"
+    assert cfg.config["backbone"]["weights"] == "random:0"
     folder = carry_out(cfg)
     runs = sorted(path.parent for path in (tmp_path / "runs" / "digits").glob("*/result.json"))
     assert len(runs) == 3

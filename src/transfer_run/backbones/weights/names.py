@@ -1,17 +1,68 @@
 """What a backbone's config says of its weights and its tokenizer, before a file or the hub is asked. Imports nothing
-heavy."""
+heavy.
+
+`backbone.weights` is parsed here and nowhere else:
+
+hub              the backbone's `hub` at its `revision`
+random           the architecture alone; `random:SEED` with the weights of that seed
+run:WORDS        the backbone of an earlier run: its words, identity or folder
+stage:WORDS      all that a next stage goes on from: the run's backbone, trained modules and head
+anything else    a path: a folder of a library, a file, a model that a run has saved
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transfer_run.errors import UserError
 from transfer_run.run_folder import has_model
 
 BYTES = "bytes"
 """`backbone.tokenizer=bytes`: 256 bytes and 128 special ids, no files."""
+
+
+Kind = Literal["hub", "random", "run", "stage", "path"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a backbone's weights come from.
+
+    Attributes:
+        words: the seed of `random:SEED`, the words of the run of `run:` and `stage:`, or the path; else empty.
+    """
+
+    kind: Kind
+    words: str = ""
+
+    @classmethod
+    def of(cls, backbone: Mapping[str, Any]) -> Weights:
+        """The weights of a `backbone` node; none are said: random ones."""
+        text = str(backbone.get("weights") or "random")
+        start, colon, words = text.partition(":")
+        if text in ("hub", "random") or (colon and start in ("random", "run", "stage")):
+            return cls(next(kind for kind in KINDS if kind == start), words)
+        return cls("path", text)
+
+    def __str__(self) -> str:
+        """As it is written in a config."""
+        if self.kind == "path":
+            return self.words
+        return f"{self.kind}:{self.words}" if self.words or self.kind in ("run", "stage") else self.kind
+
+    @property
+    def of_run(self) -> bool:
+        """Are they what another run made?"""
+        return self.kind in ("run", "stage")
+
+    @property
+    def path(self) -> Path | None:
+        """The folder or file that is named; None where none is."""
+        return Path(self.words).expanduser() if self.kind == "path" else None
 
 
 def hub_name(backbone: Mapping[str, Any]) -> str:
@@ -33,7 +84,7 @@ def hub_name(backbone: Mapping[str, Any]) -> str:
 def uses_bytes(backbone: Mapping[str, Any]) -> bool:
     """Does the backbone read bytes? So say its config, or weights that come with no tokenizer: random ones, and those
     of an earlier run of ours."""
-    words, weights = backbone.get("tokenizer"), str(backbone.get("weights") or "random")
+    words, weights = backbone.get("tokenizer"), Weights.of(backbone)
     if words:
         return str(words) == BYTES
-    return weights.split(":")[0] in ("random", "run", "stage") or has_model(Path(weights).expanduser())
+    return weights.kind in ("random", "run", "stage") or (weights.path is not None and has_model(weights.path))

@@ -9,9 +9,11 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
+from transfer_run.experiment.config.composed import Run, naming
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.files import check_files
 from transfer_run.experiment.config.hydra_parts import (
@@ -39,25 +42,30 @@ from transfer_run.experiment.config.hydra_parts import (
     create_config_search_path,
 )
 from transfer_run.experiment.config.pool import candidate_configs
+from transfer_run.experiment.config.references import Reference, references
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_members, name_tests
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
+from transfer_run.run_folder import is_run, read_config
 
 CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
 """The groups that a run chooses from, in the order in which later ones win."""
 
+Composed = tuple[dict[str, Any], dict[str, dict[str, Any]]]
+"""A valid config, and the nodes of the backbones that its method's keys name."""
+
 version.setbase("1.3")
 
 
-def compose(overrides: Sequence[str], config_dir: str | None = None, search_path: Iterable[str] = ()) -> DictConfig:
-    """The valid config of one run: resolved, without Hydra's own node, closed to new keys.
+def compose(overrides: Sequence[str], config_dir: str | None = None, search_path: Iterable[str] = ()) -> Run:
+    """The run that words ask for, and all runs below it.
 
     Args:
         overrides: words as on the command line, `method=lst seed=1`.
         config_dir: a folder of the user's own configs (`--config-dir`).
-        search_path: more such folders; `cfg.search_path` of an earlier config.
+        search_path: more such folders; `search_path` of an earlier config.
 
     Raises:
         UserError: a word is wrong, parts do not fit together, or a file that is named does not exist.
@@ -75,15 +83,24 @@ class Composer:
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         setup_globals()
+        self.sources = Sources()
         self.folders = list(folders)
         self.search_path = _search_path(folders)
         self.loader = ConfigLoaderImpl(self.search_path)
 
-    def compose(self, words: Sequence[str]) -> DictConfig:
-        """The valid config of one run.
+    def compose(self, words: Sequence[str]) -> Run:
+        """One run, and all runs below it, each composed once.
 
         Args:
             words: without `hydra.searchpath`.
+
+        Raises:
+            UserError: see `compose`.
+        """
+        return self.sources.followed(*self.composed(words))
+
+    def composed(self, words: Sequence[str]) -> Composed:
+        """The valid config of one run alone, and the backbones that its method's keys name.
 
         Raises:
             UserError: see `compose`.
@@ -121,14 +138,11 @@ class Composer:
         if values["dataset"].get("form") == NO_DATA:
             values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
         values["search_path"] = list(dict.fromkeys([*map(str, self.folders), *values["search_path"]]))
-        check_fit(values, self.folders)
-        for backbone in candidate_configs(values, self.folders).values():
+        backbones = candidate_configs(values, self.folders)
+        for backbone in (values["backbone"], *backbones.values()):
             check_fit({**values, "backbone": backbone}, self.folders)
         check_files(values, where)
-        values["contents"] = digests(values, self.folders)
-        final = OmegaConf.create(values)
-        OmegaConf.set_struct(final, True)
-        return final
+        return values, backbones
 
     def types(self, words: Sequence[str]) -> dict[str, schema.Type]:
         """What every key of the words' choices may be, where that is said and not only shown by its default.
@@ -224,9 +238,65 @@ def _general() -> dict[str, Any]:
     return read_yaml(registry.config_root() / "options.yaml")
 
 
-def make_importable(cfg: DictConfig) -> None:
+class Sources:
+    """The runs of one tree: each is composed, digested and hashed once, wherever it is named."""
+
+    def __init__(self) -> None:
+        self.runs: dict[tuple[str, tuple[str, ...]], Run] = {}
+        self.waiting: list[str] = []
+
+    def followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
+        """The run of a valid config: its files read, its references followed."""
+        return self._followed({**values, "contents": digests(values, backbones)}, backbones)
+
+    def _followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
+        named = references(values, backbones)
+        runs = {each.name: self._run(each, tuple(values.get("search_path") or ())) for each in named}
+        return Run.of(values, named, {name: run for name, run in runs.items() if run is not None}, backbones)
+
+    def _run(self, reference: Reference, search_path: tuple[str, ...]) -> Run | None:
+        """The run behind a reference; None where it is a folder of something else, an identity or of the hub."""
+        if reference.is_words:
+            with naming(reference):
+                return self._of_words(reference, search_path)
+        folder = reference.folder
+        return self.saved(folder) if folder is not None and is_run(folder) else None
+
+    def saved(self, folder: Path) -> Run:
+        """The run whose folder this is."""
+        values = read_config(folder)
+        return self._followed(values, candidate_configs(values, list(map(Path, values.get("search_path") or ()))))
+
+    def _of_words(self, reference: Reference, search_path: tuple[str, ...]) -> Run:
+        words = reference.words
+        if words in self.waiting:
+            raise UserError(
+                "A run needs itself as a source: a circle.",
+                where=f"{reference.key}: {words}",
+                remedy="name another source, or set backbone.weights in its words",
+            )
+        if (words, search_path) not in self.runs:
+            self.waiting.append(words)
+            try:
+                self.runs[words, search_path] = self.followed(*_composed(words, search_path))
+            finally:
+                self.waiting.pop()
+        return self.runs[words, search_path]
+
+
+@cache
+def _composed(words: str, search_path: tuple[str, ...]) -> Composed:
+    """Composed once, whoever names it; what its files hold is looked at every time."""
+    try:
+        others, folders = separate(shlex.split(words), None, search_path)
+    except ValueError as error:
+        raise UserError(f"{error}.", where=words, remedy="close the quotes") from error
+    return Composer(folders).composed(others)
+
+
+def make_importable(run: Run) -> None:
     """Let modules in the user's folders be imported (`about.target: toy.Toy`), after everything that is installed."""
-    sys.path += [folder for folder in cfg.search_path if folder not in sys.path]
+    sys.path += [folder for folder in run.config["search_path"] if folder not in sys.path]
 
 
 def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:

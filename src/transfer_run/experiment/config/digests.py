@@ -20,12 +20,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from transfer_run.experiment.config.pool import candidate_configs
 from transfer_run.files import write_json
 from transfer_run.run_folder import MODEL, is_run
 
@@ -44,15 +43,15 @@ SETTINGS = (".json", ".txt", ".model", ".npz", ".npy")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".yaml")
 
 
-def digests(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, str]:
+def digests(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Digests of the files and folders that a composed config names, by the key that names them.
 
     Args:
         values: the config as plain containers, paths absolute.
-        folders: the user's own config folders.
+        backbones: those that the method's keys name, by their words.
     """
     found = {}
-    for key, place in _places(values, folders):
+    for key, place in _places(values, backbones):
         named = [str(each) for each in (place if isinstance(place, list) else [place])]
         parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
         if parts:
@@ -74,7 +73,7 @@ def _names_run(place: Any) -> bool:
     return is_run(Path(str(place)).expanduser())
 
 
-def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+def _places(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Every key that may name files, and what it says."""
     dataset, method = values["dataset"], values["method"]
     yield "dataset.path", dataset.get("path")
@@ -88,7 +87,7 @@ def _places(values: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[tupl
         yield f"dataset.nodes.{name}.path", (node or {}).get("path")
     for key in ("weights", "tokenizer"):
         yield f"backbone.{key}", values["backbone"].get(key)
-    for name, backbone in candidate_configs(values, folders).items():
+    for name, backbone in backbones.items():
         yield f"method.pool.{name}", backbone.get("weights")
     for key in (method.get("about") or {}).get("files") or ():
         yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)

@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError, nearest_names
 
 
@@ -26,9 +27,9 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
     if dataset.get("rows") and not dataset["rows"].startswith("run:"):
         dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
-    weights = backbone.get("weights")
-    if weights and weights not in ("hub", "random") and not weights.startswith(("run:", "stage:", "random:")):
-        backbone["weights"] = _existing(weights, "backbone.weights", where, ["hub", "random"])
+    weights = Weights.of(backbone)
+    if weights.kind == "path":
+        backbone["weights"] = _existing(weights.words, "backbone.weights", where, ["hub", "random"])
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])

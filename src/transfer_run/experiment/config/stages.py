@@ -15,12 +15,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 
 KEY = "stages"
-STAGE = "stage:"
-"""`backbone.weights=stage:WORDS`: go on from that run's model, where `run:WORDS` takes its backbone alone."""
-
 OF_ONE_RUN = ("force", "dry_run", "export", "output_dir", "plan", "sweep", "hydra", KEY)
 """Keys that the run asked for has for itself: earlier stages run where it runs, and are never forced."""
 
@@ -92,7 +90,7 @@ def last_stage(words: Sequence[str], stages: Sequence[Sequence[str]]) -> list[st
     return [*shared, *stages[-1], written(stages)]
 
 
-def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> str | None:
+def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> Weights | None:
     """`stage:WORDS`, the run before the last stage; None where there is none.
 
     Raises:
@@ -108,10 +106,10 @@ def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> str | N
                 remedy="name them in the first stage, or beside stages",
             )
     shared = [word.lstrip("+") for word in words if _key(word).partition(".")[0] not in OF_ONE_RUN]
-    return STAGE + shlex.join([*shared, written(stages[:-1])])
+    return Weights("stage", shlex.join([*shared, written(stages[:-1])]))
 
 
-def start_from(values: dict[str, Any], weights: str) -> None:
+def start_from(values: dict[str, Any], weights: Weights) -> None:
     """Put the stage before as the weights of a composed run, in place; its tokenizer stays that of the first weights.
 
     A method that goes on from a trained model of its own kind (`about.stage_source`) has it as that source.
@@ -122,19 +120,19 @@ def start_from(values: dict[str, Any], weights: str) -> None:
     method, backbone = values["method"], values["backbone"]
     about = method.get("about", {})
     if name := about.get("stage_source"):  # the method reads the whole model of the stage before, as this source
-        values["sources"] = {**values["sources"], name: weights.removeprefix(STAGE)}
+        values["sources"] = {**values["sources"], name: weights.words}
         return
     if not about.get("pretrained", True) or values["dataset"].get("form") == "none":
         what = f"method={method['name']}" if values["dataset"].get("form") != "none" else "dataset=none"
         raise UserError(f"{what} does not go on from another stage.", where=KEY, remedy="make it the first stage")
-    first = str(backbone["weights"])
+    first = Weights.of(backbone)
     if not backbone.get("tokenizer"):
-        if first == "hub":
+        if first.kind == "hub":
             at = f"@{backbone['revision']}" if backbone.get("revision") else ""
             backbone["tokenizer"] = f"{backbone['hub']}{at}"
-        elif first.partition(":")[0] not in ("random", "run", "stage"):
-            backbone["tokenizer"] = first
-    backbone["weights"] = weights
+        elif first.kind == "path":
+            backbone["tokenizer"] = first.words
+    backbone["weights"] = str(weights)
 
 
 def written(stages: Sequence[Sequence[str]]) -> str:

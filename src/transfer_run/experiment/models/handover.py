@@ -22,10 +22,9 @@ from torch import Tensor
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.weights.checkpoints import read_tensors
+from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
-from transfer_run.experiment.config.identity import STARTS
-from transfer_run.experiment.config.stages import STAGE
 from transfer_run.experiment.models.model_files import backbone_config, load_model, save_model
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, method_settings
@@ -35,7 +34,7 @@ from transfer_run.task import Task
 
 def is_stage(config: Mapping[str, Any]) -> bool:
     """Does the run go on from the model of another one?"""
-    return str(config["backbone"]["weights"]).startswith(STAGE)
+    return Weights.of(config["backbone"]).kind == "stage"
 
 
 def starting_backbone(config: Mapping[str, Any], sources: Mapping[str, Path]) -> dict[str, Any]:
@@ -178,7 +177,6 @@ def resolved_backbone(backbone: dict[str, Any], sources: dict[str, Path], name: 
     Args:
         name: of the source that the weights are: `backbone`, or `pool.NAME`.
     """
-    if name not in sources or f"{str(backbone['weights']).partition(':')[0]}:" not in STARTS:
+    if name not in sources or not Weights.of(backbone).of_run:
         return backbone
-
     return {**backbone, "weights": str(whole_model(sources[name]))}

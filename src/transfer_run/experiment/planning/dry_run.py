@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import Plan, plan_run
 from transfer_run.experiment.record.summary import size
 from transfer_run.experiment.sources.resolve import source_tree
@@ -16,21 +15,21 @@ from transfer_run.experiment.sources.source import Tree
 LAST = "checkpoints/last.ckpt"
 
 
-def show_dry_run(cfg: DictConfig) -> None:
+def show_dry_run(run: Run) -> None:
     """Print the tree of runs, the batch's shapes, the trained parameters and the plan of the run itself."""
     console = Console()
-    tree = source_tree(cfg)
+    tree = source_tree(run)
     table = Table(title="what would run")
     for column in ("run", "method", "backbone", "dataset", "state", "planned peak"):
         table.add_column(column)
     plans: dict[str, str] = {}  # by folder: a run that stands in two places is planned once
-    for depth, run in tree.walk():
-        table.add_row(*_row(depth, run, plans))
+    for depth, each in tree.walk():
+        table.add_row(*_row(depth, each, plans))
     console.print(table)
     try:
-        _show_plan(plan_run(cfg), console)
+        _show_plan(plan_run(run), console)
     except UserError as error:
-        if not without_data(cfg):
+        if run.has_data:
             raise
         console.print(f"no plan: {error.what}", highlight=False)
     console.print(f"folder:  {tree.folder}")
@@ -48,25 +47,25 @@ def _show_plan(plan: Plan, console: Console) -> None:
     console.print(plan.report, highlight=False)
 
 
-def _row(depth: int, run: Tree, plans: dict[str, str]) -> tuple[str, ...]:
-    name = "  " * depth + (run.name or "this run")
-    if run.cfg is None:
-        return name, "", "", str(run.folder), "exists" if run.finished else "would be fetched", ""
-    if run.finished:
+def _row(depth: int, tree: Tree, plans: dict[str, str]) -> tuple[str, ...]:
+    name, run, folder = "  " * depth + (tree.name or "this run"), tree.run, str(tree.folder)
+    if run is None:
+        return name, "", "", folder, "exists" if tree.finished else "would be fetched", ""
+    if tree.finished:
         state = "finished"
-    elif (run.folder / LAST).is_file():
+    elif (tree.folder / LAST).is_file():
         state = "would go on"
     else:
-        state = "would run, once" if str(run.folder) in plans else "would run"
-    if str(run.folder) not in plans:
-        plans[str(run.folder)] = _peak(run.cfg)
-    return name, run.cfg.method.name, run.cfg.backbone.name, run.cfg.dataset.name, state, plans[str(run.folder)]
+        state = "would run, once" if folder in plans else "would run"
+    if folder not in plans:
+        plans[folder] = _peak(run)
+    return name, *(run.chosen(group) for group in ("method", "backbone", "dataset")), state, plans[folder]
 
 
-def _peak(cfg: DictConfig) -> str:
+def _peak(run: Run) -> str:
     """The run's planned peak, or why it has none; one run that cannot be planned does not hide the others."""
     try:
-        memory = plan_run(cfg).memory
+        memory = plan_run(run).memory
         return size(memory["peak"]) + "".join(f", without {phase}" for phase in memory.get("not_planned", ()))
     except (UserError, NotImplementedError, RuntimeError) as error:
         return f"not known: {error.what if isinstance(error, UserError) else error}"

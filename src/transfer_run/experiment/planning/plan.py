@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Group
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from transfer_run.backbones.quantised import QUANTISED, pack
 from transfer_run.data.load import batch_spec, build_task
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
-from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
 from transfer_run.experiment.sources.models import source_on_meta
@@ -69,26 +69,25 @@ class Plan:
     assumptions: tuple[str, ...] = ()
 
 
-def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
-    """Plan the run that `cfg` describes.
+def plan_run(run: Run, target: Target | None = None) -> Plan:
+    """Plan a run.
 
     Args:
-        cfg: composed and valid (`experiment.compose.compose`).
         target: whose memory is predicted; default: the CPU's for `hardware=cpu`, else a GPU's.
 
     Raises:
         UserError: the parts do not fit together, or `plan.budget` is no amount of memory.
     """
     begin = time.perf_counter()
-    if without_data(cfg):
-        found = planned_on_first_source(cfg)
+    if not run.has_data:
+        found = planned_on_first_source(run)
         if found is None:
-            return _plan_of_files(cfg, begin)
-        cfg = found
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+            return _plan_of_files(run, begin)
+        run = found
+    config = run.config
     wanted = config["plan"]["budget"] and parse_budget(config["plan"]["budget"])
     with torch.random.fork_rng(devices=[]):
-        planned = _Planned(config, target)
+        planned = _Planned(run, target)
         share = -(-config["dataset"]["batch_size"] // planned.devices)
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
@@ -104,33 +103,33 @@ def plan_run(cfg: DictConfig, target: Target | None = None) -> Plan:
     return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed)
 
 
-def _plan_of_files(cfg: DictConfig, begin: float) -> Plan:
+def _plan_of_files(run: Run, begin: float) -> Plan:
     """Checkpoints are merged as files: pieces of them are in memory, on the CPU, whatever the models' size."""
-    memory, lines = memory_of_files(cfg)
+    memory, lines = memory_of_files(run)
     report = Group(*lines)
     counts = {"total": 0, "trainable": 0, "trainable_pct": 0.0}
-    return Plan(memory, report, round(time.perf_counter() - begin, 3), counts, {}, int(cfg.dataset.batch_size))
+    return Plan(
+        memory, report, round(time.perf_counter() - begin, 3), counts, {}, int(run.config["dataset"]["batch_size"])
+    )
 
 
-def inference_memory(cfg: DictConfig, batch_size: int = 1, target: Target | None = None) -> dict[str, Any]:
+def inference_memory(run: Run, batch_size: int = 1, target: Target | None = None) -> dict[str, Any]:
     """The memory of one prediction alone, weights included, as in `result.json` (papers' inference columns)."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with torch.random.fork_rng(devices=[]):
-        return _Planned(config, target, trains=False).memory(batch_size)
+        return _Planned(run, target, trains=False).memory(batch_size)
 
 
-def parameter_counts(cfg: DictConfig) -> dict[str, float]:
+def parameter_counts(run: Run) -> dict[str, float]:
     """How many parameters the run trains, from shapes alone; no step is rehearsed.
 
     `total` and `trainable` of the method on its backbone; `counted`: trainable without the task's fresh head, as
     papers count; `backbone`: the pretrained model by itself; in per cent: `trainable_pct` of the total, and
     `trainable_of_backbone`, `counted_of_backbone`.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with torch.random.fork_rng(devices=[]):
-        method = _method_on_meta(config, paper=config["plan"]["profile"] == "paper")
+        method = _method_on_meta(run, paper=run.config["plan"]["profile"] == "paper")
         with torch.device("meta"):
-            alone = build_backbone(config["backbone"], weights=False, device="meta")
+            alone = build_backbone(run.config["backbone"], weights=False, device="meta")
     backbone = sum(p.numel() for p in alone.model.parameters())
     counts = count_parameters(method) | {"counted": method.counted_parameters(), "backbone": backbone}
     shares = {f"{name}_of_backbone": 100 * counts[name] / backbone for name in ("trainable", "counted")}
@@ -138,9 +137,9 @@ def parameter_counts(cfg: DictConfig) -> dict[str, float]:
 
 
 @contextmanager
-def method_without_values(config: Mapping[str, Any], shapes: Shapes) -> Iterator[tuple[Method, dict[str, Tensor]]]:
+def method_without_values(run: Run, shapes: Shapes) -> Iterator[tuple[Method, dict[str, Tensor]]]:
     """The method and a batch on fake tensors, attention written out, while the context lasts (for counting)."""
-    method, mode = _method_on_meta(config, paper=False), fake_mode()
+    method, mode = _method_on_meta(run, paper=False), fake_mode()
     make_fake(method, mode)
     attend_eagerly(method)
     with mode, AnswersNo():
@@ -156,13 +155,12 @@ class _Planned:
     """A run's method, rehearsed on fake tensors.
 
     Args:
-        config: the composed config as plain containers.
         target: as in `plan_run`.
         trains: False leaves training out.
     """
 
-    def __init__(self, config: Mapping[str, Any], target: Target | None, trains: bool = True) -> None:
-        self.config = config
+    def __init__(self, run: Run, target: Target | None, trains: bool = True) -> None:
+        self.config = config = run.config
         self.setting = _setting(config, target)
         if self.setting.target == "cpu" and config["backbone"].get("load") in QUANTISED:
             raise UserError(
@@ -174,7 +172,7 @@ class _Planned:
         self.assumptions: list[str] = []
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
-        method = _method_on_meta(config, paper=self.setting.paper)
+        method = _method_on_meta(run, paper=self.setting.paper)
         check_own_steps(method, config["method"]["name"], config["hardware"])
         node = config["optimizer"]
         self.generates = method.task.form == "text_to_text"
@@ -288,9 +286,9 @@ def _spread(config: Mapping[str, Any]) -> tuple[int, str]:
     return int(devices), "fsdp" if strategy == "fsdp" else "ddp"
 
 
-def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
+def _method_on_meta(run: Run, *, paper: bool) -> Method:
     """The method on its backbone, without memory; with the overrides of its own paper's memory setting if asked."""
-    settings = dict(config["method"])
+    config, settings = run.config, dict(run.config["method"])
     if paper:
         own = _nested(paper_settings(config))
         settings = OmegaConf.to_container(OmegaConf.merge(settings, own))  # type: ignore[assignment]
@@ -300,7 +298,7 @@ def _method_on_meta(config: Mapping[str, Any], *, paper: bool) -> Method:
         checkpointing = config["hardware"]["activation_checkpointing"]
         backbone = build_backbone(config["backbone"], weights=False, device="meta", checkpointing=checkpointing)
         method = build_method(settings, backbone, task)
-        method.take_sources(lambda name: source_on_meta(name, config, task))
+        method.take_sources(lambda name: source_on_meta(name, run, task))
         return method
 
     return on_meta(build)

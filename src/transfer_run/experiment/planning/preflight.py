@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from transfer_run.backbones.weights.names import hub_name
+from transfer_run.backbones.weights.names import Weights, hub_name
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config.composed import Run
 
 
-def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
+def check_before(run: Run, *, sources_missing: bool) -> None:
     """Refuse a run that cannot be carried out on this machine, with these data and these weights.
 
     Args:
@@ -22,13 +20,13 @@ def check_before(cfg: DictConfig, *, sources_missing: bool) -> None:
     Raises:
         UserError: what the devices, the data and the weights lack, in one message.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if without_data(cfg):
+    config = run.config
+    if not run.has_data:
         return
     check_shares(config)
-    if config["method"]["about"].get("pretrained", True) and config["backbone"]["weights"] == "hub":
+    if config["method"]["about"].get("pretrained", True) and run.weights.kind == "hub":
         hub_name(config["backbone"])
-    _check_steps(cfg, config)
+    _check_steps(run)
     if config["dataset"]["about"].get("needs_path"):
         from transfer_run.data.reading.table import path_of
 
@@ -60,15 +58,15 @@ def check_shares(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_steps(cfg: DictConfig, config: Mapping[str, Any]) -> None:
+def _check_steps(run: Run) -> None:
     """Shards and scaled losses do not suit every method; the method is asked where there are any."""
-    hardware, method = config["hardware"], config["method"]
+    hardware, method = run.config["hardware"], run.config["method"]
     if hardware["strategy"] == "fsdp" or hardware["precision"] == "16-mixed":
         from transfer_run.experiment.config.compose import make_importable
         from transfer_run.hardware.steps import check_own_steps
         from transfer_run.methods.build import method_class
 
-        make_importable(cfg)
+        make_importable(run)
         check_own_steps(method_class(method["about"]["target"]), method["name"], hardware)
 
 
@@ -77,7 +75,7 @@ def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[Us
     dataset, backbone = config["dataset"], dict(config["backbone"])
     weights = data = None
     read = config["method"]["about"].get("pretrained", True)
-    if read and str(backbone["weights"]) == "hub":
+    if read and Weights.of(backbone).kind == "hub":
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now

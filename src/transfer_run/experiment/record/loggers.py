@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from transfer_run.experiment.config.identity import flatten
+from transfer_run.experiment.config.schema import flatten
 
 
 def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:

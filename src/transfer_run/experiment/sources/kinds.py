@@ -17,16 +17,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
-
-from omegaconf import DictConfig, OmegaConf
+from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compatibility import without_data
-from transfer_run.run_folder import CONFIG, is_run
-
-if TYPE_CHECKING:
-    from transfer_run.experiment.sources.source import Source
+from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.sources.source import Source
+from transfer_run.run_folder import is_run, read_config
 
 KINDS = {"model": "a model", "files": "merged files", "rows": "a part of a data set", "ranking": "a ranking"}
 OF_SHAPE = {"score": "ranking", "reshape": "rows"}
@@ -53,8 +50,14 @@ class Wanted:
     def read_by(self, method: Mapping[str, Any]) -> bool:
         if not self.key:
             return True
-        value = OmegaConf.select(OmegaConf.create(dict(method)), self.key)
-        return str(value).lower() in [each.lower() for each in self.values]
+        return str(value_at(method, self.key)).lower() in [each.lower() for each in self.values]
+
+
+def value_at(node: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 OWN = {"backbone": Wanted(("model", "files")), "pool.*": Wanted(("model", "files")), "dataset.rows": Wanted(("rows",))}
@@ -82,28 +85,28 @@ def declared(method: Mapping[str, Any]) -> dict[str, Wanted]:
     return found
 
 
-def makes(cfg: Mapping[str, Any] | DictConfig) -> str:
+def makes(config: Mapping[str, Any]) -> str:
     """What the run of a composed config makes."""
-    about = (cfg.get("method") or {}).get("about") or {}
-    if about.get("shape") == "combine" and without_data(cfg) and not cfg.get("sources"):
+    about = (config.get("method") or {}).get("about") or {}
+    if about.get("shape") == "combine" and without_data(config) and not config.get("sources"):
         return "files"
     return str(about.get("makes") or OF_SHAPE.get(str(about.get("shape")), "model"))
 
 
-def check_sources(cfg: DictConfig, sources: Sequence[Source]) -> None:
+def check_sources(run: Run, sources: Sequence[Source]) -> None:
     """Compare the sources of a run with what its method declares.
 
     Raises:
         UserError: a name that the method does not read, one that it needs and misses, or a source of another kind.
     """
-    method: dict[str, Any] = OmegaConf.to_container(cfg.method, resolve=True)  # type: ignore[assignment]
+    method: Mapping[str, Any] = run.config["method"]
     wanted = declared(method)
     for source in sources:
         _check_kind(source, _entry(source, {**wanted, **OWN}, method), method)
     named = {source.name for source in sources}
     for name, entry in wanted.items():
         if name not in named and "*" not in name and not entry.optional and entry.read_by(method):
-            because = f" with method.{entry.key}={OmegaConf.select(cfg.method, entry.key)}" if entry.key else ""
+            because = f" with method.{entry.key}={value_at(method, entry.key)}" if entry.key else ""
             raise UserError(
                 f"method={method['name']} needs a source {name!r}{because}, and the run names none.",
                 where=f"sources.{name}",
@@ -120,29 +123,29 @@ def _entry(source: Source, wanted: Mapping[str, Wanted], method: Mapping[str, An
         raise UserError(
             f"method={method['name']} reads sources.{source.name} only with "
             f"method.{entries[0].key}={' or '.join(entries[0].values)}.",
-            where=f"{source.key}: {source.words}",
+            where=source.where,
             remedy=f"set that, or take sources.{source.name} out",
         )
     names = [name for name in wanted if name not in OWN and name != "*"]
     reads = f"it reads {', '.join(names)}" if names else "it reads none"
     raise UserError(
         f"method={method['name']} reads no source {source.name!r}: {reads}.",
-        where=f"{source.key}: {source.words}",
+        where=source.where,
         nearest=[f"sources.{near}" for near in nearest_names(source.name, names)],
         remedy="name it right or take it out; a method of your own declares it, as about.sources: {teacher: model}",
     )
 
 
 def _check_kind(source: Source, entry: Wanted, method: Mapping[str, Any]) -> None:
-    cfg = source.cfg
-    if source.folder is not None and is_run(source.folder):
-        cfg = OmegaConf.load(source.folder / CONFIG)  # type: ignore[assignment]
-    kind = "model" if cfg is None else makes(cfg)
+    config = source.run.config if source.run is not None else None
+    if config is None and source.folder is not None and is_run(source.folder):
+        config = read_config(source.folder)  # named by its identity
+    kind = "model" if config is None else makes(config)
     if kind not in entry.kinds:
-        by = OmegaConf.select(cfg, "method.name") if cfg is not None else None
+        by = value_at(config, "method.name")
         raise UserError(
             f"The source {source.name!r} is a run of method={by}, which makes {KINDS[kind]}; method={method['name']} "
             f"reads {' or '.join(KINDS[each] for each in entry.kinds)} there.",
-            where=f"{source.key}: {source.words}",
+            where=source.where,
             remedy="name a run that trains a model" if "model" in entry.kinds else "name a run of method=dp4tl",
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from transfer_run.backbones.declared import family_of
@@ -16,8 +15,9 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.weights.folders import folder_backbone, folder_head
 from transfer_run.data.load import build_task
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config.compatibility import phrase, reads, without_data
+from transfer_run.experiment.config.compatibility import phrase, reads
 from transfer_run.experiment.config.compose import make_importable
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.model_files import load_model, refuse_diverged
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
@@ -77,43 +77,43 @@ def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Tas
     return method.requires_grad_(False).eval()
 
 
-def source_on_meta(name: str, config: Mapping[str, Any], task: Task) -> Method:
+def source_on_meta(name: str, run: Run, task: Task) -> Method:
     """The same model for a plan: its shapes on the meta device, whether the run has been carried out or not.
 
     Raises:
         UserError: as `source_model`; a plain folder of the hub that is not on this machine cannot be planned.
     """
-    sources = {source.name: source for source in sources_of(OmegaConf.create(dict(config)))}
+    sources = {source.name: source for source in sources_of(run)}
     if name not in sources:
         raise _missing(name, list(sources))
     source = sources[name]
-    if source.cfg is None:
+    if source.to_carry_out is None:
         folder = source.folder or fetched(source)
         model = model_folder(folder)
         if not has_model(model) or read_description(model).get("library"):
-            return source_model(name, {name: folder}, config, task).to("meta")
+            return source_model(name, {name: folder}, run.config, task).to("meta")
         content = read_description(model)
         node, settings, task = content["backbone"], content["method"], Task.from_json(content["task"])
     else:
-        values: dict[str, Any] = OmegaConf.to_container(source.cfg, resolve=True)  # type: ignore[assignment]
-        node, settings = values["backbone"], values["method"]
-        task = build_task(values["dataset"], node)
+        config = source.to_carry_out.config
+        node, settings = config["backbone"], config["method"]
+        task = build_task(config["dataset"], node)
     method = build_method(settings, build_backbone(node, weights=False, device="meta"), task)
     method.settle()
     return method.requires_grad_(False).eval()
 
 
-def check_on_meta(cfg: DictConfig) -> None:
+def check_on_meta(run: Run) -> None:
     """Build the run's method and let it look at its sources, of which only shapes and tasks are known.
 
     Raises:
         UserError: it refuses its own settings, or one of its sources. What cannot be known without data or weights is
             left to the run itself.
     """
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    if without_data(cfg):
+    config = run.config
+    if not run.has_data:
         return
-    make_importable(cfg)
+    make_importable(run)
     try:
         task = build_task(config["dataset"], config["backbone"])
     except UserError:
@@ -122,7 +122,7 @@ def check_on_meta(cfg: DictConfig) -> None:
     def build() -> None:
         backbone = build_backbone(config["backbone"], weights=False, device="meta")
         method = build_method(config["method"], backbone, task)
-        method.take_sources(lambda name: source_on_meta(name, config, task))
+        method.take_sources(lambda name: source_on_meta(name, run, task))
 
     with torch.random.fork_rng(devices=[]), contextlib.suppress(RuntimeError, NotImplementedError):
         on_meta(build)

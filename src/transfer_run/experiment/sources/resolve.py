@@ -12,110 +12,103 @@ A source is named in one of five ways:
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config.compose import compose
-from transfer_run.experiment.config.identity import RUN, STARTS, identity, run_folder
-from transfer_run.experiment.config.pool import candidate_configs
+from transfer_run.experiment.config.composed import Run, naming
+from transfer_run.experiment.config.references import BACKBONE, ROWS, Reference
 from transfer_run.experiment.sources.kinds import check_sources
-from transfer_run.experiment.sources.source import HUB, INHERITED, ROWS, Source, Tree, _naming, key_of
+from transfer_run.experiment.sources.source import HUB, Source, Tree
 from transfer_run.run_folder import is_run, read_result
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def sources_of(cfg: DictConfig) -> list[Source]:
-    """All sources of a run; weights that name a run (`run:...`, `stage:...`) are the source `backbone`, or
-    `pool.NAME` in a pool, and a run that says which rows are read (`dataset.rows=run:...`) is `dataset.rows`.
+def sources_of(run: Run) -> list[Source]:
+    """All sources of a run, one for each of its references but files.
 
     Raises:
         UserError: words that name neither a run, nor a folder, nor a model of the hub; or a run of another kind.
     """
-    words = {name: str(value) for name, value in cfg.sources.items()}
-    found: dict[str, Source] = {}
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    pool = candidate_configs(values, [Path(folder) for folder in values["search_path"]])
-    for name, backbone in {"backbone": values["backbone"], **{f"pool.{k}": v for k, v in pool.items()}}.items():
-        start, _, rest = str(backbone["weights"]).partition(":")
-        if f"{start}:" in STARTS:
-            words[name] = rest
-            found[name] = _of_family(_resolve(name, rest, cfg), backbone)
-    if (rows := str(values["dataset"].get("rows"))).startswith(RUN):
-        words[ROWS] = rows.removeprefix(RUN)
-    return [found.get(name) or _resolve(name, value, cfg) for name, value in words.items()]
+    named = (each for each in run.references if each.of_run)
+    return [_of_family(_resolve(each, run), run) for each in named]
 
 
-def _of_family(source: Source, backbone: dict[str, Any]) -> Source:
+def _of_family(source: Source, run: Run) -> Source:
     """Weights come from a run on a backbone of the same kind."""
-    if source.cfg is not None and source.cfg.backbone.family != backbone["family"]:
+    own = {BACKBONE: run.config["backbone"], **{f"pool.{words}": node for words, node in run.backbones.items()}}
+    if source.to_carry_out is None or source.name not in own:
+        return source
+    backbone, other = own[source.name], source.to_carry_out.config["backbone"]
+    if other["family"] != backbone["family"]:
         raise UserError(
             f"Weights for backbone={backbone['name']} (family {backbone['family']}) cannot come from a run on "
-            f"backbone={source.cfg.backbone.name} (family {source.cfg.backbone.family}).",
-            where=f"backbone.weights: {source.words}",
+            f"backbone={other['name']} (family {other['family']}).",
+            where=f"backbone.weights: {source.reference.words}",
             remedy="use one backbone in both",
         )
     return source
 
 
-def _resolve(name: str, words: str, cfg: DictConfig) -> Source:
-    if "=" in words:
-        source = compose(shlex.split(words), search_path=list(cfg.search_path))
-        for key in INHERITED:
-            OmegaConf.update(source, key, OmegaConf.select(cfg, key), force_add=True)
-        return Source(name, words, cfg=source)
+def _resolve(reference: Reference, run: Run) -> Source:
+    name, words, below = reference.name, reference.words, run.sources.get(reference.name)
+    if reference.is_words:
+        assert below is not None, f"{reference.key} was not composed"
+        return Source(reference, below.below(run))
     place = Path(words).expanduser()
     if place.is_dir():
-        return Source(name, words, folder=_checked(name, place))
-    if re.fullmatch(r"[0-9a-f]{6,64}", words):
-        found = sorted((Path(cfg.output_dir) / "runs").glob(f"**/*-{words[:8]}*/result.json"))
+        return Source(reference, below, folder=_checked(reference, place))
+    if reference.is_identity:
+        found = sorted((Path(run.config["output_dir"]) / "runs").glob(f"**/*-{words[:8]}*/result.json"))
         if len(found) == 1:
-            return Source(name, words, folder=found[0].parent)
+            return Source(reference, folder=found[0].parent)
         what = "No finished run has" if not found else f"{len(found)} runs have"
         raise UserError(
-            f"{what} the identity {words}.", where=f"{key_of(name)}: {words}", remedy="give the run's words or folder"
+            f"{what} the identity {words}.", where=f"{reference.key}: {words}", remedy="give the run's words or folder"
         )
     if words.startswith(HUB) or (_HUB_NAME.fullmatch(words) and not place.parent.exists()):
-        return Source(name, words, hub=words.removeprefix(HUB))
+        return Source(reference, hub=words.removeprefix(HUB))
     beside = [str(path) for path in place.parent.glob("*") if path.is_dir()]
     raise UserError(
         f"The source {name!r} is a file, not a folder."
         if place.is_file()
         else f"The source {name!r} is neither a run's words, nor an identity, nor a folder: {words!r}.",
-        where=f"{key_of(name)}: {words}",
+        where=f"{reference.key}: {words}",
         nearest=nearest_names(words, beside),
         remedy='write for example sources.teacher="method=full dataset=glue/rte", a folder that exists, or hub:NAME',
     )
 
 
-def _checked(name: str, folder: Path) -> Path:
+def _checked(reference: Reference, folder: Path) -> Path:
     """A run's folder must hold a finished run (of any kind); any other folder must hold weights."""
     if is_run(folder):
         if read_result(folder) is not None:
             return folder
         raise UserError(
-            f"The source {name!r} is a run that has not finished.",
-            where=f"{key_of(name)}: {folder}",
+            f"The source {reference.name!r} is a run that has not finished.",
+            where=f"{reference.key}: {folder}",
             remedy="let it finish, or give its words instead of its folder",
         )
     if not any(any(folder.rglob(kind)) for kind in ("*.safetensors", "pytorch_model*.bin")):
         raise UserError(
-            f"The source {name!r} is a folder without weights.",
-            where=f"{key_of(name)}: {folder}",
+            f"The source {reference.name!r} is a folder without weights.",
+            where=f"{reference.key}: {folder}",
             remedy="name a run's folder, or one that holds .safetensors files",
         )
     return folder
 
 
-def _refuse_cycle(source: Source, chain: tuple[str, ...]) -> None:
-    if source.cfg is not None and identity(source.cfg) in chain:
+def refuse_cycle(source: Source, chain: tuple[str, ...]) -> None:
+    """UserError where the run that asks for this source is needed for it, too.
+
+    Args:
+        chain: identities of the runs that wait.
+    """
+    if source.to_carry_out is not None and source.to_carry_out.identity in chain:
         raise UserError(
             f"The source {source.name!r} needs the run that asks for it: a circle.",
-            where=f"{source.key}: {source.words}",
+            where=source.where,
             remedy="name another source",
         )
 
@@ -131,27 +124,26 @@ def fetched(source: Source) -> Path:
     except UserError as error:
         raise UserError(
             f"The source {source.name!r} is a model of the hub that cannot be had: {error.what}",
-            where=f"{source.key}: {source.words}",
+            where=source.where,
             remedy=f"fetch it where there is a network (hf download {name}), or name a folder or a run's words",
         ) from error
 
 
-def source_tree(cfg: DictConfig, name: str = "", chain: tuple[str, ...] = ()) -> Tree:
+def source_tree(run: Run, source: Source | None = None, chain: tuple[str, ...] = ()) -> Tree:
     """The run and all below it, with what is finished; carries out nothing."""
-    folder = run_folder(cfg)
-    tree = Tree(name, cfg, folder, read_result(folder) is not None)
-    chain = (*chain, identity(cfg))
-    sources = sources_of(cfg)
-    check_sources(cfg, sources)
-    for source in sources:
-        _refuse_cycle(source, chain)
-        if source.cfg is not None:
-            with _naming(source):
-                tree.sources.append(source_tree(source.cfg, source.label, chain))
-        elif source.folder is not None:
-            tree.sources.append(Tree(source.name, None, source.folder, True))
+    tree = Tree(source, run, run.folder, read_result(run.folder) is not None)
+    chain = (*chain, run.identity)
+    sources = sources_of(run)
+    check_sources(run, sources)
+    for each in sources:
+        refuse_cycle(each, chain)
+        if each.to_carry_out is not None:
+            with naming(each.reference):
+                tree.sources.append(source_tree(each.to_carry_out, each, chain))
+        elif each.folder is not None:
+            tree.sources.append(Tree(each, None, each.folder, True))
         else:
-            tree.sources.append(Tree(source.name, None, *_on_this_machine(source)))
+            tree.sources.append(Tree(each, None, *_on_this_machine(each)))
     return tree
 
 

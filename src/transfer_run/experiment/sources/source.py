@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from transfer_run.errors import RunFailed, UserError
-
-INHERITED = ("output_dir", "hardware", "search_path", "trainer.progress", "logger")
-"""What a source run takes from the run that asks for it: where and on what it runs, never what it computes."""
-
-
-ROWS = "dataset.rows"
-"""Name of the source that says which rows of the data set are read."""
-
+from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.references import BACKBONE, Reference
 
 HUB = "hub:"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source: a run to be found or carried out (`cfg`), a folder that is there (`folder`), or a model of
-    the hub (`hub`, NAME or NAME@REVISION)."""
+    """A reference that was followed: to a run to be found or carried out (`run`), a folder that is there (`folder`; if
+    it is a run's, that run beside it), or a model of the hub (`hub`, NAME or NAME@REVISION)."""
 
-    name: str
-    words: str
-    cfg: DictConfig | None = None
+    reference: Reference
+    run: Run | None = None
     folder: Path | None = None
     hub: str | None = None
 
     @property
-    def key(self) -> str:
-        """The key of the config that names it."""
-        return key_of(self.name)
+    def name(self) -> str:
+        return self.reference.name
+
+    @property
+    def where(self) -> str:
+        """The place in the config, for messages."""
+        return f"{self.reference.key}: {self.reference.words}"
+
+    @property
+    def to_carry_out(self) -> Run | None:
+        """The run that is named by its words; None of what has to be there already."""
+        return self.run if self.folder is None else None
 
     @property
     def label(self) -> str:
         """What the source is called in a tree of runs."""
-        stages = len(self.cfg.stages) if self.cfg is not None and self.name == "backbone" else 0
+        stages = len(self.run.config["stages"]) if self.to_carry_out and self.run and self.name == BACKBONE else 0
         return f"stage {stages}" if stages else self.name
-
-
-def key_of(name: str) -> str:
-    """The key of the config that names the source `name`."""
-    if name.startswith("pool."):
-        return f"method.{name}"
-    return {"backbone": "backbone.weights", ROWS: ROWS}.get(name, f"sources.{name}")
 
 
 @dataclass
@@ -57,30 +48,26 @@ class Tree:
     """A run and the runs below it, for `dry_run=true`.
 
     Attributes:
-        cfg: None where the source is a folder or a model of the hub.
+        source: that it is of the run above; None of the run that was asked for.
+        run: None where the source is a folder or a model of the hub.
         folder: where it is; the hub's name of a model that is not on this machine.
         finished: is it there?
     """
 
-    name: str
-    cfg: DictConfig | None
+    source: Source | None
+    run: Run | None
     folder: Path
     finished: bool
     sources: list[Tree] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """As the tree shows it; empty of the run that was asked for."""
+        if self.source is None:
+            return ""
+        return self.source.label if self.run is not None else self.source.name
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, Tree]]:
         yield depth, self
         for source in self.sources:
             yield from source.walk(depth + 1)
-
-
-@contextmanager
-def _naming(source: Source) -> Iterator[None]:
-    """Errors of a source say whose they are."""
-    try:
-        yield
-    except UserError as error:
-        where = error.where if error.where.startswith(source.key) else f"{source.key}: {error.where or source.words}"
-        raise UserError(error.what, where=where, nearest=error.nearest, remedy=error.remedy) from error
-    except RunFailed as error:
-        raise RunFailed(error.log, f"the source {source.name!r} ({source.words}) failed: {error.reason}") from error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.model_files import not_finite, save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
 from transfer_run.experiment.record.log import LOG, environment
@@ -24,9 +25,8 @@ from transfer_run.run_folder import LOG_FILE, RESULT, model_folder
 
 
 def _record(
-    cfg: DictConfig,
-    name: str,
-    config: dict[str, Any],
+    run: Run,
+    config: Mapping[str, Any],
     folder: Path,
     module: TransferModule,
     trainer: pl.Trainer,
@@ -45,37 +45,35 @@ def _record(
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
-    plan = _planned(_with_found_labels(cfg, module.data), target) if memory is not None else None
-    result = _result(cfg, name, method, trainer, scores, seconds, memory, plan)
+    plan = _planned(_with_found_labels(run, module.data), target) if memory is not None else None
+    result = _result(run, method, trainer, scores, seconds, memory, plan)
     write_json(folder / RESULT, {**result, "extra": extra} if extra else result)
     if memory is not None and plan is not None:
         LOG.info("%s", memory.compare(plan))
 
 
-def _planned(cfg: DictConfig, target: Target) -> Plan | None:
+def _planned(run: Run, target: Target) -> Plan | None:
     """The plan beside the measurement; a finished run is not lost because its shapes could not be foreseen.
 
     Of what was run: the paper's setting, and devices beside the run's own, are of plans alone.
     """
     try:
-        of_run = {"plan": {"profile": "modern", "devices": 1, "strategy": None}}
-        return plan_run(DictConfig(OmegaConf.merge(cfg, of_run)), target)
+        return plan_run(run.changed(plan={"profile": "modern", "devices": 1, "strategy": None}), target)
     except (NotImplementedError, RuntimeError, UserError) as error:
         LOG.warning("no plan beside this measurement: %s", error)
         return None
 
 
-def _with_found_labels(cfg: DictConfig, data: DataModule) -> DictConfig:
-    """The config with the class names that only the data could tell: a plan reads no data."""
-    if cfg.dataset.get("num_labels") or cfg.dataset.get("label_names") or not data.label_names:
-        return cfg
-    found = OmegaConf.create({"dataset": {"label_names": list(data.label_names)}})
-    return DictConfig(OmegaConf.merge(cfg, found))
+def _with_found_labels(run: Run, data: DataModule) -> Run:
+    """The run with the class names that only the data could tell: a plan reads no data."""
+    dataset = run.config["dataset"]
+    if dataset.get("num_labels") or dataset.get("label_names") or not data.label_names:
+        return run
+    return run.changed(dataset={"label_names": list(data.label_names)})
 
 
 def _result(
-    cfg: DictConfig,
-    name: str,
+    run: Run,
     method: Method,
     trainer: pl.Trainer,
     scores: dict[str, float],
@@ -83,7 +81,7 @@ def _result(
     memory: MemoryCallback | None,
     plan: Plan | None,
 ) -> dict[str, Any]:
-    """`result.json` of the contract, of the run whose identity is `name`."""
+    """`result.json` of the contract."""
     measured = memory.result() if memory is not None else {}
     if plan is not None:  # a run that measures nothing: its plan stands there, and says so
         left_out = {key: plan.memory[key] for key in ("not_planned",) if key in plan.memory}
@@ -93,11 +91,9 @@ def _result(
     return {
         "schema": 1,
         "status": "finished",
-        "identity": name,
-        "method": cfg.method.name,
-        "backbone": cfg.backbone.name,
-        "dataset": cfg.dataset.name,
-        "seed": cfg.seed,
+        "identity": run.identity,
+        **{group: run.chosen(group) for group in ("method", "backbone", "dataset")},
+        "seed": run.config["seed"],
         "metrics": {name: round(float(value), 6) for name, value in sorted(scores.items())},
         "parameters": count_parameters(method),
         "memory": measured,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from transfer_run.backbones.base import Batch
@@ -22,10 +21,8 @@ from transfer_run.backbones.quantised import pack
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data, build_tests
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.compose import make_importable
-from transfer_run.experiment.config.identity import identity
-from transfer_run.experiment.config.pool import candidate_configs
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.handover import hand_over, resolved_backbone, starting_backbone
 from transfer_run.experiment.models.model_files import refuse_diverged
 from transfer_run.experiment.planning.plan import prepared_on_cpu
@@ -48,39 +45,38 @@ from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
-from transfer_run.run_folder import CHECKPOINTS, CONFIG, LOG_FILE, METRICS
+from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, is_run, read_config
 
 
-def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
-    """Build, prepare, fit, test and record the run of `cfg` in `folder`; goes on from a checkpoint that is there.
+def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
+    """Build, prepare, fit, test and record a run in its `folder`; goes on from a checkpoint that is there.
 
     Args:
         sources: folders of the finished source runs by name.
     """
-    name = identity(cfg)
-    if without_data(cfg):
-        found = on_first_source(cfg, sources)
+    if not run.has_data:
+        found = on_first_source(run, sources)
         if found is None:
-            combine_files(cfg, folder, sources)
+            combine_files(run, folder, sources)
             return
-        cfg = found
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    config["dataset"] = resolved_dataset(config["dataset"], sources)
-    make_importable(cfg)
-    pl.seed_everything(cfg.seed, verbose=False)
+        run = found
+    config = {**run.config, "dataset": resolved_dataset(run.config["dataset"], sources)}
+    make_importable(run)
+    pl.seed_everything(config["seed"], verbose=False)
     data, tests = _read(config)
     method = _build(config, sources, data)
     check_own_steps(method, config["method"]["name"], config["hardware"])
     checkpoints, memory, metrics = _witnesses(config, folder, data)
-    rows, progress = StepRows(config["trainer"]["log_every"]), progress_callback(cfg.trainer.progress)
-    finite = StopOnNan(config["trainer"]["log_every"], folder / LOG_FILE) if cfg.trainer.stop_on_nan else None
+    settings = config["trainer"]
+    rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
+    finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if settings["stop_on_nan"] else None
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
     loggers = [metrics, *build_loggers(config, folder)]
     trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
     module = TransferModule(method, data, config, tests)
 
     device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
-    context = _context(config, folder, sources, data)
+    context = _context(config, run.backbones, folder, sources, data)
     context.batches = _batches(config, data, prepared_on)
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
@@ -103,7 +99,7 @@ def train(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
     if method.tests and module.tested:
         trainer.test(module, verbose=False)
     if trainer.is_global_zero:
-        _record(cfg, name, config, folder, module, trainer, context, seconds, memory)
+        _record(run, config, folder, module, trainer, context, seconds, memory)
 
 
 def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
@@ -163,8 +159,13 @@ def method_needs_weights(config: dict[str, Any]) -> bool:
     return bool(config["method"]["about"].get("pretrained", True))
 
 
-def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], data: DataModule) -> Context:
-    pool = candidate_configs(config, [Path(folder) for folder in config["search_path"]])
+def _context(
+    config: dict[str, Any],
+    pool: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    sources: dict[str, Path],
+    data: DataModule,
+) -> Context:
     return Context(
         config["seed"],
         folder,
@@ -173,7 +174,7 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
         partial(LOG.info, "%s"),
         batch_size=config["dataset"]["batch_size"],
         candidates={
-            name: partial(_candidate, config, resolved_backbone(backbone, sources, f"pool.{name}"))
+            name: partial(_candidate, config, resolved_backbone(dict(backbone), sources, f"pool.{name}"))
             for name, backbone in pool.items()
         },
         load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
@@ -185,16 +186,16 @@ def _context(config: dict[str, Any], folder: Path, sources: dict[str, Path], dat
 
 def _source_data(sources: dict[str, Path], name: str) -> DataModule:
     """The whole data set that the source run `name` was fitted on, as its backbone reads it."""
-    file = sources[name] / CONFIG if name in sources else None
-    if file is None or not file.is_file():
+    folder = sources.get(name)
+    if folder is None or not is_run(folder):
         raise UserError(
             f"The run needs a source {name!r}."
-            if file is None
+            if folder is None
             else f"The source {name!r} is no run, so it says nothing of the data it was fitted on.",
             where=f"sources.{name}",
             remedy=f'sources.{name}="method=pretrain dataset=..."',
         )
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
+    values = read_config(folder)
     data = build_data({**values["dataset"], "rows": None}, values["backbone"], values["seed"])
     data.setup()
     return data

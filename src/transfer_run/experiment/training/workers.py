@@ -16,33 +16,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.experiment.config.composed import Run
 from transfer_run.files import write_json
-from transfer_run.run_folder import CONFIG, LOG_FILE
+from transfer_run.run_folder import LOG_FILE
 
 OUTCOME = ".outcome.json"
 
 
-def wanted_processes(cfg: DictConfig) -> int:
+def wanted_processes(run: Run) -> int:
     """Processes on this machine."""
-    return int(cfg.hardware.devices)
+    return int(run.config["hardware"]["devices"])
 
 
-def launch(cfg: DictConfig, folder: Path, sources: dict[str, Path]) -> None:
+def launch(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     """Start one worker a device and wait; signals are handed on, the first failure ends all.
 
     Raises:
         UserError, Preempted, KeyboardInterrupt, RunFailed: as rank 0 reported it.
     """
-    count = wanted_processes(cfg)
+    count = wanted_processes(run)
     (folder / OUTCOME).unlink(missing_ok=True)
     environment = {
         **os.environ,
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(_free_port())),
-        "WORLD_SIZE": str(count * int(cfg.hardware.nodes)),
+        "WORLD_SIZE": str(count * int(run.config["hardware"]["nodes"])),
         "NODE_RANK": os.environ.get("NODE_RANK", "0"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
     }
@@ -98,17 +97,17 @@ def _free_port() -> int:
 
 def main() -> None:
     """One worker: `python -m transfer_run.experiment.training.workers FOLDER SOURCES`."""
+    from transfer_run.experiment.config.compose import Sources
     from transfer_run.experiment.record.log import run_log
     from transfer_run.experiment.training.train import train
 
     folder = Path(sys.argv[1])
     sources = {name: Path(path) for name, path in json.loads(sys.argv[2]).items()}
-    cfg = OmegaConf.load(folder / CONFIG)
-    assert isinstance(cfg, DictConfig)
+    run = Sources().saved(folder)
     first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     try:
         with run_log(folder, console=first):
-            train(cfg, folder, sources)
+            train(run, folder, sources)
     except BaseException as error:
         if not (folder / OUTCOME).exists():
             fields = ("what", "where", "nearest", "remedy")
