@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# A slow machine may take more processor time for a method's own tests: make test BUDGET=3; 0: as much as it takes.
+BUDGET ?= 2
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench faults mutations tables clean
+.PHONY: help setup demo test test-long test-fast lint format bench faults mutations tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,11 +25,14 @@ setup: $(READY)  ## make the environment (.venv), pinned by constraints.txt
 demo: $(READY)  ## the main job on real data: full, probe, LoRA, LST on a small T5 and a small ViT; a table and a picture
 	$(BIN)/python scripts/demo.py
 
-test: $(READY)  ## all tests that need no GPU
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(READY)  ## the tests: all but the long ones, in at most 15 minutes on two idle cores
+	TRANSFER_RUN_TEST_BUDGET=$(BUDGET) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+test-long: $(READY)  ## pages, wheel, demo, paper tables, learning on real data
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 test-fast: $(READY)  ## the tests that answer quickly
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not long"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pages")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("command", commands("README.md"))
 def test_a_command_of_the_readme(command: str, folder: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_command_of_the_readme(command: str, folder: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_ends_with_a_table_and_a_picture(tmp_path: Path) -> None:
     """`make demo` with two steps from random weights: all eight rows, each with measured and predicted memory."""
     words = "trainer.max_steps=2 backbone.weights=random:0"
@@ -70,7 +70,7 @@ def test_the_make_targets_of_the_pages_exist() -> None:
             assert target in known, f"{page}: make {target}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adding_a_method_works_as_the_page_says(tmp_path: Path) -> None:
     """Follows "Add a method" to the letter, in a folder outside the repository."""
     (tmp_path / "method").mkdir()

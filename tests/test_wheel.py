@@ -40,7 +40,7 @@ def answer(environment: Path, folder: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_wheel_carries_its_configs(environment: Path, tmp_path: Path) -> None:
     where = answer(environment, tmp_path, "python", "-c", "import transfer_run; print(transfer_run.__file__)")
     assert where.startswith(str(environment))
@@ -49,7 +49,7 @@ def test_an_installed_wheel_carries_its_configs(environment: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_wheel_runs_the_embedded_default(environment: Path, tmp_path: Path) -> None:
     """From random weights and for two steps, where the default pretrains first."""
     shown = answer(environment, tmp_path, "transfer-run", "backbone.weights=random:0", "trainer.max_steps=2")

@@ -312,7 +312,7 @@ def test_an_untied_head_does_not_overwrite_the_embedding(config_of: Configs, tmp
 
 
 # ---- imports
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_family_imports_its_own_library_only() -> None:
     script = """
 import sys

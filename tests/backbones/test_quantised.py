@@ -110,7 +110,7 @@ def test_streamed_blocks_stay_at_home() -> None:
     assert not any(isinstance(t.data, Elsewhere) for t in stream.homes())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_offloaded_run_is_the_same_run(tmp_path: Path) -> None:
     """Same identity, same losses, plan beside measurement as ever; a copied backbone streams its own blocks."""
     words = ["method=lst"]
@@ -165,7 +165,7 @@ def test_a_backbone_in_bf16_trains_its_side_in_float32(method: str, family: str)
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bf16_run_is_another_run_and_reloads(tmp_path: Path) -> None:
     assert compose(["method=lst"]).identity != compose(["method=lst", "backbone.load=bf16"]).identity
     folder = run_of(tmp_path, "method=lst", "backbone.load=bf16", "method.init_samples=8")
@@ -199,7 +199,7 @@ def test_the_plan_knows_the_bytes_of_a_weight(load: str, bytes_each: float) -> N
     assert memory["by_kind"]["parameters"] == pytest.approx(expected + head, rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_t5_11b_is_side_tuned_under_24_gb() -> None:
     """In seconds, on a machine that has neither the weights nor a GPU."""
     words = ["backbone=t5-11b", "dataset=glue/rte"]

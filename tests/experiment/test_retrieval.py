@@ -150,7 +150,7 @@ def test_parameters_of_the_paper(words: tuple[str, ...], published: int) -> None
         assert parameter_counts(compose([*words, f"dataset={dataset}"]))["trainable"] == published
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_side_network_saves_what_the_paper_says_it_saves() -> None:
     """Planned on a GPU at CLIP4Clip's towers: a small part of full fine-tuning's activations."""
     words = ("backbone=openai/clip-vit-base-patch32", *TWO_TOWERS[1:], "dataset.batch_size=32")

@@ -52,7 +52,7 @@ def planned(row: str) -> float:
     return float(plan_run(compose(words)).memory["peak"]) / PAPER_GB
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("row", ROWS)
 def test_row_of_table_1(row: str) -> None:
     """Near enough to the prediction (1.5 %) for the rows to stand in the paper's order."""
@@ -64,7 +64,7 @@ def test_row_of_table_1(row: str) -> None:
         assert gigabytes == pytest.approx(USER_LOG, rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "figure"), [(ROWS["full"][2], 0.860), (ROWS["adapters"][2], 0.873), (ROWS["lst"][2], 0.876)]
 )

@@ -131,7 +131,7 @@ def test_wrong_words_import_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc on this machine")
 def test_three_billion_parameters_in_two_gibibytes() -> None:
     words = ["method=lst", "backbone=t5-3b", "dataset=glue/rte", "plan.format=json"]

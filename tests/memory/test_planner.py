@@ -178,6 +178,7 @@ def test_a_gpu_updates_all_parameters_at_once_and_counts_no_step_counters() -> N
     setting = Setting(gradient_clip=None)
     gpu, cpu = planned("vit", "full", setting), planned("vit", "full", replace(setting, target="cpu"))
     trained = gpu.phases["step"].by_kind["gradients"]
-    assert gpu.phases["step"].by_kind["other"] >= trained
+    at_once = gpu.phases["step"].by_kind["other"] - gpu.phases["backward"].by_kind["other"]  # without the workspaces
+    assert at_once >= trained
     assert gpu.phases["step"].by_kind["optimizer"] == 2 * trained
     assert cpu.phases["step"].by_kind["other"] < trained

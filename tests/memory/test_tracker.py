@@ -126,7 +126,9 @@ def size_of(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def train_steps(steps: int, keep_gradients: bool = False) -> tuple[nn.Module, MemoryTracker]:
+def train_steps(
+    steps: int, keep_gradients: bool = False, name_gradients: bool = True
+) -> tuple[nn.Module, MemoryTracker]:
     model, inputs, labels = model_and_batch()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     with MemoryTracker(places=ModuleNames(model)) as tracker:
@@ -138,7 +140,8 @@ def train_steps(steps: int, keep_gradients: bool = False) -> tuple[nn.Module, Me
             optimizer.zero_grad(set_to_none=not keep_gradients)
             tracker.mark("backward")
             loss.backward()
-            tracker.hold_gradients(model)
+            if name_gradients:
+                tracker.hold_gradients(model)
             tracker.mark("step")
             optimizer.step()
             tracker.hold_optimizer(optimizer)
@@ -167,6 +170,13 @@ def test_a_gradient_is_one_from_its_making_on_also_when_backward_was_not_over() 
     trained = size_of([p for p in model.parameters() if p.requires_grad])
     assert sum(a.bytes for a in made_in_backward) == trained
     assert {a.module for a in made_in_backward} == {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_matrix_gradient_is_known_for_one_before_anybody_names_it() -> None:
+    """A bias's, a sum that is reshaped, is known when backward has ended."""
+    model, tracker = train_steps(1, name_gradients=False)
+    made = [a for a in tracker.allocations if a.phase == "backward" and a.kind == "gradients"]
+    assert sum(a.bytes for a in made) == size_of([p for p in model.parameters() if p.requires_grad and p.ndim > 1])
 
 
 def test_what_is_added_to_a_kept_gradient_is_a_gradient() -> None:

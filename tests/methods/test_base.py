@@ -39,3 +39,10 @@ def test_an_encoder_decoder_says_nothing_behind_a_rows_end(monkeypatch: pytest.M
     monkeypatch.setattr(method, "decode", lambda step, memory: next(said)[:, None])
     answers = method.generate(batch, 4)
     assert answers.tolist() == [[7, 1, 0, 0], [7, 8, 9, 1], [1, 0, 0, 0], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("name", ["t5", "bert", "deberta", "gpt2", "llama"])
+def test_more_padding_changes_no_answer(name: str) -> None:
+    method, batch = plain(name, "classification"), small.batch(name, "classification")
+    longer = {key: F.pad(batch[key], (0, 3)) for key in ("input_ids", "attention_mask")} | {"labels": batch["labels"]}
+    torch.testing.assert_close(method(longer), method(batch))

@@ -121,7 +121,7 @@ def test_what_an_example_adds_to_what_is_kept_is_the_slope_of_the_plan() -> None
     assert slope == pytest.approx((kept[1] - kept[0]) / 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_vqt_keeps_is_what_was_measured() -> None:
     """Bytes alive when backward begins, beside those that autograd saved in the released class and in ours."""
     table = specs.read("vqt/saved_activations")
@@ -130,7 +130,7 @@ def test_what_vqt_keeps_is_what_was_measured() -> None:
             assert cell.ours == pytest.approx(cell.paper, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_plans_are_made_at_once_and_kept_for_the_next_time(
     small: TableSpec, planned: dict[tuple[str, str], Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,7 @@ def refused(words: list[str]) -> str:
     return ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", TABLES)
 def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
     """At both scales; rows of methods that are not installed are left to their notes."""

@@ -60,7 +60,7 @@ def test_the_list_shows_plans(script: ModuleType, capsys: pytest.CaptureFixture[
     assert all("plan" in line and "MiB" in line for line in lines)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_plans_are_made_in_processes(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--list", "--tiny", "--only", "method=full", "--first", "4"]) == 0
     assert sum("MiB" in line for line in capsys.readouterr().out.splitlines()) == 4
@@ -70,10 +70,10 @@ def test_many_plans_are_made_in_processes(script: ModuleType, capsys: pytest.Cap
     ("method", "backbone"),
     [
         ("full", "vit_tiny"),
-        pytest.param("lora", "t5_tiny", marks=pytest.mark.slow),
-        pytest.param("lst", "bert_tiny", marks=pytest.mark.slow),
-        pytest.param("vqt", "clip_tiny", marks=pytest.mark.slow),
-        pytest.param("hst", "vit_tiny", marks=pytest.mark.slow),
+        pytest.param("lora", "t5_tiny", marks=pytest.mark.long),
+        pytest.param("lst", "bert_tiny", marks=pytest.mark.long),
+        pytest.param("vqt", "clip_tiny", marks=pytest.mark.long),
+        pytest.param("hst", "vit_tiny", marks=pytest.mark.long),
     ],
 )
 def test_its_code_on_a_cpu(script: ModuleType, tmp_path: Path, method: str, backbone: str) -> None:

@@ -105,7 +105,7 @@ def test_every_cell_of_the_tables_has_a_valid_run(name: str) -> None:
         compose(table.cell_words(row, table.columns[0], scale))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_distillation_keeps_what_fine_tuning_forgets(tmp_path: Path) -> None:
     """A tiny CLIP that knows the numerals learns the digits in words: without ZSCL the numerals suffer."""
     last = {}

@@ -254,7 +254,7 @@ def test_the_tree_of_runs_has_all_four_levels(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_surrogate_selection_pretraining_and_transfer(tmp_path: Path) -> None:
     where = [*QUIET, f"output_dir={tmp_path}"]
     selection, large, transfer = chain(0.4)
@@ -274,7 +274,7 @@ def test_surrogate_selection_pretraining_and_transfer(tmp_path: Path) -> None:
     assert carry_out(by_folder) == carry_out(compose([*large, *where]))  # the same run, however the rows are named
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_pruned_is_ordinary_pretraining_bit_for_bit(tmp_path: Path) -> None:
     where = [*QUIET, f"output_dir={tmp_path}"]
     _, large, _ = chain(0.0)

@@ -78,7 +78,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Path) -> None:
     """Real images: a ViT of two blocks under one of six, beside the same student without a teacher."""
     base = "dataset=digits backbone=vit_tiny trainer.max_epochs=6 optimizer.lr=2e-3"
@@ -205,7 +205,7 @@ def test_the_regressor_finds_what_matters(tmp_path: Path) -> None:
     assert best > worst + 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
     write_history(tmp_path / "history")
     teacher = f"{TEACHER} trainer.max_steps=2"
@@ -249,7 +249,7 @@ def test_what_no_run_has_tried_is_told(tmp_path: Path) -> None:
     assert untried(pipeline(node(inter={"alpha": 0.5})), runs) == ["inter.alpha=0.5"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_recommended_from_runs_that_say_nothing(tmp_path: Path) -> None:
     for number, loss in enumerate(("mse", "cos", "mi", "pkd")):
         write_run(tmp_path / "history", number, "a", 0.5, inter={"loss": loss})
@@ -295,7 +295,7 @@ def test_the_words_of_every_cell_compose(name: str) -> None:
                 compose(words.split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tables_memory_can_be_planned() -> None:
     spec = read("distiller/objectives")
     row = next(row for row in spec.rows if row.name == "mi, alpha 0.9")

@@ -16,7 +16,7 @@ from transfer_run.experiment.run import carry_out
 LLAMA = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "llama-stories260k"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not LLAMA.is_dir(), reason=f"no real weights in {LLAMA}")
 def test_a_real_llama_trains_end_to_end(tmp_path: Path) -> None:
     words = [

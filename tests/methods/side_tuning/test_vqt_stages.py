@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             vqt(stage=stage).prepare(context(source, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_hand_on_by_their_words(tmp_path: Path) -> None:
     """train -> compress -> featselect as runs; the last one's model reloads with its features."""
     common = ["backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", "trainer.max_steps=2",
@@ -111,7 +111,7 @@ def test_runs_hand_on_by_their_words(tmp_path: Path) -> None:
     assert torch.equal(model.queries, before.queries)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_of_one_command_hand_on_whole_models(tmp_path: Path) -> None:
     """The stage before is `sources.trained`, not the backbone's weights: the same runs as those chained by hand."""
     common = ["method=vqt", "backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", "trainer.max_steps=2",

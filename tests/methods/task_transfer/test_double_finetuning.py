@@ -275,7 +275,7 @@ def trained(method: DoubleFineTuning, rows: torch.Tensor, labels: torch.Tensor, 
         optimizer.step()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_related_first_task_helps_where_the_target_is_small() -> None:
     """Labels of both tasks follow one hidden rule, which of two kinds most tokens are of; 32 target examples."""
     node = dict(registry.entry("backbone", "bert_tiny").content["backbone"])
@@ -304,7 +304,7 @@ def test_a_related_first_task_helps_where_the_target_is_small() -> None:
     assert np.mean(gains) > 0.05, gains
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_questions_from_end_to_end(tmp_path: Path) -> None:
     """Answered questions, then the doctors' question pairs, each a run of its own; the second finds the first one."""
     if not REAL.is_dir():
