@@ -1,4 +1,4 @@
-"""Writes tests/recorded/first_losses.json: the first training losses of the smallest runs of the test matrix.
+"""Writes tests/recorded/first_losses/METHOD.json: the first training losses of the smallest run of the test matrix.
 
 Run it after a change that is meant to change numbers, and look at the difference before you commit it.
 """
@@ -18,18 +18,17 @@ from tests.matrix.test_every_method import PINNED, RUN, first_losses  # noqa: E4
 
 from transfer_run.experiment.config.compose import compose  # noqa: E402
 from transfer_run.experiment.run import carry_out  # noqa: E402
+from transfer_run.files import write_atomically  # noqa: E402
 
 
 def main(*only: str) -> None:
-    """Record all methods, or those that are named."""
-    recorded = json.loads(PINNED.read_text(encoding="utf-8")) if PINNED.is_file() else {}
+    """Record the methods that are named, or all that have no record yet."""
+    missing = [method for method in RUN if not (PINNED / f"{method}.json").is_file()]
     with tempfile.TemporaryDirectory() as folder:
-        for method in only or RUN:
+        for method in only or missing:
             run = carry_out(compose([*words(method, folder), "profiler=none"]))
-            recorded[method] = [round(loss, 6) for loss in first_losses(run)]
-    kept = {name: recorded[name] for name in sorted(recorded) if name in RUN}
-    PINNED.parent.mkdir(exist_ok=True)
-    PINNED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            losses = [round(loss, 6) for loss in first_losses(run)]
+            write_atomically(PINNED / f"{method}.json", json.dumps(losses) + "\n")
 
 
 if __name__ == "__main__":
