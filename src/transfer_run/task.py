@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
+
+V = TypeVar("V")
 
 Form = Literal["classification", "regression", "text_to_text", "language_modeling", "retrieval"]
 
@@ -59,6 +61,25 @@ Batch = dict[str, Tensor]
 
 
 BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+OF = "/"
+"""Between the name of a data set beside the run's own and that of what it brings: `unlabeled/pixel_values`."""
+
+
+def named_beside(name: str, batch: Mapping[str, V]) -> dict[str, V]:
+    """What the data set `name` brings to a step, under names of its own (tensors, or their shapes)."""
+    return {f"{name}{OF}{key}": value for key, value in batch.items()}
+
+
+def beside(batch: Mapping[str, V], name: str) -> dict[str, V]:
+    """What `dataset.beside.NAME` brought to this batch, as a batch of that data set."""
+    return {key.removeprefix(f"{name}{OF}"): value for key, value in batch.items() if key.startswith(f"{name}{OF}")}
+
+
+def without_beside(batch: Mapping[str, V]) -> dict[str, V]:
+    """What the run's own data set brought: all that evaluation sees."""
+    return {key: value for key, value in batch.items() if OF not in key}
 
 
 def class_count(dataset: Mapping[str, Any]) -> int:

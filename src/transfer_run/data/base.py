@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from transfer_run.data.loss import with_loss
+from transfer_run.data.rows.beside import Beside
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.rows.subset import Rows, read_kept_rows
 from transfer_run.errors import UserError, nearest_names
@@ -206,6 +207,12 @@ class DataModule(ABC):
         )
         read = rows.augmented if augment else rows.draw
         return Loader(read, batches, self.collate, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+    def beside(self, size: int) -> Beside:
+        """The training rows as what every step of another data set's training brings along, `size` a batch."""
+        rows = self.split("train")
+        read = rows.augmented if self.dataset.get("augment") else rows.draw
+        return Beside([range(len(rows))], size, read, self.collate)
 
     def metrics(self, split: str) -> Scores:
         """Fresh scores for one split: `update(predictions, batch)`, `compute()`, `reset()`."""

@@ -9,7 +9,7 @@ from typing import Any
 from transfer_run.data.base import DataModule
 from transfer_run.data.loss import with_loss
 from transfer_run.errors import UserError
-from transfer_run.task import BatchSpec, Task
+from transfer_run.task import BatchSpec, Task, named_beside
 
 
 def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:
@@ -37,9 +37,27 @@ def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     return with_loss(kind.describe(dataset, backbone), dataset)
 
 
-def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
-    """Shape and type of each tensor of a batch of `batch_size` rows, everything padded to the maximum length."""
-    return data_class(dataset).batch_spec(dataset, backbone, batch_size)
+def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int, devices: int = 1) -> BatchSpec:
+    """Shape and type of each tensor of a training batch of `batch_size` rows, all padded to the maximum length.
+
+    Args:
+        devices: among which a data set beside the run's own divides its batch, where that has a size of its own.
+    """
+    spec = dict(data_class(dataset).batch_spec(dataset, backbone, batch_size))
+    for name, node in others(dataset).items():
+        size = -(-node["batch_size"] // devices) if node["batch_size"] else batch_size
+        spec |= named_beside(name, data_class(node).batch_spec(node, backbone, size))
+    return spec
+
+
+def others(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nodes of the data sets beside the run's own, by name; `batch_size` null: as many rows as that."""
+    return dataset.get("beside") or {}
+
+
+def build_beside(dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> dict[str, DataModule]:
+    """The data sets beside the run's own, by name, not read yet."""
+    return {name: build_data(node, backbone, seed) for name, node in others(dataset).items()}
 
 
 def build_tests(data: DataModule) -> dict[str, DataModule]:

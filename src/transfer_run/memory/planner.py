@@ -26,6 +26,7 @@ from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
 from transfer_run.memory.tracker import MemoryTracker
+from transfer_run.task import without_beside
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """What a batch is made of: name -> shape, dtype."""
@@ -138,6 +139,7 @@ class Rehearsal:
             else:
                 self.tracker.reset()
             if self.method.tests or prepared is None:
+                batch = without_beside(batch)
                 self._evaluate(batch)
             found = self.tracker.report()
             return found if prepared is None else preceded(found, prepared, PREPARE)

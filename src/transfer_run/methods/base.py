@@ -74,6 +74,7 @@ class Context:
         load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
         load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
         sizes: rows of the data set by split.
+        beside: as `batches`, of each data set beside the run's own (`dataset.beside`), by name.
         scores: the run's own scores (`test/accuracy`), known when `conclude` is called.
         data: the data set itself, read: its rows by split, `labels`, `class_counts`.
     """
@@ -88,6 +89,7 @@ class Context:
     load_source: Callable[[str], Method] = field(default=_no_source)
     load_data: Callable[[str], DataModule] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, Callable[[str, int], Iterator[Batch]]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     data: DataModule = field(default_factory=_no_data)
 

@@ -60,7 +60,7 @@ def test_a_batch_brings_images_classes_and_references() -> None:
     batch = next(iter(loader))
     assert int(batch["stage"]) == 1
     assert set(batch["labels"].tolist()) == {0, 1, 2}
-    assert batch["pixel_values"].shape == batch["reference_values"].shape == (8, 1, 8, 8)
+    assert batch["pixel_values"].shape == batch["reference/pixel_values"].shape == (8, 1, 8, 8)
     text = bytes(int(i) - 3 for i in batch["class_ids"][1] if i >= 3).decode()
     assert text == "a photo of the number 3."
     spec = batch_spec(models.config(TWO)["dataset"], models.config(TWO)["backbone"], 8)
@@ -92,14 +92,14 @@ def test_exemplars_share_the_memory_and_the_first_task_has_none() -> None:
     assert len(both) == 10
     assert sum(row - offsets[-1] < offsets[1] for row in both) == 5
     loader = data.loader("train", batch_size=8)
-    assert "reference_values" not in next(iter(loader))
+    assert "reference/pixel_values" not in next(iter(loader))
     loader.set_epoch(1)
     batch = next(iter(loader))
     kept = {
         tuple(data.members["low"].example("train", draw_of(row))["pixel_values"].flatten().tolist())
         for row in range(offsets[1])
     }
-    assert all(tuple(image.flatten().tolist()) in kept for image in batch["reference_values"])
+    assert all(tuple(image.flatten().tolist()) in kept for image in batch["reference/pixel_values"])
 
 
 def draw_of(row: int) -> object:

@@ -67,10 +67,10 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     models.disturb(method)
     batch = first_batch(data)
     with torch.no_grad():
-        features = [method.backbone.encode({"pixel_values": batch["reference_values"]}, "image")]
+        features = [method.backbone.encode({"pixel_values": batch["reference/pixel_values"]}, "image")]
         initial = method.get_submodule("initial")
-        features.append(initial.encode({"pixel_values": batch["reference_values"]}, "image"))  # type: ignore[operator]
-        sentences = initial.encode({"input_ids": batch["reference_ids"]}, "text")  # type: ignore[operator]
+        features.append(initial.encode({"pixel_values": batch["reference/pixel_values"]}, "image"))  # type: ignore[operator]
+        sentences = initial.encode({"input_ids": batch["reference/input_ids"]}, "text")  # type: ignore[operator]
         now, before = (method.scale * f @ sentences.T / 2 for f in features)
         soft = F.kl_div(now.log_softmax(1), before.softmax(1), reduction="batchmean")
         soft = soft + F.kl_div(now.T.log_softmax(1), before.T.softmax(1), reduction="batchmean")

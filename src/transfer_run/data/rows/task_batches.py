@@ -10,32 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
-
+from transfer_run.data.rows.beside import Passes
 from transfer_run.data.rows.sampling import Draw, EpochBatches
-
-
-class Passes:
-    """Endless passes over rows; `passes[place]` is the row at that place, counted over all passes.
-
-    Args:
-        rows: of one pass.
-        key: seeds the order of every pass; None: the rows as they stand, each time.
-    """
-
-    def __init__(self, rows: Sequence[int], key: tuple[int, ...] | None) -> None:
-        self.rows, self.key = rows, key
-        self._turn, self._order = -1, list(range(len(rows)))
-
-    def __getitem__(self, place: int) -> Draw:
-        turn, at = divmod(place, len(self.rows))
-        if turn != self._turn and self.key is not None:
-            state = np.random.SeedSequence((*self.key, turn)).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0]))
-            self._order = torch.randperm(len(self.rows), generator=generator).tolist()
-        self._turn = turn
-        return Draw(self.rows[self._order[at]], turn)
 
 
 class StageBatches(EpochBatches):

@@ -2,8 +2,8 @@
 
     epoch 0: task 0     pixel_values (B,C,H,W), labels (B,)         the classes' numbers within the task
     epoch 1: task 1     class_ids (classes, L)                      their prompts, first template
-    ...                 reference_values (B,C,H,W)                  images to refer to, no labels
-                        reference_ids (sentences, L)                texts to refer to
+    ...                 reference/pixel_values (B,C,H,W)            images to refer to, no labels
+                        reference/input_ids (sentences, L)          texts to refer to
     validation, test:   all tasks, a batch is of one task; class_ids (classes, templates, L)
 
 Every batch brings `stage` (), the number of its task. Which images and texts a batch refers to is the data's matter
@@ -30,7 +30,7 @@ from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompt_length, prompts, random_ids, templates_of, text_ids
 from transfer_run.data.text.text_data import TextData
 from transfer_run.errors import UserError
-from transfer_run.task import Batch, BatchSpec, Task
+from transfer_run.task import Batch, BatchSpec, Task, named_beside
 
 if TYPE_CHECKING:
     from transfer_run.data.scores.labels import Scores
@@ -75,16 +75,15 @@ class TaskSequence(DataModule):
         classes += dataset["negative_sentences"] if dataset["negatives"] == "sentences" else 0
         spec |= {"stage": ((), torch.int64), "class_ids": ((classes, length), torch.int64)}
         images, texts = dataset["reference"]["images"], dataset["reference"]["texts"]
-        if images is not None:
-            spec["reference_values"] = spec["pixel_values"]
+        reference = {"pixel_values": spec["pixel_values"]} if images is not None else {}
         if texts is not None:
             sentences = dataset["reference"]["sentences"]
             if texts == "classes":
                 sentences = max(counts)
             elif texts == "reference":
                 sentences = data_class(nodes["images"]).describe(nodes["images"], backbone).num_labels
-            spec["reference_ids"] = ((sentences, length), torch.int64)
-        return spec
+            reference["input_ids"] = ((sentences, length), torch.int64)
+        return spec | named_beside("reference", reference)
 
     # ---- reading
     def read(self) -> dict[str, int]:
@@ -218,11 +217,12 @@ class TaskSequence(DataModule):
         member = list(self.members.values())[stage]
         classes = self.texts[stage][:, 0]
         batch = member.collate(own) | {"stage": torch.tensor(stage), "class_ids": self._with_negatives(stage, examples)}
+        reference = {}
         if self.dataset["reference"]["texts"] is not None:
-            batch["reference_ids"] = classes if self.sentences is None else self.sentences
+            reference["input_ids"] = classes if self.sentences is None else self.sentences
         if others:
-            batch["reference_values"] = (self.referred or member).collate(others)["pixel_values"]
-        return batch
+            reference["pixel_values"] = (self.referred or member).collate(others)["pixel_values"]
+        return batch | named_beside("reference", reference)
 
     def _with_negatives(self, stage: int, examples: Sequence[Example]) -> Tensor:
         """The task's class prompts, behind them those of earlier classes or some of the sentences, which are wrong."""

@@ -55,6 +55,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "stage_source": Fact("str", "the value of `method.stage` whose run hands its model to this one"),
         "sources": Fact("dict", "the runs that it reads by name, and their kind (`sources/kinds.py`)"),
         "makes": Fact("str", "the kind of what its run leaves, where the shape does not tell (`sources/kinds.py`)"),
+        "beside": Fact("dict", "data sets that every step reads too (`dataset.beside`): name, and what for"),
         "files": Fact("list[str]", "its own keys that name files"),
         "paper_profile": Fact("dict?", "what plan.profile=paper sets of its keys"),
         "matrix": Fact("list[str]", "further words of the smallest run that the common checks carry out"),

@@ -85,6 +85,8 @@ def _places(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]
         yield f"dataset.tests.{name}.path", node.get("path")
     for name, node in members.items():
         yield f"dataset.nodes.{name}.path", (node or {}).get("path")
+    for name, node in (dataset.get("beside") or {}).items():
+        yield f"dataset.beside.{name}.path", node.get("path")
     for key in ("weights", "tokenizer"):
         yield f"backbone.{key}", values["backbone"].get(key)
     for name, backbone in backbones.items():

@@ -29,9 +29,9 @@ NEUTRAL = (
 
 SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"),
           ("dataset", "augment"), ("dataset", "class_weights"), ("dataset", "label_smoothing"),
-          ("dataset", "tests"))  # fmt: skip
-"""Keys whose null, or empty list, says what was so before there were such keys; it is left out, so that earlier
-identities stay."""
+          ("dataset", "tests"), ("dataset", "beside"))  # fmt: skip
+"""Keys whose null, or empty list or group, says what was so before there were such keys; it is left out, so that
+earlier identities stay."""
 
 
 def identity(

@@ -1,14 +1,19 @@
-"""A data set made of others: `dataset.tasks=["digits name=low classes=[0,1,2]", ...]`, from words to full configs.
+"""Data sets that a data set names, from words to full configs.
+
+dataset.tasks=["digits name=low classes=[0,1,2]", ...]     a data set made of others
+dataset.beside.unlabeled="digits batch_size=64"            others that a method reads in every step
 
 The first word names a data set, the others set its keys (without `dataset.`). What they stand for is written into
-`dataset.nodes`, so that the run's config, and with it the run's identity, holds every key of every member.
+`dataset.nodes`, and in the place of the words into `dataset.beside`, so that the run's config, and with it the run's
+identity, holds every key of every member.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +29,13 @@ from transfer_run.words import named
 CHOICES = ("task", "memory", "classes", "reference", "random")
 """Words of `dataset.reference` that name no data set."""
 
+Begin = Callable[[dict[str, Any]], dict[str, Any]]
+
 OmegaConf.register_new_resolver("length", len, replace=True)
 
 
 def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
-    """Fill `dataset.nodes` of a data set that has such a key; other configs stay as they are.
+    """Fill `dataset.beside`, and `dataset.nodes` of a data set that has such a key.
 
     `tasks`: name of the task -> its `dataset` node; `images`, `texts`: those of `dataset.reference`, if they name any.
 
@@ -36,6 +43,9 @@ def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
         UserError: words that name no data set, or set a key that it does not have; two tasks of one name.
     """
     dataset = values["dataset"]
+    _check_beside(values["method"], dataset["beside"])
+    for name, words in dataset["beside"].items():
+        dataset["beside"][name] = _member(str(words), f"dataset.beside.{name}", folders, None, _beside)[1]
     if "nodes" not in dataset:
         return
     tasks: dict[str, Any] = {}
@@ -77,7 +87,7 @@ def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
                 where=where,
                 remedy='dataset.tests={NAME: "image_folder path=FOLDER"}' if "nodes" not in own else "dataset.tests={}",
             )
-        _, node = _member(words, key, folders, None, own)
+        _, node = _member(words, key, folders, None, partial(_as_own, own=own))
         for fact in ("form", "num_labels", "label_names"):
             if node.get(fact) is not None and own.get(fact) is not None and node[fact] != own[fact]:
                 raise UserError(
@@ -102,14 +112,44 @@ def _as_own(declared: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return node
 
 
+def _beside(declared: dict[str, Any]) -> dict[str, Any]:
+    """What the words of data beside the run's own begin from: as many rows a batch as that has, and as they are."""
+    return declared | {"batch_size": None, "augment": None}
+
+
+def _check_beside(method: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """What the method reads in every step is named, and nothing else.
+
+    In `about.beside` a name that ends in `?` may be left out, and `*` stands for any others.
+    """
+    asked = {str(name): str(says) for name, says in ((method.get("about") or {}).get("beside") or {}).items()}
+    names = [name.removesuffix("?") for name in asked]
+    missing = next((name for name in asked if not name.endswith(("?", "*")) and name not in given), None)
+    if missing is not None:
+        raise UserError(
+            f"method={method['name']} reads data beside the run's own, {asked[missing]}, which are not named.",
+            where=f"dataset.beside.{missing}",
+            remedy=f"dataset.beside.{missing}='\"DATASET KEY=VALUE\"'",
+        )
+    unasked = next((name for name in given if not {name, "*"} & set(names)), None)
+    if unasked is not None:
+        what = f"{', '.join(names)} beside the run's own data" if names else "the run's own data alone"
+        raise UserError(
+            f"method={method['name']} reads {what}.",
+            where=f"dataset.beside.{unasked}",
+            nearest=nearest_names(unasked, names) or names,
+            remedy="" if names else "leave it out",
+        )
+
+
 def _member(
-    words: str, key: str, folders: Sequence[Path], above: str | None, own: Mapping[str, Any] | None = None
+    words: str, key: str, folders: Sequence[Path], above: str | None, begin: Begin | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The name and the complete `dataset` node that words stand for.
 
     Args:
         above: the folder that holds one folder a member, by name, for those that have no path of their own.
-        own: the run's own data set, of which this is a further test set.
+        begin: the keys that its file declares -> what the words begin from.
     """
     where = f"{key}: {words}"
     choice, settings = named(words, where, "a data set", "digits classes=[0,1,2]")
@@ -120,12 +160,14 @@ def _member(
     name = str(settings.pop("name", choice.replace("/", "_")))
     if "nodes" in declared:
         raise UserError("A sequence cannot be a task of another one.", where=where)
-    merged = OmegaConf.create({"dataset": declared if own is None else _as_own(declared, own)})
+    first = declared if begin is None else begin(declared)
+    merged = OmegaConf.create({"dataset": first})
     for path, value in settings.items():
         OmegaConf.update(merged, f"dataset.{path}", value, force_add=True)
     values: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     check_about(values, lambda path: f"{next(iter(registry.find('dataset', choice, folders)), choice)}: {path}")
-    schema.check(values, {"dataset": declared}, lambda path: where, _general())
+    types = {**_general(), "dataset.batch_size": "int? >= 1"}  # null: that of the run
+    schema.check(values, {"dataset": {**first, **declared}}, lambda path: where, types)
     if above and values["dataset"].get("path", "") is None and (Path(above).expanduser() / name).exists():
         values["dataset"]["path"] = str(Path(above) / name)
     check_files({"dataset": values["dataset"], "backbone": {}, "method": {}}, lambda path: where)

@@ -190,7 +190,7 @@ class _Planned:
         self.units = Units.of(method, blocks)
 
     def shapes(self, batch_size: int) -> Shapes:
-        spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size)
+        spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size, self.devices)
         return spec
 
     def memory(self, batch_size: int) -> dict[str, Any]:

@@ -47,15 +47,20 @@ def check_before(run: Run, *, sources_missing: bool) -> None:
 
 
 def check_shares(config: Mapping[str, Any]) -> None:
-    """The batch divides among the devices."""
-    size, hardware = config["dataset"]["batch_size"], config["hardware"]
+    """The batch divides among the devices, and so does that of every data set beside the run's own."""
+    dataset, hardware = config["dataset"], config["hardware"]
     count = int(hardware["devices"]) * int(hardware["nodes"])
-    if size % count:
-        raise UserError(
-            f"dataset.batch_size={size} is the total over devices and does not divide among {count}.",
-            where="dataset.batch_size, hardware.devices",
-            remedy=f"choose a multiple of {count}",
-        )
+    sizes = {"dataset.batch_size": dataset["batch_size"]}
+    for name, node in (dataset.get("beside") or {}).items():
+        sizes[f"dataset.beside.{name}"] = node["batch_size"] or dataset["batch_size"]
+    for key, size in sizes.items():
+        if size % count:
+            raise UserError(
+                f"{key.removesuffix('.batch_size')}.batch_size={size} is the total over devices and does not divide "
+                f"among {count}.",
+                where=f"{key}, hardware.devices",
+                remedy=f"choose a multiple of {count}",
+            )
 
 
 def _check_steps(run: Run) -> None:

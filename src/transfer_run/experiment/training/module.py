@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
+from transfer_run.data.load import others
+from transfer_run.data.rows.beside import Beside, with_beside
 from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
@@ -49,15 +51,21 @@ class TransferModule(pl.LightningModule):
         method: built and prepared.
         data: set up; gives loaders and metrics.
         tests: further data sets to test on, by name.
+        others: further data sets that every training step reads (`dataset.beside`), by name, set up.
         config: the composed config as plain containers (`optimizer`, `trainer`, `dataset`, `hardware`, `seed`).
     """
 
     def __init__(
-        self, method: Method, data: DataModule, config: Mapping[str, Any], tests: Mapping[str, DataModule] | None = None
+        self,
+        method: Method,
+        data: DataModule,
+        config: Mapping[str, Any],
+        tests: Mapping[str, DataModule] | None = None,
+        others: Mapping[str, DataModule] | None = None,
     ) -> None:
         super().__init__()
         self.method = method
-        self.data = data
+        self.data, self.others = data, dict(others or {})
         self.config = config
         self.tests = tests or {}
         self.tested = [*(["test"] if "test" in data.sizes else []), *(f"test/{name}" for name in self.tests)]
@@ -87,9 +95,16 @@ class TransferModule(pl.LightningModule):
             rank=self.trainer.global_rank,
             augment=split == "train",
         )
+        if split == "train":
+            loader = with_beside(loader, self._beside(total, world))
         if name or self.method.backbone.replay is None:
             return loader
         return numbered(loader, first_row(data, split))
+
+    def _beside(self, total: int, world: int) -> dict[str, Beside]:
+        """The other data sets' part of every step; without a batch size of their own as many rows as the run's."""
+        sizes = {name: node["batch_size"] or total for name, node in others(self.config["dataset"]).items()}
+        return {name: data.beside(sizes[name] // world) for name, data in self.others.items()}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         self._rows = batch.pop(ROWS, None)  # they stay on the CPU

@@ -82,6 +82,12 @@ def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None
             where=where,
             remedy="set cache.taps=none, or turn the augmentation off",
         )
+    if config["dataset"].get("beside"):
+        raise UserError(
+            "Every step reads other data sets too, whose taps are not kept.",
+            where=where,
+            remedy="set cache.taps=none",
+        )
     if "frame_mask" in batch_spec(config["dataset"], config["backbone"], 1):
         raise UserError(
             f"dataset={config['dataset']['name']} holds videos: every frame would have taps of its own.",

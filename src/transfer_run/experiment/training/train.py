@@ -19,7 +19,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
 from transfer_run.data.base import DataModule
-from transfer_run.data.load import build_data, build_tests
+from transfer_run.data.load import build_beside, build_data, build_tests
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
@@ -73,11 +73,13 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
     loggers = [metrics, *build_loggers(config, folder)]
     trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
-    module = TransferModule(method, data, config, tests)
+    others = _beside(config)
+    module = TransferModule(method, data, config, tests, others)
 
     device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
     context = _context(config, run.backbones, folder, sources, data)
     context.batches = _batches(config, data, prepared_on)
+    context.beside = {name: _batches(config, other, prepared_on) for name, other in others.items()}
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
     metrics.go_on_from(-1 if resume is None else _step_of(resume))
@@ -122,6 +124,16 @@ def _build(config: dict[str, Any], sources: dict[str, Path], data: DataModule) -
     if "backbone" in sources:
         refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
     return build_method(config["method"], backbone, data.task)
+
+
+def _beside(config: dict[str, Any]) -> dict[str, DataModule]:
+    """The data sets that every training step reads beside the run's own, by name."""
+    found = build_beside(config["dataset"], config["backbone"], config["seed"])
+    for name, data in found.items():
+        data.setup()
+        for note in data.notes:
+            LOG.info("%s: %s", name, note)
+    return found
 
 
 def _prepare(method: Method, context: Context, device: torch.device, memory: MemoryCallback | None) -> None:

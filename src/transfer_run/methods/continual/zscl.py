@@ -34,7 +34,7 @@ from transfer_run.methods.continual.sequence.averaging import copy_of, include, 
 from transfer_run.methods.continual.sequence.counts import TaskCounts
 from transfer_run.methods.continual.sequence.schedule import sequence_factor, task_factor, warmup_steps
 from transfer_run.methods.forms.retrieval import gathered, precise, similarities
-from transfer_run.task import Task
+from transfer_run.task import Task, beside
 
 PICTURE = "accuracy_matrix.png"
 TEXTS_AT_ONCE = 256
@@ -198,17 +198,18 @@ class ZSCL(Method):
 
         The current text encoder has no part in it: the sentences' features are the teacher's on both sides.
         """
-        if "reference_ids" not in batch:
+        reference = beside(batch, "reference")
+        if "input_ids" not in reference:
             raise UserError(
                 "There is nothing to distil on.",
                 where="dataset.reference",
                 remedy="dataset=sequence with dataset.reference.images and .texts, or method.distill.weight=0",
             )
-        if "reference_values" not in batch:
+        if "pixel_values" not in reference:
             return batch["pixel_values"].new_zeros(())
-        images = {"pixel_values": batch["reference_values"]}
+        images = {"pixel_values": reference["pixel_values"]}
         with torch.no_grad():  # first, while nothing is kept for backward
-            sentences = self._teacher_sentences(batch["reference_ids"])
+            sentences = self._teacher_sentences(reference["input_ids"])
             before = gathered(self.teacher_model.encode(images, "image"))
         now = gathered(self.backbone.encode(images, "image"))
         a, b = (similarities(features, sentences, self.scale) for features in (now, before))
