@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
@@ -23,6 +24,8 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Batch, BatchSpec, Task
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from transfer_run.data.scores.labels import Scores
 
 Example = dict[str, Any]
@@ -70,6 +73,22 @@ class DataModule(ABC):
             )
 
     # ---- reading
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that goes with the backbone; its files are read when it is first asked for.
+
+        Raises:
+            UserError: there is none where one is expected, or the backbone's vocabulary is too small for it.
+        """
+        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
+
+        return build_tokenizer(dict(self.backbone))
+
+    @property
+    def tokenizer_description(self) -> dict[str, Any]:
+        """What `transform_description` says of it."""
+        return {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")}
+
     @abstractmethod
     def read(self) -> dict[str, int]:
         """Read the data; rows by split. Called once."""

@@ -142,3 +142,12 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_without_a_path() -> None:
     with pytest.raises(UserError, match="has no path"):
         data_of("dataset=image_captions", *CLIP)
+
+
+def test_a_tokenizer_that_is_not_there_is_said_when_the_data_are_read(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 1)
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"image,caption\n{names[0]},ab\n")
+    assert "no tokenizer" in refused(tmp_path, f"backbone.tokenizer={tmp_path}").what
+    data = captioned(tmp_path)
+    assert data.tokenizer is data.tokenizer

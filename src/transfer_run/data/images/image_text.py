@@ -66,7 +66,7 @@ class ImageText(DataModule):
         self.transform = Transform(image_node(dataset, backbone))
         self.augment = build_augment(dataset, backbone, self.transform)
         self.pairs: Mapping[str, Captioned[Any]] = {}
-        self.tokenizer: Any = None
+        self._padding = 0
         self._kept: dict[tuple[str, int], Tensor] = {}
 
     @abstractmethod
@@ -90,10 +90,8 @@ class ImageText(DataModule):
 
     # ---- reading
     def read(self) -> dict[str, int]:
-        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
-
         self.pairs = self.read_pairs()
-        self.tokenizer = build_tokenizer(dict(self.backbone))
+        self._padding = self.tokenizer.pad_token_id
         return {name: len(split) for name, split in self.pairs.items()}
 
     def pixels(self, split: str, number: int) -> Tensor:
@@ -122,7 +120,7 @@ class ImageText(DataModule):
         counts = torch.tensor([len(example["input_ids"]) for example in examples])
         return {
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-            "input_ids": padded([e["input_ids"] for e in examples], self.tokenizer.pad_token_id, length, length),
+            "input_ids": padded([e["input_ids"] for e in examples], self._padding, length, length),
             "attention_mask": (torch.arange(length) < counts[:, None]).long(),
             "labels": torch.tensor([example["labels"] for example in examples]),
         }
@@ -139,9 +137,8 @@ class ImageText(DataModule):
     @property
     def transform_description(self) -> dict[str, Any]:
         image = {key: self.backbone["image"][key] for key in ("size", "channels", "mean", "std", "interpolation")}
-        tokenizer = {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")}
         length = source_length(self.dataset, self.backbone)
         return {
-            "reads": "images and text", "image": image, "tokenizer": tokenizer, "max_source_length": length,
-            "form": "retrieval", "label_names": [],
+            "reads": "images and text", "image": image, "tokenizer": self.tokenizer_description,
+            "max_source_length": length, "form": "retrieval", "label_names": [],
         }  # fmt: skip

@@ -87,19 +87,17 @@ class TaskSequence(DataModule):
 
     # ---- reading
     def read(self) -> dict[str, int]:
-        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
-
         for name, member in self.members.items():
             member.setup()
             self.notes += [f"{name}: {note}" for note in member.notes]
         if self.referred is not None:
             self.referred.setup()
-        tokenizer, length = build_tokenizer(dict(self.backbone)), prompt_length(self.dataset, self.backbone)
+        length = prompt_length(self.dataset, self.backbone)
         for name in self.members:
             names, templates = self.class_names(name), templates_of(self.dataset["templates"], name)
-            ids = text_ids(tokenizer, prompts(names, templates), length)
+            ids = text_ids(self.tokenizer, prompts(names, templates), length)
             self.texts.append(ids.view(len(names), len(templates), length))
-        self.sentences = self._read_sentences(tokenizer, length)
+        self.sentences = self._read_sentences(length)
         self.offsets = {split: [0, *accumulate(self._sizes_of(split))] for split in SPLITS}
         return {split: offsets[-1] for split, offsets in self.offsets.items()}
 
@@ -118,13 +116,13 @@ class TaskSequence(DataModule):
     def _sizes_of(self, split: str) -> list[int]:
         return [member.sizes[split] for member in self.members.values()]
 
-    def _read_sentences(self, tokenizer: Any, length: int) -> Tensor | None:
+    def _read_sentences(self, length: int) -> Tensor | None:
         """(M, L): what `dataset.reference.texts` names; None where it is nothing, or the classes of each task."""
         texts, count = self.dataset["reference"]["texts"], self.dataset["reference"]["sentences"]
         if texts in (None, "classes"):
             return None
         if texts == "random":
-            return random_ids(tokenizer, count, length, self.seed)
+            return random_ids(self.tokenizer, count, length, self.seed)
         if texts == "reference":
             if self.referred is None:
                 raise UserError(
@@ -133,8 +131,8 @@ class TaskSequence(DataModule):
                     remedy='dataset.reference.images="image_folder path=FOLDER"',
                 )
             first = templates_of(self.dataset["templates"], "reference")[:1]
-            return text_ids(tokenizer, prompts(self.referred.label_names, first), length)
-        return text_ids(tokenizer, self._captions()[:count], length)
+            return text_ids(self.tokenizer, prompts(self.referred.label_names, first), length)
+        return text_ids(self.tokenizer, self._captions()[:count], length)
 
     def _captions(self) -> list[str]:
         node = self.dataset["nodes"]["texts"]

@@ -36,7 +36,6 @@ class TextData(DataModule):
         super().__init__(dataset, backbone, seed)
         self.encoders: dict[str, Encoder] = {}
         self.answers: Answers | None = None
-        self.tokenizer: Any = None
 
     @abstractmethod
     def read_rows(self) -> dict[str, TextRows]:
@@ -67,10 +66,7 @@ class TextData(DataModule):
 
     # ---- reading
     def read(self) -> dict[str, int]:
-        from transfer_run.backbones.tokenizer import build_tokenizer  # transformers: not needed for a plan
-
         rows = self.read_rows()
-        self.tokenizer = build_tokenizer(dict(self.backbone))
         if self.described.form == "text_to_text":
             self.answers = Answers(self.described, self.tokenizer, values=self.dataset["form"] == "regression")
         for name, split in rows.items():
@@ -162,7 +158,7 @@ class TextData(DataModule):
         dataset, task = self.dataset, self.described
         return {
             "reads": "text",
-            "tokenizer": {key: self.backbone.get(key) for key in ("tokenizer", "hub", "revision")},
+            "tokenizer": self.tokenizer_description,
             "text_columns": list(dataset["text_columns"]),
             "prompt": None if family_of(self.backbone).pairs else dataset.get("prompt"),
             "max_source_length": source_length(dataset, self.backbone),
