@@ -17,7 +17,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.task import Form, Task
+from transfer_run.task import Task
 
 VOCABULARY, CLASSES, LENGTH = 384, 3, 10
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -45,18 +45,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "clip": _CLIP,
     "clip-both": {**_CLIP, "tower": "both"},
 }  # fmt: skip
-FORMS: dict[str, tuple[Form, ...]] = {
+FORMS: dict[str, tuple[str, ...]] = {
     "t5": ("text_to_text", "classification", "regression"),
     "gpt2": ("classification", "regression", "language_modeling"),
     "llama": ("classification", "regression", "language_modeling"),
     "clip-both": ("retrieval",),
 }
 """The forms that a backbone answers; others: a head's two."""
-HEADS: tuple[Form, ...] = ("classification", "regression")
+HEADS: tuple[str, ...] = ("classification", "regression")
 IMAGES = ("vit", "cnn", "clip", "clip-both")
 
 
-def forms(name: str) -> tuple[Form, ...]:
+def forms(name: str) -> tuple[str, ...]:
     return FORMS.get(name, HEADS)
 
 
@@ -77,7 +77,7 @@ def _built(name: str, seed: int, device: str, changed: str) -> Backbone:
     return built
 
 
-def task(name: str, form: Form | None = None) -> Task:
+def task(name: str, form: str | None = None) -> Task:
     form = form or forms(name)[0]
     if form == "text_to_text":
         return Task(form, 2, ("2", "3"), max_target_length=3)
@@ -85,7 +85,7 @@ def task(name: str, form: Form | None = None) -> Task:
     return Task(form, labels, loss="infonce" if form == "retrieval" else "")
 
 
-def batch(name: str, form: Form | None = None, rows: int = 4) -> dict[str, Tensor]:
+def batch(name: str, form: str | None = None, rows: int = 4) -> dict[str, Tensor]:
     """Texts of ten tokens, the second one padded from the seventh on; images as large as the backbone's."""
     form, random, made = form or forms(name)[0], torch.Generator().manual_seed(7), {}
     if name in IMAGES:

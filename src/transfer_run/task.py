@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,18 +13,13 @@ from transfer_run.errors import UserError
 
 V = TypeVar("V")
 
-Form = Literal["classification", "regression", "text_to_text", "language_modeling", "retrieval"]
-
 
 @dataclass(frozen=True)
 class Task:
     """A dataset's question to a model.
 
     Attributes:
-        form: what a prediction is. `classification`: logits (B, num_labels) and integer labels (B,).
-            `regression`: one number per example, float labels (B,). `text_to_text`: logits (B, T, vocabulary) of
-            an encoder-decoder and token labels (B, T), -100 ignored. `language_modeling`: the same from a decoder.
-            `retrieval`: similarities (B, B) of the images and texts of a batch; equal labels (B,) belong together.
+        form: what a prediction is, by the name of a file of `methods/forms`, or `module:Class` for one of your own.
         num_labels: classes (1 for regression; for text-to-text the number of label words, 0 for free text).
         label_names: names in the order of the label numbers; for text-to-text the label words.
         metrics: names of `data/metrics.py`, the first one is the headline.
@@ -36,7 +31,7 @@ class Task:
         sequence: names of the tasks that are learned one after another, an epoch each; empty: one task.
     """
 
-    form: Form
+    form: str
     num_labels: int
     label_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)

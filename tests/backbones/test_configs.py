@@ -16,6 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.declared import families
 from transfer_run.backbones.families.bart import BartEncoder
 from transfer_run.backbones.load import build_backbone
+from transfer_run.methods.forms.classification import Classification
 from transfer_run.task import Task
 
 FOLDER = Path(__file__).parents[2] / "configs" / "backbone"
@@ -123,7 +124,7 @@ def test_builds_without_memory_and_network(name: str) -> None:
     if name in COUNTS:
         both = {"tower": "both"} if "tower" in config else {}
         assert counted(build_backbone(config | both, device="meta") if both else backbone) == COUNTS[name]
-    backbone.set_task(Task("classification", 3))
+    backbone.head = Classification().head(backbone, Task("classification", 3))
     assert {p.device.type for p in backbone.head.parameters()} <= {"meta"}
     for stack in backbone.stacks:
         assert backbone.depth(stack) == len(list(backbone.blocks(stack)))
@@ -148,7 +149,7 @@ def test_tiny_ones_run_and_learn(name: str) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(config, weights=False)
     assert sum(p.numel() for p in backbone.parameters()) < 1_500_000
-    backbone.set_task(Task("classification", 3))
+    backbone.head = Classification().head(backbone, Task("classification", 3))
     batch = {
         "input_ids": torch.tensor([[5, 6, 7, 1], [5, 8, 1, 0]]),
         "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]]),

@@ -13,6 +13,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.layer_groups import copy_stages, freeze_stages, reinitialize, stages
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
+from transfer_run.methods.forms.classification import Classification
 from transfer_run.task import Task
 
 TASK = Task("classification", 5)
@@ -27,7 +28,7 @@ def outputs(case: Any) -> Tensor:
 
 def test_stages_share_out_every_tensor_once(case: Any) -> None:
     backbone: Backbone = case.backbone
-    backbone.set_task(TASK)
+    backbone.head = Classification().head(backbone, TASK)
     found = stages(backbone)
     names = [name for stage in found.values() for name in stage]
     assert sorted(names) == sorted(backbone.state_dict())
@@ -72,7 +73,7 @@ def test_a_new_head_starts_anew(build: Callable[..., Any], name: str) -> None:
         return torch.cat([tensor.flatten() for tensor in backbone.head.state_dict().values()])
 
     backbone: Backbone = build(name).backbone
-    backbone.set_task(TASK)
+    backbone.head = Classification().head(backbone, TASK)
     before = weights()
     rest = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     reinitialize(backbone, ["head"], seed=3)
@@ -88,7 +89,7 @@ def test_frozen_stages_do_not_move(build: Callable[..., Any], name: str) -> None
     """Three steps in train mode: frozen weights and batch statistics stay bit for bit, the others learn."""
     case = build(name)
     backbone: Backbone = case.backbone
-    backbone.set_task(TASK)
+    backbone.head = Classification().head(backbone, TASK)
     order = list(stages(backbone))
     frozen = order[:2]
     freeze_stages(backbone, frozen)

@@ -14,6 +14,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.families.clip import CLIP
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
+from transfer_run.methods.forms.classification import Classification
 from transfer_run.task import Task
 
 TAPS = {"atol": 0.0, "rtol": 0.0}
@@ -67,7 +68,7 @@ def test_barts_encoder(build: Callable[..., Any]) -> None:
     ends = batch["input_ids"].eq(1)
     pooled = last[ends].view(3, -1, 32)[:, -1]
     torch.testing.assert_close(backbone.pool(last, state), pooled, **TAPS)
-    backbone.set_task(Task("classification", 3))
+    backbone.head = Classification().head(backbone, Task("classification", 3))
     backbone.head.load_state_dict(whole.classification_head.state_dict())
     torch.testing.assert_close(backbone.head(pooled), whole.classification_head(pooled), **TAPS)
 

@@ -183,19 +183,6 @@ def test_what_does_not_go_together_is_refused(words: tuple[str, ...], reason: st
     assert remedy in caught.value.remedy
 
 
-def test_a_method_that_makes_one_feature_is_refused() -> None:
-    class OneFeature(Method):
-        def features(self, batch: Any) -> torch.Tensor:
-            return super().features(batch) * 2
-
-    config: dict[str, Any] = dict(compose(["method=full", *TWO_TOWERS]).config)
-    task = build_data(config["dataset"], config["backbone"], 0).task
-    globals()["OneFeature"] = OneFeature
-    own = {"name": "one", "about": {"target": f"{__name__}.OneFeature"}}
-    with pytest.raises(UserError, match="no form for two"):
-        build_method(own, build_backbone({**config["backbone"], "weights": "random"}), task)
-
-
 def test_continual_learning_goes_on_with_both_towers() -> None:
     cfg = compose(["method=zscl", "backbone=clip_tiny", "dataset=sequence"])
     assert cfg.config["backbone"]["tower"] == "both"

@@ -11,7 +11,7 @@ from transfer_run.methods.base import Method
 
 
 def plain(name: str, form: str) -> Method:
-    return Method(small.backbone(name), small.task(name, form)).eval()  # type: ignore[arg-type]
+    return Method(small.backbone(name), small.task(name, form)).eval()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

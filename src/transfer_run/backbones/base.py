@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from transfer_run.backbones.precise import precise, restore
 from transfer_run.backbones.stream import BlockStream, staying
 from transfer_run.backbones.taps.replay import Replay
 from transfer_run.errors import UserError
-from transfer_run.task import Task
 
 Batch = dict[str, Tensor]
 
@@ -345,21 +345,26 @@ class Backbone(nn.Module, ABC):
         """The head's input from the finished hidden state: (B, T, D) -> (B, D)."""
         raise self._lacks("pool")
 
-    def set_task(self, task: Task) -> None:
-        """Give the backbone a fresh head for the task: `head` takes (B, feature_width). Language heads need none."""
-        if task.form in ("classification", "regression"):
-            device = next(self.model.parameters()).device
-            with device:
-                self.head = self.new_head(task.num_labels)
-            if self.in_bf16:
-                self.head.register_forward_pre_hook(as_head)
+    def with_head(self, head: nn.Module) -> Self:
+        """This backbone under a head, which takes (B, feature_width): the same model, and no weight is copied.
+
+        The backbone itself stays as it is, so that several methods can stand on one.
+        """
+        view = copy(self)
+        view._modules = dict(self._modules)
+        view.head = head
+        return view
 
     def new_head(self, outputs: int) -> nn.Module:
         """A fresh head: (B, feature_width) -> (B, outputs)."""
         return nn.Linear(self.feature_width, outputs)
 
-    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
-        """Parameters of the model that no stack runs for this task: nothing trains them, whatever the method."""
+    def idle_parameters(self, stacks: Sequence[str], *, speaks: bool) -> list[nn.Parameter]:
+        """Parameters of the model that nothing runs where these stacks answer.
+
+        Args:
+            speaks: through the pretrained language head.
+        """
         return []
 
     def projection(self, stack: str) -> nn.Module:

@@ -11,14 +11,11 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from transfer_run.errors import UserError, nearest_names
-
-if TYPE_CHECKING:
-    from transfer_run.task import Form
 
 TEXT, IMAGES, PAIRS = "text", "images", "pairs"
 """What data sets hold (`about.holds`) and families read; a family or a data set of yours may name other kinds."""
@@ -75,13 +72,13 @@ class Family:
     loads: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     smallest: str = ""
 
-    def form(self, dataset: Mapping[str, Any]) -> Form:
+    def form(self, dataset: Mapping[str, Any]) -> str:
         """The form in which the family answers `dataset`: its own, or text-to-text where answers are written.
 
         Raises:
             UserError: it answers no data set of this form, and another family of ours does.
         """
-        form: Form = dataset["form"]
+        form: str = dataset["form"]
         able = [family.name for family in families().values() if form in family.answers]
         if self.answers and form not in self.answers and able:
             raise UserError(

@@ -211,7 +211,7 @@ class Rehearsal:
     def _paper_loss(self, batch: dict[str, Tensor], kept: list[Any]) -> Tensor:
         """The loss with a key/value cache of the papers' time; cache and output are put into `kept`."""
         whole: dict[str, Any] = dict(batch)
-        if self.setting.use_cache and self.method.task.form == "text_to_text":
+        if self.setting.use_cache and self.method.form.writes:
             whole["cache"] = keep_as_given(self.method.new_cache())
         kept.append(whole)
         hook = self.method.register_forward_hook(lambda module, args, output: kept.append(output))

@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
 from transfer_run.hardware.optimization import Optimization
 from transfer_run.hardware.steps import Steps
-from transfer_run.methods.entropy import cross_entropy
-from transfer_run.methods.forms import retrieval as pairs
+from transfer_run.methods.form import find_form
 from transfer_run.task import Task
+
+if TYPE_CHECKING:
+    from transfer_run.data.scores.labels import Scores
 
 
 @dataclass
@@ -99,7 +99,12 @@ class Method(nn.Module):
 
     Args:
         backbone: any family; a subclass restricts it in its config (`about.backbones`).
-        task: what the dataset asks for; the backbone's head is made for it here.
+        task: what the dataset asks for.
+        head: None: a fresh one, as the task's form makes it.
+
+    Attributes:
+        form: what the task asks of any method: the head, the logits, the loss, the predictions (`methods/forms`).
+        backbone: the one that is given under this method's own head, `backbone.head`: other methods on it keep theirs.
     """
 
     trains: ClassVar[bool] = True
@@ -125,14 +130,24 @@ class Method(nn.Module):
         super().__init_subclass__(**kwargs)
         cls.own_steps = cls.step is not Method.step
 
-    def __init__(self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True) -> None:
+    def __init__(
+        self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True, head: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.form = find_form(task.form)
+        self.backbone = backbone.with_head(self.form.head(backbone, task) if head is None else head)
         self.task = task
         self.backbone_dropout = backbone_dropout
-        backbone.set_task(task)
+
+    def plain(self) -> Method:
+        """The backbone alone under this method's head: the same weights, without what the method adds."""
+        return Method(self.backbone, self.task, head=self.backbone.head)
 
     # ---- what is trained
+    def idle_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the model that nothing runs for this task."""
+        return self.form.idle_parameters(self.backbone)
+
     def freeze_backbone(self, *, head: bool = True) -> None:
         """Freeze the pretrained model; the task's head stays trainable unless `head` is False."""
         self.backbone.requires_grad_(False)
@@ -146,7 +161,7 @@ class Method(nn.Module):
 
     def freeze_idle(self) -> None:
         """Freeze what the task does not run (CLIP's other tower): weight decay alone would move it."""
-        for parameter in self.backbone.idle_parameters(self.task):
+        for parameter in self.idle_parameters():
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Method:
@@ -269,15 +284,9 @@ class Method(nn.Module):
         return self.backbone.pool(self.backbone.finish(state), state)
 
     def embedding(self, batch: Batch, stack: str) -> Tensor:
-        """Retrieval: what a tower makes of its part of the batch in the space of both, of any length: (B, E)."""
+        """Two towers: what one of them makes of its part of the batch in the space of both, of any length: (B, E)."""
         embedding: Tensor = self.backbone.projection(stack)(self.stack_features(batch, stack))
         return embedding
-
-    def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Retrieval: images, or videos, and texts in the space of both, of length 1: (B, E) each."""
-        rows = pairs.frames_as_rows(batch)
-        images, texts = (F.normalize(self.embedding(rows, stack), dim=-1) for stack in self.backbone.stacks)
-        return pairs.mean_of_frames(images, batch.get("frame_mask")), texts
 
     def encode(self, batch: Batch) -> Any:
         """Encoder-decoders: all that `decode` needs to know of the source; by default the finished encoder state."""
@@ -288,20 +297,14 @@ class Method(nn.Module):
         state = self.run(self.embed(batch, "decoder", memory))
         return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
 
+    def language(self, batch: Batch) -> Tensor:
+        """Decoders alone: vocabulary logits (B, T, V) behind each token of `batch['input_ids']` (B, T)."""
+        state = self.run(self.embed(batch))
+        return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
+
     def forward(self, batch: Batch) -> Tensor:
-        """Logits: (B, num_labels), or (B, T, V) for text-to-text and language modelling; for retrieval (B, B), or in
-        training of several processes as many as their pairs together."""
-        if self.task.form == "text_to_text":
-            if "decoder_input_ids" not in batch:
-                batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
-            return self.decode(batch, self.encode(batch))
-        if self.task.form == "language_modeling":
-            state = self.run(self.embed(batch))
-            return self.backbone.language_logits(self.backbone.finish(state)[:, state.prefix :])
-        if self.task.form == "retrieval":
-            images, texts = (pairs.gathered(side) if self.training else side for side in self.pair(batch))
-            return pairs.similarities(images, texts, self.backbone.similarity_scale)
-        return self.backbone.head(self.features(batch))
+        """Logits, of the shape that the task's form says: (B, num_labels) of a head, (B, T, V) of words."""
+        return self.form.logits(self, batch)
 
     def loss(self, batch: Batch) -> Tensor:
         """The training loss, a scalar; the task's own unless a method adds to it."""
@@ -309,7 +312,7 @@ class Method(nn.Module):
 
     def training_loss(self, batch: Batch, use_cache: bool = False) -> Tensor:
         """`loss`; with `use_cache` decoder keys and values are kept until it is there (the paper profile's setting)."""
-        if use_cache and self.task.form == "text_to_text":
+        if use_cache and self.form.writes:
             batch = {**batch, "cache": self.new_cache()}
         return self.loss(batch)
 
@@ -337,77 +340,24 @@ class Method(nn.Module):
         """Called after optimizer step number `step` (rank allocation, weight averages, momentum teachers)."""
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy (labels of -100 ignored), mean squared error, or a loss over pairs, in float32."""
-        if self.task.form == "retrieval":
-            labels = pairs.gathered(labels) if self.training else labels
-            if self.task.loss == "triplet":
-                return pairs.triplet(logits / self.backbone.similarity_scale, labels)
-            return pairs.infonce(logits, labels)
-        if self.task.form == "regression":
-            return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-        if self.task.form == "language_modeling":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        return cross_entropy(logits.flatten(0, -2), labels.flatten(), self.task, self.training)
+        """The loss of the task's form, a scalar, in float32; labels of -100 are ignored."""
+        return self.form.loss(self, logits, labels)
 
     def predict(self, batch: Batch) -> Tensor:
-        """Class numbers (B,), values (B,), generated token ids (B, <= max_target_length) for text-to-text, or for
-        retrieval each image beside its text (B, 2, E)."""
-        if self.task.form == "text_to_text":
-            return self.generate(batch, self.task.max_target_length)
-        if self.task.form == "retrieval":
-            return torch.stack(self.pair(batch), dim=1)
-        logits = self(batch)
-        return logits.squeeze(-1) if self.task.form == "regression" else logits.argmax(-1)
+        """What the scores compare with the labels: class numbers or values (B,), token ids, pairs; see the form."""
+        return self.form.predict(self, batch)
+
+    def score(self, batch: Batch, scores: Scores) -> None:
+        """Count one batch of a split in its scores."""
+        predictions = self.predict(batch) if scores.needs_predictions else None
+        loss = self.loss(batch) if scores.needs_loss else None
+        scores.update(predictions, batch, loss, self.form.counted(batch["labels"]) if scores.needs_loss else None)
 
     # ---- generation
     def new_cache(self) -> Any:
         """Key/value caches of everything that decodes; a side network adds its own."""
         return self.backbone.new_cache()
 
-    @torch.no_grad()
     def generate(self, batch: Batch, max_length: int, use_cache: bool = True) -> Tensor:
-        """Greedy answers (B, <= max_length), the start token left out, stopped when every row has ended.
-
-        Args:
-            use_cache: decode one token a step with key/value caches; False recomputes the prefix (for tests).
-        """
-        if self.backbone.family == "decoder":
-            return self._continue(batch, max_length, use_cache)
-        memory, cache = self.encode(batch), self.new_cache() if use_cache else None
-        rows = batch["input_ids"].shape[0]
-        config = self.backbone.model.config
-        ids = batch["input_ids"].new_full((rows, 1), config.decoder_start_token_id)
-        ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
-        for _ in range(max_length):
-            last = ids[:, -1:] if use_cache else ids
-            step: dict[str, Any] = {"input_ids": batch["input_ids"], "decoder_input_ids": last}
-            if use_cache:
-                step["cache"] = cache
-            token = self.decode(step, memory)[:, -1].argmax(-1)
-            token = torch.where(ended, config.pad_token_id, token)
-            ids = torch.cat([ids, token[:, None]], dim=1)
-            ended |= token == config.eos_token_id
-            if bool(ended.all()):
-                break
-        return ids[:, 1:]
-
-    def _continue(self, batch: Batch, max_length: int, use_cache: bool) -> Tensor:
-        """Decoders alone: what follows each row's last real token, wherever the padding stands."""
-        ids, config = batch["input_ids"], self.backbone.model.config
-        mask = batch.get("attention_mask", torch.ones_like(ids))
-        cache, prompt, new = self.new_cache() if use_cache else None, ids.shape[1], ids
-        rows, last = torch.arange(len(ids), device=ids.device), (torch.arange(prompt, device=ids.device) * mask).amax(1)
-        ended = torch.zeros_like(last, dtype=torch.bool)
-        pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
-        for _ in range(max_length):
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-            step = {"input_ids": new, "attention_mask": mask, "position_ids": positions}
-            logits = self(step | {"cache": cache} if use_cache else step)
-            token = torch.where(ended, pad, logits[rows, last].argmax(-1))
-            ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
-            new = ids[:, -1:] if use_cache else ids
-            last = torch.full_like(last, new.shape[1] - 1)
-            ended |= token == config.eos_token_id
-            if bool(ended.all()):
-                break
-        return ids[:, prompt:]
+        """Greedy answers in tokens (B, <= max_length)."""
+        return self.form.generate(self, batch, max_length, use_cache)

@@ -65,18 +65,7 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
     Raises:
         UserError: the method refuses its settings or the backbone, or is not defined on one that is kept like this.
     """
-    settings, kind = method_settings(config), method_class(config["about"]["target"])
-    if (
-        task.form == "retrieval"
-        and kind.stack_features is Method.stack_features
-        and kind.features is not Method.features
-    ):
-        raise UserError(
-            f"method={config['name']} makes one feature of the first tower and has no form for two.",
-            where="method, dataset",
-            remedy="choose a dataset of classification, or method=full, lora, unipt or sherl",
-        )
-    method: Method = kind(backbone, task, **settings)
+    method: Method = method_class(config["about"]["target"])(backbone, task, **method_settings(config))
     check_storage(method, backbone, str(config["name"]))
     return method
 

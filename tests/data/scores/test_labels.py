@@ -18,7 +18,7 @@ from transformers import ByT5Tokenizer
 from transfer_run.data.scores.labels import Scores
 from transfer_run.data.text.answers import Answers
 from transfer_run.errors import UserError
-from transfer_run.task import Form, Task
+from transfer_run.task import Task
 
 TOKENIZER = ByT5Tokenizer()
 CLASS_METRICS = ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews")
@@ -62,9 +62,7 @@ def test_class_metrics_agree_with_scikit_learn(classes: int, seed: int) -> None:
         ("language_modeling", ("perplexity",), False),
     ],
 )
-def test_the_headline_knows_whether_large_or_small_is_better(
-    form: Form, metrics: tuple[str, ...], larger: bool
-) -> None:
+def test_the_headline_knows_whether_large_or_small_is_better(form: str, metrics: tuple[str, ...], larger: bool) -> None:
     scores = Scores(Task(form, 3, metrics=metrics))
     assert scores.better(1.0, 0.0) == larger
     assert scores.better(0.0, 1.0) != larger

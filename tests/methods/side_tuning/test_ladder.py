@@ -99,7 +99,7 @@ def test_a_ladder_without_blocks() -> None:
     for i, after in enumerate(model.taps(state)):
         gate = ladder.mix.gate(i)
         by_hand = gate * by_hand + (1 - gate) * maps[i](after.hidden)
-    torch.testing.assert_close(method(given), model.head(model.pool(by_hand, after)))
+    torch.testing.assert_close(method(given), method.backbone.head(model.pool(by_hand, after)))
     assert set(gradients(method, given)) == {n for n, p in method.named_parameters() if p.requires_grad}
 
 
@@ -128,7 +128,7 @@ def test_a_ladder_that_feeds_back() -> None:
         state = state.with_hidden(feedback(i, state.hidden, side))
         if i in maps:
             side = side + maps[i](state.hidden)
-    expected = model.head(model.pool(model.finish(state), state))
+    expected = method.backbone.head(model.pool(model.finish(state), state))
     torch.testing.assert_close(logits, expected)
     assert set(gradients(method, given)) == {n for n, p in method.named_parameters() if p.requires_grad}
 

@@ -9,25 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from tests.methods.side_tuning.models import BACKBONES, FORMS, backbone, batch, gradients, lst, task
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
-from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.lst import LST
 from transfer_run.task import Task
 
 ROOT = Path(__file__).parents[3]
 ONE_OF_EACH = ["t5", "bert", "gpt2", "llama", "vit"]
-
-
-def plain(model: Backbone, given: dict[str, Tensor]) -> Tensor:
-    """The backbone's own logits under the head that is there."""
-    head = model.head
-    method = Method(model, task(model))
-    model.head = head
-    return method.eval()(given)
 
 
 def identity(model: Backbone, memory_mode: str) -> LST:
@@ -52,7 +42,7 @@ def test_at_full_width_it_is_the_backbone(name: str, memory_mode: str) -> None:
         model.set_attention("eager")  # as the official mode attends
     method, given = identity(model, memory_mode), batch(model)
     with torch.no_grad():  # PyTorch picks another attention kernel where a gradient is asked for
-        assert torch.equal(method(given), plain(model, given))
+        assert torch.equal(method(given), method.plain().eval()(given))
 
 
 # ---- 3

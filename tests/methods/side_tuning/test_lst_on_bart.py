@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_the_forward_pass_by_hand() -> None:
         s = gate * s + (1 - gate) * ladder.maps[str(index)](taps[index + 1])
         s = ladder.steps.blocks[str(index)](s, bias)
     state = method.output.up(s)[torch.arange(3), mask.sum(1) - 1]
-    head = model.head
+    head: Any = method.backbone.head
     expected = head.out_proj(torch.tanh(head.dense(state)))
     torch.testing.assert_close(method(given), expected, atol=1e-5, rtol=1e-5)
     assert ladder.steps.norm is None
@@ -123,7 +124,7 @@ def test_scores_of_the_released_code_keep_other_rows(tmp_path: Path) -> None:
     def kept(compat: bool) -> PruningChain:
         method = LST(model, task(model), reduction_factor=2, prune_compat=compat)
         torch.manual_seed(3)
-        model.set_task(task(model))
+        method.backbone.head = method.form.head(model, task(model))
         importance = method.fisher(iter(samples("train", 1)))
         assert all(0 <= float(t.max()) < 1 for t in importance.values())
         return method.cut_from_backbone(importance)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.methods.side_tuning.models import backbone, batch, gradients, task
-from transfer_run.methods.base import Method
 from transfer_run.methods.side_tuning.qst import QST
 
 
@@ -15,9 +14,7 @@ def test_the_papers_start_is_the_backbone(name: str) -> None:
     model = backbone(name)
     given = batch(model)
     method = QST(model, task(model), reduction_factor=2, rank=3, fidelity="paper").eval()
-    plain = Method(model, task(model))
-    plain.backbone.head = model.head
-    assert torch.equal(method(given), plain.eval()(given))
+    assert torch.equal(method(given), method.plain().eval()(given))
 
 
 def test_the_equations() -> None:
@@ -35,7 +32,7 @@ def test_the_equations() -> None:
             side = ladder.steps.blocks[str(index)](z * side + (1 - z) * ladder.maps[str(index)](state.hidden))
         share = torch.sigmoid(torch.tensor(1.0))
         hidden = share * model.finish(state) + (1 - share) * method.output.up(ladder.steps.norm(side))
-        torch.testing.assert_close(method(given), model.head(model.pool(hidden, state)))
+        torch.testing.assert_close(method(given), method.backbone.head(model.pool(hidden, state)))
 
 
 @pytest.mark.parametrize("ladder", ["low_rank", "adapter", "max_pool", "avg_pool"])

@@ -298,7 +298,7 @@ def test_initial_values_and_groups() -> None:
     method = VQT(model, Task("classification", 50), num_query_tokens=20, addon="adaptformer")
     assert method.queries is not None
     assert 0.06 < method.queries.abs().max() < 0.0625  # sqrt(6 / (3 * 16 * 16 + 768))
-    head: Any = model.head
+    head: Any = method.backbone.head
     assert float(head.weight.detach().std()) == pytest.approx((2 / 50) ** 0.5, rel=0.02)
     assert (head.bias == -4.595).all()
     rest, bias, addon = method.parameter_groups()

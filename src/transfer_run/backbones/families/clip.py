@@ -17,7 +17,6 @@ from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.task import Task
 
 TOWERS = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
 
@@ -182,10 +181,10 @@ class CLIP(Backbone):
         return queries + block.mlp(block.layer_norm2(queries))
 
     # ---- heads
-    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
-        """One tower as a classifier's backbone leaves the other one, both projections and the scale alone; retrieval
-        leaves the scale as it is."""
-        if task.form == "retrieval":
+    def idle_parameters(self, stacks: Sequence[str], *, speaks: bool) -> list[nn.Parameter]:
+        """One tower as a classifier's backbone leaves the other one, both projections and the scale alone; two that
+        answer in one space leave the scale as it is."""
+        if len(stacks) > 1:
             return [self.model.logit_scale]
         if len(self.stacks) > 1:
             return []

@@ -17,7 +17,6 @@ from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer, stored_config
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.task import Task
 
 MODELS = {
     "gpt2": "GPT2LMHeadModel",
@@ -231,10 +230,10 @@ class Decoder(Backbone):
         index = (places * state.mask).amax(1)
         return last[torch.arange(last.shape[0], device=last.device), index]
 
-    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
+    def idle_parameters(self, stacks: Sequence[str], *, speaks: bool) -> list[nn.Parameter]:
         """The language head, where it has weights of its own and nobody asks for words."""
         head, table = self.model.lm_head.weight, self._body.get_input_embeddings().weight
-        return [head] if task.form in ("classification", "regression") and head is not table else []
+        return [head] if not speaks and head is not table else []
 
     def language_logits(self, last: Tensor) -> Tensor:
         return self.model.lm_head(last)

@@ -16,7 +16,6 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer, stored_config
-from transfer_run.task import Task
 
 _SELF = {"attention": "layer.0.SelfAttention", "norm1": "layer.0.layer_norm", "q": "layer.0.SelfAttention.q",
          "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v", "out": "layer.0.SelfAttention.o"}  # fmt: skip
@@ -196,9 +195,9 @@ class T5(Backbone):
         weights = mask.to(last.dtype).unsqueeze(-1)
         return (last * weights).sum(1) / weights.sum(1).clamp(min=1)
 
-    def idle_parameters(self, task: Task) -> list[nn.Parameter]:
+    def idle_parameters(self, stacks: Sequence[str], *, speaks: bool) -> list[nn.Parameter]:
         """The decoder, where a head on the encoder answers."""
-        if task.form not in ("classification", "regression"):
+        if "decoder" in stacks:
             return []
         used = {id(p) for p in self.model.encoder.parameters()}
         return [p for p in self.model.parameters() if id(p) not in used]

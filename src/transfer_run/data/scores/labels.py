@@ -145,7 +145,7 @@ class Scores(nn.Module):
         """Whether a metric compares `classes`, `values` or `texts`, or sums the `loss`."""
         form, answers = self.task.form, self.answers
         kind = {"classification": "classes", "regression": "values", "language_modeling": "loss"}.get(form, "texts")
-        if form == "text_to_text" and answers is not None and (answers.values or answers.words):
+        if answers is not None and (answers.values or answers.words):
             kind = "values" if answers.values else "classes"
         known: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}
         fitting = known[kind]
@@ -180,24 +180,30 @@ class Scores(nn.Module):
         return better_by(self.task.headline)(first, second)
 
     @torch.no_grad()
-    def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:
+    def update(
+        self,
+        predictions: Tensor | None,
+        batch: Batch,
+        loss: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> None:
         """Count one batch.
 
         Args:
             predictions: what `Method.predict` returns; may be None if not `needs_predictions`.
             loss: the batch's mean loss per scored token; needed if `needs_loss`.
+            counted: the labels that it is a mean over, -100 where one is passed over; None: all of the batch's.
         """
         self.to(batch["labels"].device)
         if self.needs_loss:
             if loss is None:
                 raise ValueError("perplexity is made of the batch's loss: update(predictions, batch, loss)")
-            labels = batch["labels"][:, 1:] if self.task.form == "language_modeling" else batch["labels"]
-            tokens = (labels != -100).sum()
+            tokens = ((batch["labels"] if counted is None else counted) != -100).sum()
             known = tokens > 0
             self._of("loss", torch.where(known, loss.detach(), 0), tokens)
             self.scored.update(known, tokens)
         if predictions is not None and self.needs_predictions:
-            if self.task.form == "text_to_text" and self.answers is not None and "targets" not in batch:
+            if self.answers is not None and "targets" not in batch:
                 self._update_texts(predictions, batch["labels"])
             else:
                 self._update_labels(predictions, batch.get("targets", batch["labels"]))

@@ -110,7 +110,13 @@ class RetrievalScores(nn.Module):
         return first > second
 
     @torch.no_grad()
-    def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:
+    def update(
+        self,
+        predictions: Tensor | None,
+        batch: Batch,
+        loss: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> None:
         """Count one batch of `Method.predict`'s pairs (B, 2, E)."""
         assert predictions is not None
         self.to(batch["labels"].device)

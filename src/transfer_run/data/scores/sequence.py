@@ -24,10 +24,16 @@ class SequenceScores(Scores):
         self.by_task = nn.ModuleList(Scores(replace(task, sequence=())) for _ in task.sequence)
 
     @torch.no_grad()
-    def update(self, predictions: Tensor | None, batch: Batch, loss: Tensor | None = None) -> None:
+    def update(
+        self,
+        predictions: Tensor | None,
+        batch: Batch,
+        loss: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> None:
         part = self.by_task[int(batch["stage"])]
         assert isinstance(part, Scores)
-        part.update(predictions, batch, loss)
+        part.update(predictions, batch, loss, counted)
 
     def compute(self) -> dict[str, float]:
         found: dict[str, dict[str, float]] = {}

@@ -164,10 +164,9 @@ def as_full(method: Method, about: Mapping[str, Any], where: str) -> Method:
             remedy=f"go on with method={name} and the same settings, or begin with a method that changes the "
             "backbone's own weights (full, partial, bitfit, lora)",
         )
-    head = {n: t.clone() for n, t in method.backbone.head.state_dict().items()}
     full = dict(registry.entry("method", "full").content["method"])
     merged = build_method(full, method.backbone, method.task)
-    merged.backbone.head.load_state_dict(head)
+    merged.backbone.head.load_state_dict(method.backbone.head.state_dict())
     return merged.eval()
 
 

@@ -175,7 +175,7 @@ class _Planned:
         method = _method_on_meta(run, paper=self.setting.paper)
         check_own_steps(method, config["method"]["name"], config["hardware"])
         node = config["optimizer"]
-        self.generates = method.task.form == "text_to_text"
+        self.generates = method.form.writes
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)

@@ -69,8 +69,8 @@ class TransferModule(pl.LightningModule):
         self.config = config
         self.tests = tests or {}
         self.tested = [*(["test"] if "test" in data.sizes else []), *(f"test/{name}" for name in self.tests)]
-        self.scores = {split: data.metrics(split) for split in ("validation", "test")}
-        self.scores |= {f"test/{name}": other.metrics("test") for name, other in self.tests.items()}
+        self.scores = {split: method.form.scores(data, split) for split in ("validation", "test")}
+        self.scores |= {f"test/{name}": method.form.scores(other, "test") for name, other in self.tests.items()}
         self.headline: float | None = None  # of the last validation
         self.reported: dict[str, float] = {}  # the last value of every score
         self.samples = 0  # rows trained on by this process
@@ -214,16 +214,11 @@ class TransferModule(pl.LightningModule):
         return self.config["trainer"]["max_steps"] or self._epoch_steps() * self.config["trainer"]["max_epochs"]
 
     # ---- evaluation
-    def _score(self, split: str, batch: Batch) -> None:
-        scores = self.scores[split]
-        predictions = self.method.predict(batch) if scores.needs_predictions else None
-        scores.update(predictions, batch, self.method.loss(batch) if scores.needs_loss else None)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._score("validation", batch)
+        self.method.score(batch, self.scores["validation"])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._score(self.tested[dataloader_idx], batch)
+        self.method.score(batch, self.scores[self.tested[dataloader_idx]])
 
     def _report(self, split: str) -> None:
         """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written.

@@ -20,6 +20,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_beside, build_data, build_tests
+from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
@@ -66,7 +67,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     data, tests = _read(config)
     method = _build(config, sources, data)
     check_own_steps(method, config["method"]["name"], config["hardware"])
-    checkpoints, memory, metrics = _witnesses(config, folder, data)
+    checkpoints, memory, metrics = _witnesses(config, folder, method.form.scores(data, "validation").better)
     settings = config["trainer"]
     rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
     finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if settings["stop_on_nan"] else None
@@ -149,7 +150,7 @@ def _block_classes(method: Method) -> set[type[nn.Module]]:
 
 
 def _witnesses(
-    config: dict[str, Any], folder: Path, data: DataModule
+    config: dict[str, Any], folder: Path, better: Better
 ) -> tuple[Checkpoints, MemoryCallback | None, MetricsCsv]:
     """What watches the training and writes it down."""
     settings = config["trainer"]
@@ -157,7 +158,7 @@ def _witnesses(
         folder / CHECKPOINTS,
         settings["checkpoint_every"],
         settings["checkpoint_minutes"],
-        Selection(data.metrics("validation").better, settings["patience"]),
+        Selection(better, settings["patience"]),
         keep_best=settings["select"] == "best",
         validate_steps=settings["validate_steps"],
     )

@@ -85,7 +85,7 @@ class ZSCL(Method):
         _check(backbone, task, lr_per_task or {})
         self.distill, self.ce, self.we, self.wc, self.wise = distill, ce, we, wc, wise
         self.lr_per_task, self.memory_mode = dict(lr_per_task or {}), memory_mode
-        backbone.head = nn.Identity()  # classes are texts
+        self.backbone.head = nn.Identity()  # classes are texts
         self.requires_grad_(True)
         backbone.model.logit_scale.requires_grad_(False)
         self._hold_copies()

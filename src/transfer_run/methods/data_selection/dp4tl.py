@@ -131,7 +131,7 @@ class DP4TL(Judging):
                 where=f"backbone={own}",
                 remedy=f"backbone={other}",
             )
-        if model.task.form != "classification" or "train" not in data.sizes:
+        if not model.form.classes or "train" not in data.sizes:
             raise UserError(
                 f"The surrogate was trained on {data.dataset['name']}, which has no classes.",
                 where=f"sources.{SURROGATE}",

@@ -84,7 +84,7 @@ class Distiller(Method):
         self._facts: dict[str, Any] = {}
 
     def _refuse_bad_settings(self) -> None:
-        inter, form = self.inter, self.task.form
+        inter = self.inter
         known = {*HIDDEN, *BOUNDS} if inter["feature"] == "hidden" else set(ATTENTION)
         if inter["loss"] not in known:
             raise UserError(
@@ -92,7 +92,7 @@ class Distiller(Method):
                 where="method.inter.loss, method.inter.feature",
                 nearest=sorted(known),
             )
-        if form == "regression" and self.kd["soft"] == "ce" and self.kd["soft_weight"]:
+        if not self.form.classes and self.kd["soft"] == "ce" and self.kd["soft_weight"]:
             raise UserError(
                 "A single number has no distribution to take a cross-entropy of.",
                 where="method.kd.soft=ce",

@@ -10,15 +10,59 @@ The scale is the pretrained one and is not trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.methods.form import Answering, Form
 
 MARGIN = 0.2
 """How much nearer, in cosine, a pair shall be than its hardest negative (VSE)."""
+
+
+class Retrieval(Form):
+    """The towers' pretrained projections answer; `task.loss` is `infonce` or `triplet`.
+
+    Logits are (B, B), in training of several processes as many as their pairs together; predictions are each image, or
+    video, beside its text (B, 2, E).
+    """
+
+    paired = True
+    reader = "projection of a tower"
+
+    def stacks(self, backbone: Backbone) -> tuple[str, ...]:
+        return backbone.stacks
+
+    def read(self, backbone: Backbone) -> tuple[str, ...]:
+        return backbone.stacks
+
+    def pretrained_heads(self, backbone: Backbone) -> Sequence[nn.Module]:
+        return [backbone.projection(stack) for stack in backbone.stacks]
+
+    def logits(self, method: Answering, batch: Batch) -> Tensor:
+        images, texts = (gathered(side) if method.training else side for side in pair(method, batch))
+        return similarities(images, texts, method.backbone.similarity_scale)
+
+    def loss(self, method: Answering, logits: Tensor, labels: Tensor) -> Tensor:
+        labels = gathered(labels) if method.training else labels
+        if method.task.loss == "triplet":
+            return triplet(logits / method.backbone.similarity_scale, labels)
+        return infonce(logits, labels)
+
+    def predict(self, method: Answering, batch: Batch) -> Tensor:
+        return torch.stack(pair(method, batch), dim=1)
+
+
+def pair(method: Answering, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Images, or videos, and texts in the space of both, of length 1: (B, E) each."""
+    rows = frames_as_rows(batch)
+    images, texts = (F.normalize(method.embedding(rows, stack), dim=-1) for stack in method.backbone.stacks)
+    return mean_of_frames(images, batch.get("frame_mask")), texts
 
 
 def frames_as_rows(batch: dict[str, Any]) -> dict[str, Any]:

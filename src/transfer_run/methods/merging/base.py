@@ -198,7 +198,7 @@ class Merging(Method, ABC):
         context.log(task_table(rows))
         save_heads(tasks, context.folder / MODEL)
         if own is not None:
-            own.on(backbone)
+            backbone.head = own.on(backbone).backbone.head
         self.requires_grad_(False)
         for name in INTERMEDIATE:
             shutil.rmtree(context.folder / CHECKPOINTS / name, ignore_errors=True)

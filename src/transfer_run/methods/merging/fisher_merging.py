@@ -201,7 +201,7 @@ class FisherMerging(Merging):
             return ()
         source = [parameter.clone() for parameter in self.parameters()]
         answers = [[0] * batch["labels"].shape[-1]] * max(1, self.task.num_labels)
-        example = {name: tensor[:1] for name, tensor in batch.items()}
+        example = self.form.example(batch, 0)
         estimate_fisher(self, [example], examples=1, labels=str(self.fisher["labels"]), seed=0, answers=answers)
         del source
         return ()

@@ -159,7 +159,7 @@ class RegMean(Merging):
         if self.grams:
             return ()
         source = [parameter.clone() for parameter in self.parameters()]
-        model, example = self.backbone.model, {name: tensor[:1] for name, tensor in batch.items()}
+        model, example = self.backbone.model, self.form.example(batch, 0)
         gather_grams(model, self, [example])
         del source
         return ["the least squares of one layer at a time: a Gram matrix a source in float64, on the CPU"]
@@ -173,7 +173,7 @@ class RegMean(Merging):
         if not path.is_file():
             method = plain_model(task, context)
             device = next(method.backbone.model.parameters()).device
-            examples = single_examples(task.batches("train", device), self.examples)
+            examples = single_examples(task.batches("train", device), self.examples, method.form.example)
             context.log(f"Gram matrices of {task.name} from {self.examples} examples")
             model = method.backbone.model
             save_grams(gather_grams(model, method, examples), model, path)

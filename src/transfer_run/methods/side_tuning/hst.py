@@ -95,9 +95,8 @@ class HST(Method):
             )  # fmt: skip
             self.meta = nn.Parameter(torch.empty(depth, num_meta_tokens, width)) if num_meta_tokens else None
             self.head_norm = HeadNorm(side_dims[-1], eps=1e-6, affine=head_bn_affine)
-            if task.form in ("classification", "regression"):
-                backbone.head = nn.Linear(side_dims[-1], task.num_labels)
-        for module in (self.stages, self.bridge, backbone.head):
+            self.backbone.head = nn.Linear(side_dims[-1], task.num_labels)
+        for module in (self.stages, self.bridge, self.backbone.head):
             module.apply(initialise)
         if self.meta is not None:
             for tokens in self.meta:

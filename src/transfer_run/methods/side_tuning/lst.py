@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
-from transfer_run.methods.base import Context, Method
+from transfer_run.methods.base import Context
+from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.extra_tokens import ExtraTokens
 from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.ladder.mixing import ScheduledGate, build_mix, small_linear
@@ -142,7 +143,7 @@ class LST(LadderTuning):
     def loss(self, batch: Batch) -> Tensor:
         if not self.lambda_distill:
             return super().loss(batch)
-        logits, state = self.language(batch)
+        logits, state = self.spoken(batch)
         with torch.no_grad():
             teacher = self.backbone.language_logits(self.backbone.finish(state))
         # As released: only the teacher is sharpened, the sum over positions is divided by the batch.
@@ -185,7 +186,7 @@ class LST(LadderTuning):
     def rehearse(self, batch: Batch) -> Sequence[str]:
         """One sample's pass of the Fisher estimate, its sums included; cutting holds less at any time."""
         if self.init == "fisher":
-            self.fisher(iter([{name: tensor[:1] for name, tensor in batch.items()}]))
+            self.fisher(iter([self.form.example(batch, 0)]))
         return ()
 
     def fisher(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
@@ -194,10 +195,8 @@ class LST(LadderTuning):
         Args:
             batches: of one sample each.
         """
-        head, training = self.backbone.head, self.training
-        plain = Method(self.backbone, self.task)  # the plain backbone, under the head that is there
-        self.backbone.head = head
-        plain.eval()
+        training = self.training
+        plain = self.plain().eval()
         parameters = decision_parameters(self.backbone, self.ladders)
         total = squared_gradients(plain.loss, parameters, batches, self.init_samples)
         self.train(training)
@@ -226,13 +225,14 @@ class LST(LadderTuning):
 
 def refuse_impossible(backbone: Backbone, task: Task, *, lambda_distill: float, extra_width: int, init: str) -> None:
     """Raises UserError for a distillation, extra tokens or a Fisher pass where they are not defined."""
-    if init == "fisher" and task.form == "retrieval":
+    form = find_form(task.form)
+    if init == "fisher" and form.paired:
         raise UserError(
             "The Fisher pass takes one sample at a time, and a pair alone has nothing to be told from.",
             where="method.init=fisher",
             remedy="method.init=magnitude, or random",
         )
-    if lambda_distill and task.form not in ("text_to_text", "language_modeling"):
+    if lambda_distill and not form.speaks:
         raise UserError(
             "Distillation compares the side network with the backbone's own predictions, which a new head lacks.",
             where="method.lambda_distill",

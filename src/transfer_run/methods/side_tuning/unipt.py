@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
+from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.ladder import LadderCache, LadderMemory, MemoryMode, task_stacks
 from transfer_run.methods.side_tuning.parallel.interaction import Past, seen_mean
 from transfer_run.methods.side_tuning.parallel.tap_tuning import (
@@ -89,8 +90,7 @@ class UniPT(TapTuning):
         given = {"reduction": reduction, "projection": projection, "up_relu": up_relu, "identity": identity,
                  "eps": eps, "out_dim": out_dim}  # fmt: skip
         form = settled(FORMS[self.variant], self.variant, given)
-        if out_dim is not None and task.form in ("language_modeling", "retrieval"):
-            reader = "language head" if task.form == "language_modeling" else "projection of a tower"
+        if out_dim is not None and (reader := find_form(task.form).reader):
             raise UserError(
                 f"The frozen {reader} reads the backbone's own width.",
                 where="method.out_dim",
@@ -101,11 +101,10 @@ class UniPT(TapTuning):
         self.targets = {stack: self._targets(stack, taps) for stack in stacks}
         with torch.device(next(backbone.parameters()).device):
             self.sides = nn.ModuleDict({stack: self._side(stack, form) for stack in stacks})
-            speaks = task.form in ("text_to_text", "language_modeling")
-            self.norm = SideNorm(backbone, stacks[-1]) if speaks else None
+            self.norm = SideNorm(backbone, stacks[-1]) if self.form.speaks else None
             self.out = form.get("out_dim")
             if self.out is not None and self.out != backbone.feature_width:
-                backbone.head = nn.Linear(self.out, task.num_labels)
+                self.backbone.head = nn.Linear(self.out, task.num_labels)
 
     # ---- building
     def _targets(self, stack: str, taps: Layers) -> list[int]:
@@ -128,7 +127,7 @@ class UniPT(TapTuning):
         out = form.get("out_dim") or width
         side = TokenSide(
             width, divided(out, form["reduction"]), targets, form, out=None if remembers else out,
-            reads_memory=self.variant == "encdec" and not remembers, causal=stack == "decoder" and self._speaks,
+            reads_memory=self.variant == "encdec" and not remembers, causal=stack == "decoder" and self.form.speaks,
             lean=lean,
         )  # fmt: skip
         if self.variant == "joint":
@@ -136,11 +135,6 @@ class UniPT(TapTuning):
         elif self.variant == "encdec":
             xavier(side)
         return side
-
-    @property
-    def _speaks(self) -> bool:
-        """Does the last stack say words, one after the other?"""
-        return self.task.form in ("text_to_text", "language_modeling")
 
     # ---- running
     def tapped(self, batch: Batch, stack: str, memory: State | None = None) -> tuple[list[Tensor], Tensor, State]:

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
+from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.ladder import MemoryMode
 from transfer_run.methods.side_tuning.parts.addons import build_addon
 from transfer_run.methods.side_tuning.parts.summaries import Kind, build_combiner
@@ -275,7 +276,7 @@ def fresh_head(features: int, task: Task, bias: float) -> nn.Linear:
     """Weights N(0, 2 / classes) (Kaiming, fan out); a class's bias as if its prior were 0.01, a value's 0."""
     head = nn.Linear(features, task.num_labels)
     nn.init.kaiming_normal_(head.weight, mode="fan_out")
-    nn.init.constant_(head.bias, bias if task.form == "classification" else 0.0)
+    nn.init.constant_(head.bias, bias if find_form(task.form).classes else 0.0)
     return head
 
 
@@ -284,9 +285,9 @@ def refuse_impossible(
 ) -> None:
     """Raises UserError for what is not defined."""
     name, stack = backbone.config.get("name"), backbone.stacks[0]
-    if task.form not in ("classification", "regression"):
+    if reader := find_form(task.form).reader:
         raise UserError(
-            f"VQT puts a linear head on summaries of the layers; a task of {task.form} is answered by a language head, "
+            f"VQT puts a linear head on summaries of the layers; a task of {task.form} is answered by a {reader}, "
             "which reads none.",
             where="method, dataset",
             remedy="choose a dataset of classification or regression",

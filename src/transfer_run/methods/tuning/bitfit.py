@@ -29,8 +29,7 @@ class BitFit(Method):
         super().__init__(backbone, task)
         self.freeze_backbone()
         if add_biases:
-            language_head = task.form in ("text_to_text", "language_modeling")
-            add_zero_biases(backbone, language_head=language_head, layers=layers)
+            add_zero_biases(backbone, language_head=self.form.speaks, layers=layers)
         blocks = [backbone.blocks(stack)[index] for stack, index in chosen_blocks(backbone, layers)]
         if not any(bias_names(block) for block in blocks):
             raise UserError(
@@ -38,7 +37,7 @@ class BitFit(Method):
                 where="method=bitfit",
                 remedy="set method.add_biases=true to give every linear and norm a zero bias, or choose another method",
             )
-        idle = {id(p) for p in backbone.idle_parameters(task)}
+        idle = {id(p) for p in self.idle_parameters()}
         for module in blocks if layers else [backbone.model]:
             for parameter in (module.get_parameter(name) for name in bias_names(module)):
                 parameter.requires_grad_(id(parameter) not in idle)

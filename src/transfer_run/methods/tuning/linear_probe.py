@@ -21,11 +21,8 @@ class LinearProbe(Method):
     def __init__(self, backbone: Backbone, task: Task) -> None:
         super().__init__(backbone, task, backbone_dropout=False)
         self.freeze_backbone()
-        if task.form in ("text_to_text", "language_modeling"):
-            backbone.untie_language_head().requires_grad_(True)
-        if task.form == "retrieval":
-            for stack in backbone.stacks:
-                backbone.projection(stack).requires_grad_(True)
+        for head in self.form.pretrained_heads(backbone):
+            head.requires_grad_(True)
 
     def run(self, state: State) -> State:
         with torch.no_grad():

@@ -111,8 +111,7 @@ class LoRA(Method):
         super().__init__(backbone, task)
         self.bias = bias
         if add_biases:
-            language_head = task.form in ("text_to_text", "language_modeling")
-            add_zero_biases(backbone, language_head=language_head, layers=layers)
+            add_zero_biases(backbone, language_head=self.form.speaks, layers=layers)
         self.freeze_backbone()
         found = places(backbone, targets, cross_attention=cross_attention, layers=layers)
         separate = [place.path for place in found if place.third is None]
@@ -131,7 +130,7 @@ class LoRA(Method):
     def _train_biases(self, layers: Layers | None) -> None:
         """All biases but those of the blocks left out by `layers`; a backward pass need not visit these."""
         chosen = set(chosen_blocks(self.backbone, layers))
-        frozen = {id(p) for p in self.backbone.idle_parameters(self.task)}
+        frozen = {id(p) for p in self.idle_parameters()}
         for stack in self.backbone.stacks:
             for index, block in enumerate(self.backbone.blocks(stack)):
                 frozen |= {id(p) for p in block.parameters()} if (stack, index) not in chosen else set()

@@ -30,8 +30,7 @@ class Partial(Method):
     def __init__(self, backbone: Backbone, task: Task, *, blocks: int = 1, stacks: Sequence[str] | None = None) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
-        read = {"text_to_text": ("decoder",), "retrieval": backbone.stacks}.get(task.form, backbone.stacks[:1])
-        for stack in stacks or read:
+        for stack in stacks or self.form.read(backbone):
             if stack not in backbone.stacks:
                 raise UserError(
                     f"{backbone.config.get('name')} has no stack {stack!r}.",

@@ -242,12 +242,12 @@ def test_prepare_cuts_by_fisher(name: str, tmp_path: Path) -> None:
     """Deterministic, in evaluation mode, and everything is frozen or trained, with or without gradient, as before."""
     model = backbone(name)
     method = LST(model, task(model), reduction_factor=2).train()
-    head, flags = model.head, {n: p.requires_grad for n, p in method.named_parameters()}
+    head, flags = method.backbone.head, {n: p.requires_grad for n, p in method.named_parameters()}
     before = {n: p.clone() for n, p in method.named_parameters()}
     method.prepare(context(model, tmp_path))
     after = {n: p.clone() for n, p in method.named_parameters()}
     assert method.training
-    assert model.head is head
+    assert method.backbone.head is head
     assert {n: p.requires_grad for n, p in method.named_parameters()} == flags
     assert all(p.grad is None for p in method.parameters())
     changed = {n for n in after if not torch.equal(before[n], after[n])}

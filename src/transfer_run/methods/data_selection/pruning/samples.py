@@ -53,7 +53,7 @@ def gradient_norms(model: Method, batches: Iterable[Batch]) -> Floats:
     try:
         for batch in batches:
             for row in range(len(batch["labels"])):
-                one = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+                one = model.form.example(batch, row)
                 loss = model.task_loss(model(one), one["labels"])
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 norms.append(float(_norm([g for g in gradients if g is not None])))

@@ -98,10 +98,10 @@ class SourceTask:
         return {k.removeprefix("test/"): v for k, v in metrics.items() if k.startswith("test/")}
 
     def on(self, backbone: Backbone) -> Method:
-        """This task with this run's head on whatever body `backbone` has now; in eval mode."""
+        """This task with this run's head on whatever body `backbone` has now, which keeps its own; in eval mode."""
         method = Method(backbone, self.task)
         head = self._tensors(lambda name: name.startswith(HEAD_PREFIX))
-        backbone.head.load_state_dict({name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()})
+        method.backbone.head.load_state_dict({name.removeprefix(HEAD_PREFIX): tensor for name, tensor in head.items()})
         return method.to(next(backbone.model.parameters()).device).eval()
 
     def save_head(self, file: Path) -> None:
@@ -113,10 +113,10 @@ class SourceTask:
     @torch.no_grad()
     def evaluate(self, backbone: Backbone, split: str) -> dict[str, float]:
         """Scores of this task on `split`, the headline first."""
-        method, scores = self.on(backbone), self.data.metrics(split)
+        method = self.on(backbone)
+        scores = method.form.scores(self.data, split)
         for batch in self.batches(split, next(backbone.model.parameters()).device):
-            predictions = method.predict(batch) if scores.needs_predictions else None
-            scores.update(predictions, batch, method.loss(batch) if scores.needs_loss else None)
+            method.score(batch, scores)
         return scores.compute()
 
     def _tensors(self, wanted: Any, read: bool = True) -> dict[str, Tensor]:

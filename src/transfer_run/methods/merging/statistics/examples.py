@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from transfer_run.backbones.base import Batch
 from transfer_run.memory.tracker import followed_in_part
+from transfer_run.methods.form import one_row
+
+Cut = Callable[[Batch, int], Batch]
+"""One row of a batch, as `Form.example` cuts it out."""
 
 
-def single_examples(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
+def single_examples(batches: Iterable[Batch], count: int | None, cut: Cut = one_row) -> Iterator[Batch]:
     """The first `count` examples (None: all), each a batch of one with padding cut off."""
-    yield from followed_in_part(_rows(batches, count))
+    yield from followed_in_part(_rows(batches, count, cut))
 
 
-def _rows(batches: Iterable[Batch], count: int | None) -> Iterator[Batch]:
+def _rows(batches: Iterable[Batch], count: int | None, cut: Cut) -> Iterator[Batch]:
     taken = 0
     for batch in batches:
         for row in range(len(next(iter(batch.values())))):
             if taken == count:
                 return
-            yield _unpadded({name: tensor[row : row + 1] for name, tensor in batch.items()})
+            yield _unpadded(cut(batch, row))
             taken += 1
 
 

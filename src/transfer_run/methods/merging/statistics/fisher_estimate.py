@@ -126,11 +126,12 @@ def estimate_fisher(
         scored = one_label(lambda example: sampled_likelihood(method, example, generator))
     elif labels == "empirical":
         scored = one_label(lambda example: labelled_likelihood(method, example))
-    elif method.task.form == "regression":
+    elif method.form.gaussian:
         scored = one_label(lambda example: method(example).float().squeeze())
     else:
         scored = exact(class_likelihood(method, answers or ()))
-    return diagonal_fisher(method, body_parameters(method), single_examples(batches, examples), scored)
+    singles = single_examples(batches, examples, method.form.example)
+    return diagonal_fisher(method, body_parameters(method), singles, scored)
 
 
 def save_fisher(fisher: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:

@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.methods.base import Method
+from transfer_run.methods.form import find_form
+from transfer_run.methods.forms.text_to_text import with_decoder_inputs
 from transfer_run.task import Task
 
 MemoryMode = Literal["efficient", "official"]
@@ -154,7 +156,7 @@ class LadderTuning(Method):
 
     def ends_in(self, stack: str) -> bool:
         """Does the stack's own output go to the head? An encoder's goes to its decoder, each of two towers' does."""
-        return stack == self.last_stack or self.task.form == "retrieval"
+        return stack in self.form.read(self.backbone)
 
     # ---- one stack
     def climb(self, batch: Batch, stack: str, memory: LadderMemory | None = None) -> tuple[State, State]:
@@ -240,12 +242,11 @@ class LadderTuning(Method):
     def decode(self, batch: Batch, memory: LadderMemory) -> Tensor:
         return self.backbone.language_logits(self.last_hidden(batch, memory, self.last_stack)[0])
 
-    def language(self, batch: Batch) -> tuple[Tensor, State]:
+    def spoken(self, batch: Batch) -> tuple[Tensor, State]:
         """Vocabulary logits (B, T, V) of a language task, and the backbone's last state."""
         memory = None
-        if self.task.form == "text_to_text":
-            if "decoder_input_ids" not in batch:
-                batch = {**batch, "decoder_input_ids": self.backbone.shift_right(batch["labels"])}
+        if self.form.writes:
+            batch = with_decoder_inputs(self.backbone, batch)
             memory = self.encode(batch)
         hidden, state = self.last_hidden(batch, memory, self.last_stack)
         return self.backbone.language_logits(hidden), state
@@ -254,10 +255,8 @@ class LadderTuning(Method):
         hidden, state = self.last_hidden(batch, None, stack)
         return self.backbone.pool(hidden, state)
 
-    def forward(self, batch: Batch) -> Tensor:
-        if self.task.form in ("text_to_text", "language_modeling"):
-            return self.language(batch)[0]
-        return super().forward(batch)
+    def language(self, batch: Batch) -> Tensor:
+        return self.spoken(batch)[0]
 
     def new_cache(self) -> LadderCache:
         return LadderCache(self.backbone.new_cache(), self.side_steps(self.last_stack).new_cache())
@@ -265,15 +264,14 @@ class LadderTuning(Method):
 
 def task_stacks(backbone: Backbone, task: Task) -> tuple[str, ...]:
     """The stacks that a task runs through: both of an encoder-decoder, both towers in retrieval, else the first one."""
-    return backbone.stacks if task.form in ("text_to_text", "retrieval") else backbone.stacks[:1]
+    return find_form(task.form).stacks(backbone)
 
 
 def outputs(backbone: Backbone, task: Task, make: Callable[[int], nn.Module]) -> nn.Module:
-    """`make(width)` for the stack that the head reads; in retrieval one for each tower."""
-    stacks = task_stacks(backbone, task)
-    if task.form == "retrieval":
-        return nn.ModuleDict({stack: make(backbone.width(stack)) for stack in stacks})
-    return make(backbone.width(stacks[-1]))
+    """`make(width)` for the stack that the head reads; one for each tower where there are two."""
+    form = find_form(task.form)
+    made = {stack: make(backbone.width(stack)) for stack in form.read(backbone)}
+    return nn.ModuleDict(made) if form.paired else made.popitem()[1]
 
 
 def _as(tap: Tensor, module: nn.Module) -> Tensor:

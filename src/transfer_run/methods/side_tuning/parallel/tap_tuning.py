@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
+from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.ladder import LadderCache, LadderMemory, MemoryMode
 from transfer_run.task import Task
 
@@ -87,17 +88,17 @@ class TapTuning(Method, ABC):
         return (zero if end is None else end) + state.prefix
 
     def anchor(self, state: State) -> Tensor:
-        """a (B, E), the tower's own global vector; in retrieval in the space of both towers."""
+        """a (B, E), the tower's own global vector; of two towers in the space of both."""
         with self.frozen():
             pooled = self.backbone.pool(self.backbone.finish(state), state)
-            if self.task.form != "retrieval":
+            if not self.form.paired:
                 return pooled
             projected: Tensor = self.backbone.projection(state.stack)(pooled)
             return projected
 
     def anchor_width(self, stack: str) -> int:
         """E."""
-        if self.task.form != "retrieval":
+        if not self.form.paired:
             return self.backbone.width(stack)
         return int(self.backbone.projection(stack).get_parameter("weight").shape[0])
 
@@ -109,10 +110,8 @@ class TapTuning(Method, ABC):
     def decode(self, batch: Batch, memory: LadderMemory) -> Tensor:
         return self.backbone.language_logits(self.last_hidden(batch, memory))
 
-    def forward(self, batch: Batch) -> Tensor:
-        if self.task.form == "language_modeling":
-            return self.backbone.language_logits(self.last_hidden(batch, None))
-        return super().forward(batch)
+    def language(self, batch: Batch) -> Tensor:
+        return self.backbone.language_logits(self.last_hidden(batch, None))
 
     def new_cache(self) -> LadderCache:
         return LadderCache(self.backbone.new_cache(), None)
@@ -259,7 +258,7 @@ def variant_of(backbone: Backbone, task: Task, variant: str, known: Mapping[str,
     Raises:
         UserError: the variant does not exist, or is not possible on this backbone for this task.
     """
-    language = task.form == "text_to_text"
+    language = find_form(task.form).writes
     own = {"cnn": "cnn", "clip": "pooled"}.get(backbone.family, "encdec" if language else "tokens")
     if variant == "auto":
         return own
