@@ -61,11 +61,11 @@ def pieces(arrays: Arrays, rule: TiesRule) -> tuple[list[Tensor], list[Tensor]]:
     merge_in_memory(work, rule)  # counts the signs
     rule.unsettled()
     trimmed, signs = [], []
-    for place in work.all_places():
-        rows = rule.trimmed(work, place, work.base_values(place))
+    for piece in work.all_pieces():
+        rows = rule.trimmed(work, piece, work.base_values(piece))
         trimmed.append(torch.stack(rows))
         if rule.resolve != "none":
-            signs.append(rule._settled(rule.elect(rows), rows, place))
+            signs.append(rule._settled(rule.elect(rows), rows, piece))
     return trimmed, signs
 
 
@@ -73,7 +73,7 @@ def test_task_vectors(arrays: Arrays) -> None:
     work = job(arrays)
     assert work.layout.numel == arrays["flat_base"].size
     rows = [
-        torch.cat([work.difference(p, i, work.base_values(p)) for p in work.all_places()]) for i in range(work.count)
+        torch.cat([work.difference(p, i, work.base_values(p)) for p in work.all_pieces()]) for i in range(work.count)
     ]
     np.testing.assert_array_equal(torch.stack(rows).numpy(), arrays["flat_tv"])
 

@@ -81,8 +81,8 @@ def test_signs_are_those_elected_and_nothing_grows(merge: str) -> None:
     rule.survey(work)
     rows: list[Tensor] = []
     for name in work.layout.merged:
-        for place in work.places(name):
-            rows.append(torch.stack(rule.trimmed(work, place, work.base_values(place))))
+        for piece in work.pieces(name):
+            rows.append(torch.stack(rule.trimmed(work, piece, work.base_values(piece))))
     trimmed = torch.cat(rows, dim=1)
     signs = trimmed.sum(0).sign()
     assert bool(((out.sign() == signs) | (out == 0) | (signs == 0)).all())

@@ -10,7 +10,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.base import Common, Merging, Option
-from transfer_run.methods.merging.engine.stream import Job, Place, Rule, model_weights
+from transfer_run.methods.merging.engine.stream import Job, Piece, Rule, model_weights
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.task import Task
 
@@ -24,10 +24,10 @@ class AverageRule(Rule):
     def survey(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
 
-    def merge(self, job: Job, place: Place) -> Tensor:
-        total = job.values(place, 0).mul_(self.factors[0])
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        total = job.values(piece, 0).mul_(self.factors[0])
         for i in range(1, job.count):
-            total.add_(job.values(place, i).mul_(self.factors[i]))
+            total.add_(job.values(piece, i).mul_(self.factors[i]))
         return total.div_(sum(self.factors))
 
 

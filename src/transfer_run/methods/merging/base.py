@@ -159,7 +159,7 @@ class Merging(Method, ABC):
 
     # ---- files in, a file out
     def _merge_files(self, context: Context) -> None:
-        folders = [local_path(place) for place in self.models]
+        folders = [local_path(name) for name in self.models]
         folders += [folder for name, folder in context.sources.items() if name != "backbone"]
         models, base = open_models(folders, self.base)
         job = self._job(models, base)
@@ -188,7 +188,7 @@ class Merging(Method, ABC):
         base = StateDict(known, "the backbone") if self.base is None else open_models([], self.base)[1]
         models = [body_of(task, known, context) for task in tasks]
         models += [open_checkpoint(folder) for name, folder in named.items() if not SourceTask.is_run(folder)]
-        models += [open_checkpoint(local_path(place)) for place in self.models]
+        models += [open_checkpoint(local_path(name)) for name in self.models]
         job = self._job(models, base)
         chosen = self._best(self.options(job, context, tasks), backbone, self.searched_on(tasks), context)
         run(chosen.job, chosen.rule, Live(body_tensors(backbone)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.merging.base import Common
-from transfer_run.methods.merging.engine.stream import Job, Place
+from transfer_run.methods.merging.engine.stream import Job, Piece
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskArithmeticRule, TaskVectorMerging
 from transfer_run.methods.merging.trimming.drop import Drop
 from transfer_run.task import Task
@@ -22,8 +22,8 @@ class DareLinearRule(TaskArithmeticRule):
         super().__init__(scale, weights)
         self.drop = drop
 
-    def change(self, job: Job, place: Place, model: int, base: Tensor) -> Tensor:
-        return self.drop(super().change(job, place, model, base), place, model)
+    def change(self, job: Job, piece: Piece, model: int, base: Tensor) -> Tensor:
+        return self.drop(super().change(job, piece, model, base), piece, model)
 
 
 class DareLinear(TaskVectorMerging):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.merging.base import Common
-from transfer_run.methods.merging.engine.stream import Job, Place
+from transfer_run.methods.merging.engine.stream import Job, Piece
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging
 from transfer_run.methods.merging.ties import Merge, Resolve, TiesRule
 from transfer_run.methods.merging.trimming.drop import Drop
@@ -30,8 +30,8 @@ class DareTiesRule(TiesRule):
         super().__init__(scale, keep=1.0, resolve=resolve, merge=merge, weights=weights)
         self.drop = drop
 
-    def trimmed(self, job: Job, place: Place, base: Tensor) -> list[Tensor]:
-        return [self.drop(row, place, i) for i, row in enumerate(super().trimmed(job, place, base))]
+    def trimmed(self, job: Job, piece: Piece, base: Tensor) -> list[Tensor]:
+        return [self.drop(row, piece, i) for i, row in enumerate(super().trimmed(job, piece, base))]
 
 
 class DareTies(TaskVectorMerging):

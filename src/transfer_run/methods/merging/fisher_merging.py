@@ -23,7 +23,7 @@ from transfer_run.methods.base import Context
 from transfer_run.methods.merging.base import DType, Merging, Option
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, open_checkpoint
 from transfer_run.methods.merging.engine.opening import local_path
-from transfer_run.methods.merging.engine.stream import Job, Place, Rule, SquareSum
+from transfer_run.methods.merging.engine.stream import Job, Piece, Rule, SquareSum
 from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.fisher_estimate import estimate_fisher, save_fisher
@@ -70,33 +70,33 @@ class FisherRule(Rule):
             if self.normalize and not self.norms:
                 self.norms = [_norm(job, fisher) for fisher in self.fishers]
 
-    def merge(self, job: Job, place: Place) -> Tensor:
-        merged = job.values(place, 0)
-        weight = self._weight(job, place, 0, merged)
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        merged = job.values(piece, 0)
+        weight = self._weight(job, piece, 0, merged)
         for i in range(1, job.count):
-            added = self._weight(job, place, i, merged)
+            added = self._weight(job, piece, i, merged)
             weight.add_(added)
             share = added.div_(weight).nan_to_num_(0.0)  # 0 / 0: nobody so far knows anything about this value
-            merged.mul_(1 - share).add_(job.values(place, i).mul_(share))
+            merged.mul_(1 - share).add_(job.values(piece, i).mul_(share))
         unknown = weight == 0
         if self.coefficients[0] == 0 and bool(unknown.any()):
-            merged = torch.where(unknown, self._plain_mean(job, place), merged)
+            merged = torch.where(unknown, self._plain_mean(job, piece), merged)
         return merged
 
-    def _weight(self, job: Job, place: Place, model: int, like: Tensor) -> Tensor:
-        """c_i F_i at `place`."""
+    def _weight(self, job: Job, piece: Piece, model: int, like: Tensor) -> Tensor:
+        """c_i F_i at `piece`."""
         coefficient = self.coefficients[model]
         if self.fishers is None:
             return torch.full_like(like, coefficient)
-        fisher = self.fishers[model].read(place.name, place.start, place.stop).to(job.dtype)
+        fisher = self.fishers[model].read(piece.name, piece.start, piece.stop).to(job.dtype)
         if model == 0 or not self.favor_target:
             fisher.clamp_(min=self.floor)
         return fisher.mul_(coefficient / self.norms[model] if self.normalize else coefficient)
 
-    def _plain_mean(self, job: Job, place: Place) -> Tensor:
-        total = job.values(place, 0).mul_(self.coefficients[0])
+    def _plain_mean(self, job: Job, piece: Piece) -> Tensor:
+        total = job.values(piece, 0).mul_(self.coefficients[0])
         for i in range(1, job.count):
-            total.add_(job.values(place, i).mul_(self.coefficients[i]))
+            total.add_(job.values(piece, i).mul_(self.coefficients[i]))
         return total.div_(sum(self.coefficients))
 
 
@@ -124,8 +124,8 @@ def _norm(job: Job, fisher: Checkpoint) -> float:
     if "norm" in fisher.metadata and fisher.entries.keys() == job.layout.merged.keys():
         return float(fisher.metadata["norm"])
     total = SquareSum()
-    for place in job.all_places():
-        total.add(fisher.read(place.name, place.start, place.stop).to(job.dtype))
+    for piece in job.all_pieces():
+        total.add(fisher.read(piece.name, piece.start, piece.stop).to(job.dtype))
     if not total.value > 0:
         raise UserError(
             "A Fisher that is zero everywhere cannot be normalised.",

@@ -22,7 +22,7 @@ from transfer_run.methods.merging.average import AverageRule
 from transfer_run.methods.merging.base import Common, Merging, Option
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, open_checkpoint
 from transfer_run.methods.merging.engine.opening import local_path
-from transfer_run.methods.merging.engine.stream import Job, Place
+from transfer_run.methods.merging.engine.stream import Job, Piece
 from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.examples import single_examples
@@ -81,18 +81,18 @@ class RegMeanRule(AverageRule):
             return None
         return job.layout.merged[name].numel if name in self.transposed else ROWS * shape[1]
 
-    def merge(self, job: Job, place: Place) -> Tensor:
-        if not self._linear(place.name):
-            return super().merge(job, place)
-        grams, factor = self._factor(place.name)
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        if not self._linear(piece.name):
+            return super().merge(job, piece)
+        grams, factor = self._factor(piece.name)
         width = grams[0].shape[0]
         total = torch.zeros((), dtype=torch.float64)
         for i, gram in enumerate(grams):
-            weight = job.values(place, i).to(torch.float64)
-            rows = weight.view(width, -1).T if place.name in self.transposed else weight.view(-1, width)
+            weight = job.values(piece, i).to(torch.float64)
+            rows = weight.view(width, -1).T if piece.name in self.transposed else weight.view(-1, width)
             total = total + rows @ gram  # (out, in): the transpose of G_i W_i
         solved = torch.cholesky_solve(total.T, factor)  # (in, out)
-        flat = solved if place.name in self.transposed else solved.T
+        flat = solved if piece.name in self.transposed else solved.T
         return flat.to(job.dtype).reshape(-1)
 
     def _factor(self, name: str) -> tuple[list[Tensor], Tensor]:

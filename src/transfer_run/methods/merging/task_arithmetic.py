@@ -17,7 +17,7 @@ from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.base import Common, Merging, Option
 from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoint
-from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Place, Rule, merge_tensors, model_weights
+from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Piece, Rule, merge_tensors, model_weights
 from transfer_run.methods.merging.engine.writer import CheckpointWriter
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.run_folder import CHECKPOINTS
@@ -37,12 +37,12 @@ class TaskVectorRule(Rule):
         self.scale = scale
 
     @abstractmethod
-    def task_vector(self, job: Job, place: Place, base: Tensor) -> Tensor:
-        """tau_m at `place`."""
+    def task_vector(self, job: Job, piece: Piece, base: Tensor) -> Tensor:
+        """tau_m at `piece`."""
 
-    def merge(self, job: Job, place: Place) -> Tensor:
-        base = job.base_values(place)
-        merged = self.task_vector(job, place, base)
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        base = job.base_values(piece)
+        merged = self.task_vector(job, piece, base)
         return merged if self.scale is None else merged.mul_(self.scale).add_(base)
 
 
@@ -52,8 +52,8 @@ class Scaled(Rule):
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def merge(self, job: Job, place: Place) -> Tensor:
-        return job.values(place, 0).mul_(self.scale).add_(job.base_values(place))
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        return job.values(piece, 0).mul_(self.scale).add_(job.base_values(piece))
 
 
 class TaskVectorMerging(Merging):
@@ -106,14 +106,14 @@ class TaskArithmeticRule(TaskVectorRule):
     def survey(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
 
-    def change(self, job: Job, place: Place, model: int, base: Tensor) -> Tensor:
-        """tau_i at `place`, as it enters the sum."""
-        return job.difference(place, model, base)
+    def change(self, job: Job, piece: Piece, model: int, base: Tensor) -> Tensor:
+        """tau_i at `piece`, as it enters the sum."""
+        return job.difference(piece, model, base)
 
-    def task_vector(self, job: Job, place: Place, base: Tensor) -> Tensor:
-        total = self.change(job, place, 0, base).mul_(self.factors[0])
+    def task_vector(self, job: Job, piece: Piece, base: Tensor) -> Tensor:
+        total = self.change(job, piece, 0, base).mul_(self.factors[0])
         for i in range(1, job.count):
-            total.add_(self.change(job, place, i, base).mul_(self.factors[i]))
+            total.add_(self.change(job, piece, i, base).mul_(self.factors[i]))
         return total
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.base import Common
-from transfer_run.methods.merging.engine.stream import Job, Place, SquareSum, model_weights
+from transfer_run.methods.merging.engine.stream import Job, Piece, SquareSum, model_weights
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging, TaskVectorRule
 from transfer_run.methods.merging.trimming.trim import Trim
 from transfer_run.task import Task
@@ -69,7 +69,7 @@ class TiesRule(TaskVectorRule):
         self.resolve, self.rule, self.weights = resolve, merge, weights
         self.majority: float | None = None
         self._balance = 0
-        self._cancelled: list[Place] = []
+        self._cancelled: list[Piece] = []
 
     # ---- before the merge
     def survey(self, job: Job) -> None:
@@ -81,22 +81,22 @@ class TiesRule(TaskVectorRule):
     def _square_norms(self, job: Job) -> list[float]:
         """||T_i||^2 of the trimmed task vectors; 1 for a model that changed nothing (its shares are 0, not NaN)."""
         sums = [SquareSum() for _ in job.models]
-        for place in job.all_places():
-            for total, row in zip(sums, self.trimmed(job, place, job.base_values(place)), strict=True):
+        for piece in job.all_pieces():
+            for total, row in zip(sums, self.trimmed(job, piece, job.base_values(piece)), strict=True):
                 total.add(row)
         return [total.value or 1.0 for total in sums]
 
     # ---- one piece
-    def trimmed(self, job: Job, place: Place, base: Tensor) -> list[Tensor]:
-        """T: the trimmed task vectors at `place`."""
-        return self.trim(job, place, [job.difference(place, i, base) for i in range(job.count)])
+    def trimmed(self, job: Job, piece: Piece, base: Tensor) -> list[Tensor]:
+        """T: the trimmed task vectors at `piece`."""
+        return self.trim(job, piece, [job.difference(piece, i, base) for i in range(job.count)])
 
-    def task_vector(self, job: Job, place: Place, base: Tensor) -> Tensor:
-        rows = self.trimmed(job, place, base)
+    def task_vector(self, job: Job, piece: Piece, base: Tensor) -> Tensor:
+        rows = self.trimmed(job, piece, base)
         if self.rule in ("mean", "sum") or self.resolve == "none":
             return self._merge_all(rows)
         signs = self.elect(rows)
-        return self._merge_agreeing(rows, self._settled(signs, rows, place))
+        return self._merge_agreeing(rows, self._settled(signs, rows, piece))
 
     def elect(self, rows: list[Tensor]) -> Tensor:
         """Signs of one piece, 0 where the models cancel out."""
@@ -117,17 +117,17 @@ class TiesRule(TaskVectorRule):
             torch.maximum(share, best, out=best)
         return winner.sign_()
 
-    def _settled(self, signs: Tensor, rows: list[Tensor], place: Place) -> Tensor:
-        """The signs with zeros replaced by the majority; before that is known, a place that needs it is noted."""
+    def _settled(self, signs: Tensor, rows: list[Tensor], piece: Piece) -> Tensor:
+        """The signs with zeros replaced by the majority; before that is known, a piece that needs it is noted."""
         open_ = signs == 0
         if self.majority is not None:
             return signs.masked_fill_(open_, self.majority)
         self._balance += int(signs.sum(dtype=torch.float64))
         if bool((open_ & _changed(rows)).any()):
-            self._cancelled.append(place)
+            self._cancelled.append(piece)
         return signs
 
-    def unsettled(self) -> Iterable[Place]:
+    def unsettled(self) -> Iterable[Piece]:
         """Places where changes cancel out: now that all signs are counted, the global majority decides there."""
         self.majority = float((self._balance > 0) - (self._balance < 0))
         return self._cancelled if self.majority else ()

@@ -163,7 +163,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return bytes_.view(dtype)
 
 
-def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
+def open_checkpoint(folder_or_file: str | Path) -> SafetensorsCheckpoint:
     """The checkpoint in a safetensors file or in a folder, whoever wrote it.
 
     Understood: a file; a folder with `*.safetensors.index.json` (shards), `model.safetensors`, peft's
@@ -173,7 +173,7 @@ def open_checkpoint(place: str | Path) -> SafetensorsCheckpoint:
     Raises:
         UserError: nothing to read is there.
     """
-    path = Path(place).expanduser()
+    path = Path(folder_or_file).expanduser()
     if path.is_file():
         return SafetensorsCheckpoint([path])
     path = model_folder(path)

@@ -15,26 +15,26 @@ ONES = "ones"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def local_path(place: str) -> Path:
+def local_path(name: str) -> Path:
     """The folder or file that a config names; the name of a hub repository is looked up in the cache, then fetched.
 
     Raises:
         UserError: there is neither.
     """
-    path = Path(place).expanduser()
+    path = Path(name).expanduser()
     if path.exists():
         return path
-    if not _HUB_NAME.fullmatch(place):
+    if not _HUB_NAME.fullmatch(name):
         raise UserError(
-            f"{place} does not exist.",
+            f"{name} does not exist.",
             where="method.models, method.base",
             remedy="name a folder with safetensors files",
         )
     try:
-        return fetch_weights(place, None)
+        return fetch_weights(name, None)
     except UserError as error:
         raise UserError(
-            f"{place} is no folder, and not to be had from the hub: {error.what}",
+            f"{name} is no folder, and not to be had from the hub: {error.what}",
             where="method.models, method.base",
             remedy=error.remedy,
         ) from error

@@ -1,7 +1,7 @@
 """The streaming engine: tensors are read, merged and written in pieces; memory is some pieces, never a model.
 
     models ──┐  pieces of one tensor            ┌── CheckpointWriter (safetensors)
-    base   ──┴── Rule.merge(job, place) ── sink ┴── Memory, Live
+    base   ──┴── Rule.merge(job, piece) ── sink ┴── Memory, Live
 
 A piece begins at a multiple of `BLOCK` elements, whatever its length, and every sum that runs over a whole model is
 made of one term a block; so results do not depend on the piece size to the last bit. Arithmetic keeps to single
@@ -32,7 +32,7 @@ TASK_VECTOR = "task_vector"
 
 
 @dataclass(frozen=True)
-class Place:
+class Piece:
     """Elements `start` to `stop` of the flattened tensor `name`."""
 
     name: str
@@ -85,32 +85,32 @@ class Job:
         other.models = list(models)
         return other
 
-    def places(self, name: str, step: int | None = None) -> Iterator[Place]:
+    def pieces(self, name: str, step: int | None = None) -> Iterator[Piece]:
         """The pieces of one merged tensor."""
         numel = (self.layout.merged.get(name) or self.layout.averaged[name]).numel
         for start in range(0, numel, step or self.step):
-            yield Place(name, start, min(numel, start + (step or self.step)))
+            yield Piece(name, start, min(numel, start + (step or self.step)))
 
-    def all_places(self) -> Iterator[Place]:
+    def all_pieces(self) -> Iterator[Piece]:
         for name in self.layout.merged:
-            yield from self.places(name)
+            yield from self.pieces(name)
 
-    def base_values(self, place: Place) -> Tensor:
-        """theta_0 at `place`, flat."""
+    def base_values(self, piece: Piece) -> Tensor:
+        """theta_0 at `piece`, flat."""
         assert self.base is not None, "this rule needs a base"
-        return self.base.read(place.name, place.start, place.stop).to(self.dtype)
+        return self.base.read(piece.name, piece.start, piece.stop).to(self.dtype)
 
-    def values(self, place: Place, model: int) -> Tensor:
-        """theta_i at `place`, flat; the caller may change it."""
-        return self.models[model].read(place.name, place.start, place.stop).to(self.dtype)
+    def values(self, piece: Piece, model: int) -> Tensor:
+        """theta_i at `piece`, flat; the caller may change it."""
+        return self.models[model].read(piece.name, piece.start, piece.stop).to(self.dtype)
 
-    def difference(self, place: Place, model: int, base: Tensor) -> Tensor:
-        """tau_i = theta_i - theta_0 at `place`; the caller may change it."""
-        return self.models[model].difference(place.name, place.start, place.stop, base)
+    def difference(self, piece: Piece, model: int, base: Tensor) -> Tensor:
+        """tau_i = theta_i - theta_0 at `piece`; the caller may change it."""
+        return self.models[model].difference(piece.name, piece.start, piece.stop, base)
 
 
 class Rule(ABC):
-    """How the values of n models at one place become one."""
+    """How the values of n models become those of one."""
 
     def survey(self, job: Job) -> None:  # noqa: B027 - most rules look at nothing before
         """Passes over the models before the merge (thresholds, norms)."""
@@ -120,11 +120,11 @@ class Rule(ABC):
         return None
 
     @abstractmethod
-    def merge(self, job: Job, place: Place) -> Tensor:
-        """The merged values at `place`, flat."""
+    def merge(self, job: Job, piece: Piece) -> Tensor:
+        """The merged values at `piece`, flat."""
 
-    def unsettled(self) -> Iterable[Place]:
-        """Places that must be merged again, because only the whole pass has told what they need."""
+    def unsettled(self) -> Iterable[Piece]:
+        """Pieces that must be merged again, because only the whole pass has told what they need."""
         return ()
 
 
@@ -133,8 +133,8 @@ def run(job: Job, rule: Rule, sink: Sink) -> None:
     """Merge every tensor of the job into the sink."""
     merge_tensors(job, rule, sink)
     for name in job.layout.averaged:
-        for place in job.places(name):
-            _write(job, place, _mean(job, place), sink)
+        for piece in job.pieces(name):
+            _write(job, piece, _mean(job, piece), sink)
     for name, source in job.layout.copied.items():
         for start in range(0, source.entries[name].numel, job.step):
             sink.write(name, start, source.read(name, start, min(start + job.step, source.entries[name].numel)))
@@ -145,23 +145,23 @@ def merge_tensors(job: Job, rule: Rule, sink: Sink) -> None:
     """Only what the rule merges, without what is averaged or taken over."""
     rule.survey(job)
     for name in job.layout.merged:
-        for place in job.places(name, rule.step(job, name)):
-            _write(job, place, rule.merge(job, place), sink)
-    for place in rule.unsettled():
-        _write(job, place, rule.merge(job, place), sink)
+        for piece in job.pieces(name, rule.step(job, name)):
+            _write(job, piece, rule.merge(job, piece), sink)
+    for piece in rule.unsettled():
+        _write(job, piece, rule.merge(job, piece), sink)
 
 
-def _mean(job: Job, place: Place) -> Tensor:
-    pieces = [model.read(place.name, place.start, place.stop).to(job.dtype) for model in job.originals]
-    total = pieces[0]
-    for piece in pieces[1:]:
-        total.add_(piece)
-    return total.div_(len(pieces))
+def _mean(job: Job, piece: Piece) -> Tensor:
+    values = [model.read(piece.name, piece.start, piece.stop).to(job.dtype) for model in job.originals]
+    total = values[0]
+    for each in values[1:]:
+        total.add_(each)
+    return total.div_(len(values))
 
 
-def _write(job: Job, place: Place, values: Tensor, sink: Sink) -> None:
-    for name in (place.name, *job.layout.tied.get(place.name, ())):
-        sink.write(name, place.start, values)
+def _write(job: Job, piece: Piece, values: Tensor, sink: Sink) -> None:
+    for name in (piece.name, *job.layout.tied.get(piece.name, ())):
+        sink.write(name, piece.start, values)
 
 
 def merge_to_folder(job: Job, rule: Rule, folder: Path, *, max_shard_bytes: float = 5e9, stem: str = "model") -> None:

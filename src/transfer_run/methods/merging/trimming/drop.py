@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.engine.stream import Place
+from transfer_run.methods.merging.engine.stream import Piece
 
 _DRAWS_A_STEP = 4  # 64-bit numbers that one count of the generator gives
 
@@ -38,12 +38,12 @@ class Drop:
                 remedy="0 to below 1, usually 0.9",
             )
 
-    def __call__(self, change: Tensor, place: Place, model: int) -> Tensor:
-        """The change (flat, at `place`, of model number `model`) dropped and rescaled in place."""
+    def __call__(self, change: Tensor, piece: Piece, model: int) -> Tensor:
+        """The change (flat, at `piece`, of model number `model`) dropped and rescaled in place."""
         if self.rate == 0:
             return change
-        generator = np.random.Philox(key=self._key(place.name, model))
-        generator.advance(place.start // (2 * _DRAWS_A_STEP))  # pieces begin at a multiple of BLOCK
+        generator = np.random.Philox(key=self._key(piece.name, model))
+        generator.advance(piece.start // (2 * _DRAWS_A_STEP))  # pieces begin at a multiple of BLOCK
         drawn = np.random.Generator(generator).random(change.numel(), dtype=np.float32)
         kept = torch.from_numpy(drawn) >= self.rate
         return change.mul_(kept).div_(1 - self.rate)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.engine.stream import Job, Place
+from transfer_run.methods.merging.engine.stream import Job, Piece
 from transfer_run.methods.merging.trimming.rank_select import RankSelect
 
 
@@ -28,7 +28,7 @@ class Trim:
         self.keep, self.scope, self.threshold = keep, scope, threshold
         self._cuts: tuple[str | None, list[Cut]] = (None, [])
         self._seen: list[int] = []
-        self._before: dict[Place, list[int]] = {}
+        self._before: dict[Piece, list[int]] = {}
 
     def survey(self, job: Job) -> None:
         """Find the thresholds of whole models; those of single tensors are found as each is met."""
@@ -42,13 +42,13 @@ class Trim:
         """The present cuts, one a model; none where nothing is trimmed."""
         return self._cuts[1]
 
-    def __call__(self, job: Job, place: Place, rows: list[Tensor]) -> list[Tensor]:
-        """The task vectors at `place`, trimmed in place."""
+    def __call__(self, job: Job, piece: Piece, rows: list[Tensor]) -> list[Tensor]:
+        """The task vectors at `piece`, trimmed in place."""
         if self.keep >= 1:
             return rows
-        if self.scope == "tensor" and self._cuts[0] != place.name:
-            self._find(job, place.name)
-        before = self._before.setdefault(place, list(self._seen)) if self.threshold == "exact" else []
+        if self.scope == "tensor" and self._cuts[0] != piece.name:
+            self._find(job, piece.name)
+        before = self._before.setdefault(piece, list(self._seen)) if self.threshold == "exact" else []
         for i, (row, cut) in enumerate(zip(rows, self._cuts[1], strict=True)):
             if cut.ties is None:
                 if cut.value > 0:  # keeping what is above the number just below the cut takes one pass, not three
@@ -82,10 +82,10 @@ def _select(job: Job, names: Sequence[str], rank: int) -> list[RankSelect]:
     selects = [RankSelect(rank, job.dtype) for _ in job.models]
     while not selects[0].done:
         for name in names:
-            for place in job.places(name):
-                base = job.base_values(place)
+            for piece in job.pieces(name):
+                base = job.base_values(piece)
                 for i, select in enumerate(selects):
-                    select.add(job.difference(place, i, base))
+                    select.add(job.difference(piece, i, base))
             for i, select in enumerate(selects):
                 if select.not_finite:
                     raise UserError(
