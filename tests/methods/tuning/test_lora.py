@@ -1,4 +1,4 @@
-"""LoRA and (IA)^3: exact places, merging, what a low rank can say."""
+"""LoRA and (IA)^3: exact targets, merging, what a low rank can say."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Norm
-from transfer_run.methods.tuning.attach.targets import Layers, Place, chosen_blocks, norms, out_features, places
+from transfer_run.methods.tuning.attach.targets import Layers, Target, chosen_blocks, find_targets, norms, out_features
 from transfer_run.task import Task
 
 
@@ -70,14 +70,14 @@ class Adapter(Method):
         self.size, self.reduction = bottleneck, reduction
         self.adapters = nn.ModuleDict()
         names = ("mlp_out",) if placement == "pfeiffer" else [{"attention": "out", "mlp": "mlp_out"}[s] for s in sites]
-        for place in places(backbone, names, cross_attention=cross_attention, layers=layers):
+        for target in find_targets(backbone, names, cross_attention=cross_attention, layers=layers):
             inside_norm = placement == "pfeiffer" and not backbone.pre_norm
-            self._attach(place, layernorm if place.part == "mlp_out" else attention_layernorm, inside_norm)
+            self._attach(target, layernorm if target.part == "mlp_out" else attention_layernorm, inside_norm)
         if train_norms:
             self._train_norms(layers)
 
-    def _attach(self, place: Place, layernorm: Norm, inside_norm: bool) -> None:
-        linear = self.backbone.get_submodule(place.path)
+    def _attach(self, target: Target, layernorm: Norm, inside_norm: bool) -> None:
+        linear = self.backbone.get_submodule(target.path)
         width = out_features(linear)
         size = self.size or width // self.reduction
         if size < 1:
@@ -88,9 +88,9 @@ class Adapter(Method):
             )
         like = next(linear.parameters())
         adapter = Bottleneck(width, size, layernorm=layernorm, like=like, **self.unit)  # type: ignore[arg-type]
-        self.adapters[f"{place.stack}_{place.index}_{place.part}"] = adapter
+        self.adapters[f"{target.stack}_{target.index}_{target.part}"] = adapter
         if inside_norm:
-            self.backbone.part(place.stack, place.index, "norm2").register_forward_hook(adapter.after_norm)
+            self.backbone.part(target.stack, target.index, "norm2").register_forward_hook(adapter.after_norm)
         else:
             linear.register_forward_hook(adapter.after)
 

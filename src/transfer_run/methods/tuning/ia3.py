@@ -19,7 +19,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
 from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
-from transfer_run.methods.tuning.attach.targets import Layers, Place, out_features, places, third_of
+from transfer_run.methods.tuning.attach.targets import Layers, Target, find_targets, out_features, third_of
 from transfer_run.task import Task
 
 
@@ -45,7 +45,7 @@ class FusedScale(nn.Module):
         """The projection with its rows rescaled."""
         width = out_features(self.base_layer)
         for key, scale in self.ia3_l.items():
-            columns = third_of(Place("", 0, "", "", int(key)), width)
+            columns = third_of(Target("", 0, "", "", int(key)), width)
             for tensor in self.base_layer.parameters():
                 if isinstance(self.base_layer, Conv1D) or tensor.ndim == 1:
                     tensor[..., columns] *= scale
@@ -69,16 +69,16 @@ class IA3(Method):
     ) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
-        found = places(backbone, ("k", "v"), cross_attention=cross_attention, layers=layers)
-        inner = [place.path for place in places(backbone, ("mlp_out",), layers=layers)]
-        separate = [place.path for place in found if place.third is None]
+        found = find_targets(backbone, ("k", "v"), cross_attention=cross_attention, layers=layers)
+        inner = [target.path for target in find_targets(backbone, ("mlp_out",), layers=layers)]
+        separate = [target.path for target in found if target.third is None]
         settings = {"feedforward_modules": [path.removeprefix("model.") for path in inner]}
         settings["target_modules"] = [path.removeprefix("model.") for path in separate + inner]
         inject(backbone, peft_config("IA3Config", settings), separate + inner)
         fused = defaultdict(list)
-        for place in found:
-            if place.third is not None:
-                fused[place.path].append(place.third)
+        for target in found:
+            if target.third is not None:
+                fused[target.path].append(target.third)
         for path, thirds in fused.items():
             backbone.set_submodule(path, FusedScale(backbone.get_submodule(path), thirds))
 

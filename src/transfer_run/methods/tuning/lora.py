@@ -26,11 +26,11 @@ from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_
 from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
 from transfer_run.methods.tuning.attach.targets import (
     Layers,
-    Place,
+    Target,
     chosen_blocks,
+    find_targets,
     in_features,
     out_features,
-    places,
     third_of,
 )
 from transfer_run.task import Task
@@ -48,7 +48,7 @@ class FusedLora(nn.Module):
         super().__init__()
         self.base_layer, self.scale, self.dropout = linear, alpha / rank, dropout
         width, weight = out_features(linear), next(linear.parameters())
-        self.columns = {str(third): third_of(Place("", 0, "", "", third), width) for third in thirds}
+        self.columns = {str(third): third_of(Target("", 0, "", "", third), width) for third in thirds}
         self.lora_A = nn.ParameterDict()
         self.lora_B = nn.ParameterDict()
         for key in self.columns:
@@ -113,15 +113,15 @@ class LoRA(Method):
         if add_biases:
             add_zero_biases(backbone, language_head=self.form.speaks, layers=layers)
         self.freeze_backbone()
-        found = places(backbone, targets, cross_attention=cross_attention, layers=layers)
-        separate = [place.path for place in found if place.third is None]
+        found = find_targets(backbone, targets, cross_attention=cross_attention, layers=layers)
+        separate = [target.path for target in found if target.third is None]
         if separate:
             settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
             inject(backbone, peft_config("LoraConfig", settings), separate)
         fused = defaultdict(list)
-        for place in found:
-            if place.third is not None:
-                fused[place.path].append(place.third)
+        for target in found:
+            if target.third is not None:
+                fused[target.path].append(target.third)
         for path, thirds in fused.items():
             backbone.set_submodule(path, FusedLora(backbone.get_submodule(path), thirds, rank, alpha, dropout))
         if bias == "all":

@@ -14,7 +14,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.tuning.attach.bottleneck import Norm
 from transfer_run.methods.tuning.attach.inject import inject, peft_config
-from transfer_run.methods.tuning.attach.targets import Layers, places
+from transfer_run.methods.tuning.attach.targets import Layers, find_targets
 from transfer_run.methods.tuning.parallel_adapter import mlp_adapters
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
 from transfer_run.task import Task
@@ -55,7 +55,7 @@ class MAMAdapter(PrefixTuning):
                 remedy = "set method.learn_scale=false or method.mlp=adapter"
                 raise UserError("LoRA has no learned scale.", where="method.learn_scale", remedy=remedy)
             settings = {"r": bottleneck, "lora_alpha": scale * bottleneck, "lora_dropout": dropout}
-            paths = [place.path for place in places(backbone, ("mlp_in", "mlp_out"), layers=layers)]
+            paths = [target.path for target in find_targets(backbone, ("mlp_in", "mlp_out"), layers=layers)]
             inject(backbone, peft_config("LoraConfig", settings), paths)
         else:
             unit = {

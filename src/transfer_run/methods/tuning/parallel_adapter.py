@@ -20,11 +20,11 @@ from transfer_run.methods.tuning.attach.precision import in_type_of, trained_typ
 from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
 from transfer_run.methods.tuning.attach.targets import (
     Layers,
-    Place,
+    Target,
     chosen_blocks,
+    find_targets,
     in_features,
     out_features,
-    places,
     project,
 )
 from transfer_run.task import Task
@@ -34,15 +34,15 @@ class MultiHead(nn.Module):
     """The multi-head parallel adapter's change: x (B, T, D) -> (B, T, H d), head i seeing its own slice of P.
 
     Args:
-        linear, place: the frozen query projection.
+        linear, target: the frozen query projection.
         heads: H.
         rows: gives P_k and P_v, each (r, H d).
     """
 
-    def __init__(self, linear: nn.Module, place: Place, heads: int, rows: Callable[[], Rows], dropout: float) -> None:
+    def __init__(self, linear: nn.Module, target: Target, heads: int, rows: Callable[[], Rows], dropout: float) -> None:
         super().__init__()
         like = next(linear.parameters())
-        self._query, self.heads, self.rows = (linear, place), heads, rows
+        self._query, self.heads, self.rows = (linear, target), heads, rows
         self.norm = nn.LayerNorm(in_features(linear), device=like.device, dtype=trained_type(like))
         self.dropout = nn.Dropout(dropout)
 
@@ -80,7 +80,7 @@ def attach_to_mlp(backbone: Backbone, stack: str, index: int, unit: Bottleneck) 
     return bypass
 
 
-def attach_to_attention(backbone: Backbone, query: Place, output: Place, change: nn.Module) -> Bypass:
+def attach_to_attention(backbone: Backbone, query: Target, output: Target, change: nn.Module) -> Bypass:
     """Add the change of what the queries are made of to the concatenated heads, before the output projection."""
     bypass = Bypass(change)
     backbone.get_submodule(query.path).register_forward_pre_hook(bypass.read)
@@ -148,8 +148,8 @@ class ParallelAdapter(Method):
         self.prefixes = Prefixes()
         self.reads_weights = attention == "multihead"  # runs the query projection a second time, by itself
         if attention != "none":
-            queries = places(backbone, ("q",), cross_attention=cross_attention, layers=layers)
-            outputs = places(backbone, ("out",), cross_attention=cross_attention, layers=layers)
+            queries = find_targets(backbone, ("q",), cross_attention=cross_attention, layers=layers)
+            outputs = find_targets(backbone, ("out",), cross_attention=cross_attention, layers=layers)
             if attention == "multihead":
                 self.prefixes, rows = make_prefixes(backbone, queries, attention_bottleneck, hidden)
                 changes = [self._multihead(q, own, dropout) for q, own in zip(queries, rows, strict=True)]
@@ -160,12 +160,12 @@ class ParallelAdapter(Method):
                 name = f"{output.stack}_{output.index}_{output.part}"
                 self.adapters[name] = attach_to_attention(backbone, query, output, change)
 
-    def _parallel(self, query: Place, output: Place, size: int, unit: dict[str, Any]) -> nn.Module:
+    def _parallel(self, query: Target, output: Target, size: int, unit: dict[str, Any]) -> nn.Module:
         linear, into = self.backbone.get_submodule(query.path), self.backbone.get_submodule(output.path)
         like = next(linear.parameters())
         return Bottleneck(in_features(linear), size, out_width=in_features(into), layernorm="in", like=like, **unit)
 
-    def _multihead(self, query: Place, rows: Callable[[], Rows], dropout: float) -> nn.Module:
+    def _multihead(self, query: Target, rows: Callable[[], Rows], dropout: float) -> nn.Module:
         heads = self.backbone.heads(query.stack)
         return MultiHead(self.backbone.get_submodule(query.path), query, heads, rows, dropout)
 
@@ -181,7 +181,7 @@ def mlp_adapters(
     backbone: Backbone, bottleneck: int, unit: dict[str, Any], layers: Layers | None
 ) -> dict[str, nn.Module]:
     """A parallel unit beside the feed-forward of every chosen block, by `stack_index_mlp`."""
-    places(backbone, ("mlp_in", "mlp_out"), layers=layers)  # complains where blocks have no feed-forward
+    find_targets(backbone, ("mlp_in", "mlp_out"), layers=layers)  # complains where blocks have no feed-forward
     made: dict[str, nn.Module] = {}
     for stack, index in chosen_blocks(backbone, layers):
         first, last = backbone.part(stack, index, "mlp_in"), backbone.part(stack, index, "mlp_out")

@@ -19,7 +19,7 @@ from transfer_run.methods.tuning.attach.prefix import (
     make_prefixes,
     switch_attention,
 )
-from transfer_run.methods.tuning.attach.targets import Layers, places
+from transfer_run.methods.tuning.attach.targets import Layers, find_targets
 from transfer_run.task import Task
 
 
@@ -39,10 +39,10 @@ def attach_prefixes(
     Raises:
         UserError: the model's attention cannot take a prefix.
     """
-    found = places(backbone, ("k",), cross_attention=cross_attention, layers=layers)
+    found = find_targets(backbone, ("k",), cross_attention=cross_attention, layers=layers)
     prefixes, rows = make_prefixes(backbone, found, length, hidden)
-    for place, own in zip(found, rows, strict=True):
-        _hang(backbone, place.path.rpartition(".")[0], LayerPrefix(own, composition))
+    for target, own in zip(found, rows, strict=True):
+        _hang(backbone, target.path.rpartition(".")[0], LayerPrefix(own, composition))
     return prefixes
 
 

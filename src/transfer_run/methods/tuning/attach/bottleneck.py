@@ -62,12 +62,15 @@ class Bottleneck(nn.Module):
             nearest = nearest_names(activation, ACT2FN)
             raise UserError(f"There is no activation {activation!r}.", where="method.activation", nearest=nearest)
         out_width = width if out_width is None else out_width
-        place: Any = {} if like is None else {"device": like.device, "dtype": trained_type(like)}
-        self.down, self.up = nn.Linear(width, bottleneck, **place), nn.Linear(bottleneck, out_width, **place)
+        factory: Any = {} if like is None else {"device": like.device, "dtype": trained_type(like)}
+        self.down, self.up = (
+            nn.Linear(width, bottleneck, **factory),
+            nn.Linear(bottleneck, out_width, **factory),
+        )
         self.activation, self.dropout = ACT2FN[activation], nn.Dropout(dropout)
-        self.norm_in = nn.LayerNorm(width, **place) if layernorm == "in" else None
-        self.norm_out = nn.LayerNorm(out_width, **place) if layernorm == "out" else None
-        self.scale = nn.Parameter(torch.full((1,), float(scale), **place)) if learn_scale else float(scale)
+        self.norm_in = nn.LayerNorm(width, **factory) if layernorm == "in" else None
+        self.norm_out = nn.LayerNorm(out_width, **factory) if layernorm == "out" else None
+        self.scale = nn.Parameter(torch.full((1,), float(scale), **factory)) if learn_scale else float(scale)
         self._initialise(init, init_std)
 
     def _initialise(self, init: str, std: float) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, reads_weights, save_peft, unload
-from transfer_run.methods.tuning.attach.targets import Layers, norms, places
+from transfer_run.methods.tuning.attach.targets import Layers, find_targets, norms
 from transfer_run.task import Task
 
 
@@ -46,8 +46,8 @@ class PeftMethod(Method):
             chosen = {id(norm) for norm in norms(backbone.model)}
             paths = [path for path, module in backbone.named_modules() if id(module) in chosen]
         else:
-            found = places(backbone, targets, cross_attention=cross_attention, layers=layers)
-            paths = list(dict.fromkeys(place.path for place in found))
+            found = find_targets(backbone, targets, cross_attention=cross_attention, layers=layers)
+            paths = list(dict.fromkeys(target.path for target in found))
         config = peft_config(tuner, settings)
         self.reads_weights = reads_weights(config)
         self._tuner = (inject(backbone, config, paths),)

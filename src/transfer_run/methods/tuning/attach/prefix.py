@@ -23,7 +23,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.tuning.attach.precision import trained_type
-from transfer_run.methods.tuning.attach.targets import Place, out_features, third_of
+from transfer_run.methods.tuning.attach.targets import Target, out_features, third_of
 
 Rows = tuple[Tensor, Tensor]
 Composition = Literal["concat", "gated", "ungated"]
@@ -97,30 +97,30 @@ class Prefixes(nn.ModuleDict):
 
 
 def make_prefixes(
-    backbone: Backbone, found: Sequence[Place], length: int, hidden: int | None
+    backbone: Backbone, found: Sequence[Target], length: int, hidden: int | None
 ) -> tuple[Prefixes, list[Callable[[], Rows]]]:
-    """Rows for the attentions that the places belong to, as wide as the places' own outputs.
+    """Rows for the attentions that the targets belong to, as wide as the targets' own outputs.
 
     Args:
         hidden: width of the MLPs that the rows come from, one MLP for each kind of attention; None: free rows.
 
     Returns:
-        The module that makes the rows, and for each place a function that gives its own.
+        The module that makes the rows, and for each target a function that gives its own.
     """
-    by_kind: dict[str, list[Place]] = {}
-    for place in found:
-        by_kind.setdefault(_kind(place), []).append(place)
+    by_kind: dict[str, list[Target]] = {}
+    for target in found:
+        by_kind.setdefault(_kind(target), []).append(target)
     prefixes = Prefixes()
     for kind, members in by_kind.items():
         linear = backbone.get_submodule(members[0].path)
         columns, like = third_of(members[0], out_features(linear)), next(linear.parameters()).detach()
         shape = (len(members), length, columns.stop - columns.start)
         prefixes[kind] = PrefixTable(*shape, like) if hidden is None else PrefixMLP(*shape, hidden, like)
-    return prefixes, [partial(prefixes.rows, _kind(place), by_kind[_kind(place)].index(place)) for place in found]
+    return prefixes, [partial(prefixes.rows, _kind(target), by_kind[_kind(target)].index(target)) for target in found]
 
 
-def _kind(place: Place) -> str:
-    return f"{place.stack}_{'cross' if place.part.startswith('cross_') else 'self'}"
+def _kind(target: Target) -> str:
+    return f"{target.stack}_{'cross' if target.part.startswith('cross_') else 'self'}"
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Where in a backbone a tuning method acts: the parts of its blocks by their canonical names, fused or not.
 
 `q`, `k`, `v` and `out` mean those of self-attention and, where a block has it, of cross-attention. A fused `qkv` is
-one module that holds three parts; a place then says which third of its output is meant.
+one module that holds three parts; a target then says which third of its output is meant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Layers = Mapping[str, Sequence[int] | None]
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """One part of one block.
 
     Attributes:
@@ -72,10 +72,10 @@ def chosen_blocks(backbone: Backbone, layers: Layers | None = None) -> Iterator[
         yield from ((stack, index) for index in (range(backbone.depth(stack)) if chosen is None else chosen))
 
 
-def places(
+def find_targets(
     backbone: Backbone, names: Sequence[str], *, cross_attention: bool = True, layers: Layers | None = None
-) -> list[Place]:
-    """All places of the parts `names` in the chosen blocks, block by block.
+) -> list[Target]:
+    """All targets of the parts `names` in the chosen blocks, block by block.
 
     Args:
         names: names of `PARTS`; `q`, `k`, `v`, `out` include those of cross-attention unless that is switched off.
@@ -91,15 +91,15 @@ def places(
     wanted = list(names)
     if cross_attention:
         wanted += [f"cross_{name}" for name in names if name in _WITH_CROSS and f"cross_{name}" not in names]
-    found: list[Place] = []
+    found: list[Target] = []
     for stack, index in chosen_blocks(backbone, layers):
         parts = backbone.parts(stack, index)
         for name in wanted:
             if name in parts:
-                found.append(Place(stack, index, name, parts[name]))
+                found.append(Target(stack, index, name, parts[name]))
             elif name in _THIRD and "qkv" in parts:
-                found.append(Place(stack, index, name, parts["qkv"], _THIRD[name]))
-    missing = [n for n in names if not any(place.part in (n, f"cross_{n}") for place in found)]
+                found.append(Target(stack, index, name, parts["qkv"], _THIRD[name]))
+    missing = [n for n in names if not any(target.part in (n, f"cross_{n}") for target in found)]
     if missing:
         raise UserError(
             f"The blocks of {backbone.config.get('name')} have no part {missing[0]!r}.",
@@ -123,17 +123,17 @@ def in_features(linear: nn.Module) -> int:
     return width
 
 
-def third_of(place: Place, width: int) -> slice:
-    """The columns of the module's output (`width` wide) that are the place's part."""
-    if place.third is None:
+def third_of(target: Target, width: int) -> slice:
+    """The columns of the module's output (`width` wide) that are the target's part."""
+    if target.third is None:
         return slice(0, width)
-    return slice(place.third * width // 3, (place.third + 1) * width // 3)
+    return slice(target.third * width // 3, (target.third + 1) * width // 3)
 
 
-def project(linear: nn.Module, place: Place, x: Tensor) -> Tensor:
+def project(linear: nn.Module, target: Target, x: Tensor) -> Tensor:
     """The part's own output for x (B, T, D), past any hooks of the module (a hook may call this)."""
     out: Tensor = linear.forward(x)
-    return out if place.third is None else out[..., third_of(place, out.shape[-1])]
+    return out if target.third is None else out[..., third_of(target, out.shape[-1])]
 
 
 def norms(module: nn.Module) -> Iterator[nn.Module]:
