@@ -1,16 +1,25 @@
-"""Commands as their users call them, and a stand-in for the part that trains."""
+"""Commands as their users call them, in this process or one of their own, and a stand-in for the part that trains."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from transfer_run.cli import list as listing
+from transfer_run.cli import run
+from transfer_run.cli.exits import exit_code
+from transfer_run.errors import Preempted, RunFailed, UserError
 
 USER = Path(__file__).parents[1] / "user_configs"
 """A folder of configs and modules outside the package."""
@@ -18,31 +27,59 @@ USER = Path(__file__).parents[1] / "user_configs"
 TOY = ("--config-dir", str(USER), "method=toy", "backbone=small", "dataset=sentences")
 """A valid run of the user's own parts."""
 
+COMMANDS: dict[str, Callable[[tuple[str, ...]], int | None]] = {"run": run.run, "list": listing.show}
+
 
 @dataclass
 class Answer:
     """What a command said.
 
     Attributes:
-        seconds: processor time, which other work on the machine does not lengthen.
+        seconds: processor time of a process of its own, which other work on the machine does not lengthen.
     """
 
     code: int
     out: str
     err: str
-    seconds: float
+    seconds: float = 0.0
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., Answer]:
-    """Call `transfer-NAME ARGUMENTS` in an empty folder."""
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """Call `transfer-NAME ARGUMENTS` in an empty folder, within this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
 
-    def call(name: str, *arguments: str, **environment: str) -> Answer:
+    def call(name: str, *arguments: str) -> Answer:
+        capfd.readouterr()
+        ignored = signal.getsignal(signal.SIGTERM)
+        with monkeypatch.context() as here:
+            here.setattr(sys, "path", list(sys.path))
+            here.delitem(sys.modules, "toy", raising=False)
+            try:
+                code = exit_code(lambda: COMMANDS[name](arguments))
+            except SystemExit as left:  # `--version`
+                code = int(left.code or 0)
+            finally:
+                signal.signal(signal.SIGTERM, ignored)
+        out, err = capfd.readouterr()
+        return Answer(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., Answer]:
+    """The same in a process of its own, for what only that shows: its exit code, its time, other processes."""
+
+    def call(name: str, *arguments: str) -> Answer:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", f"transfer_run.cli.{name}", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "100", **environment},
+            env={**os.environ, "COLUMNS": "100"},
             capture_output=True,
             text=True,
             timeout=120,
@@ -54,50 +91,38 @@ def command(tmp_path: Path) -> Callable[..., Answer]:
     return call
 
 
-STAND_IN = '''
-"""Stands in for the part that trains: the seed says what happens."""
-import sys, types
-from pathlib import Path
+ENDS: dict[int, Callable[[], BaseException]] = {
+    2: lambda: UserError("no network", remedy="name local weights"),
+    1: lambda: ArithmeticError("it broke"),
+    11: lambda: RunFailed(Path("some/run.log"), "it broke in a worker"),
+    75: lambda: Preempted("stopped, saved"),
+    130: KeyboardInterrupt,
+}
+"""Seed -> how the stand-in's run ends."""
 
-def carry_out(cfg):
-    from transfer_run.errors import Preempted, RunFailed, UserError
-    if cfg.config["seed"] == 2:
-        raise UserError("no network", remedy="name local weights")
-    if cfg.config["seed"] == 1:
-        raise ArithmeticError("it broke")
-    if cfg.config["seed"] == 11:
-        raise RunFailed(Path("some/run.log"), "it broke in a worker")
-    if cfg.config["seed"] == 75:
-        raise Preempted("stopped, saved")
-    if cfg.config["seed"] == 130:
-        raise KeyboardInterrupt
-    if cfg.config["seed"] == 9:
-        import os
-        os._exit(9)
-    import importlib
-    toy = importlib.import_module("toy").NAME if cfg.config["method"]["name"] == "toy" else "none"
-    print(f"carried out {cfg.chosen('method')} seed {cfg.config['seed']} with module {toy}", flush=True)
-    folder = Path(cfg.config["output_dir"]) / "runs" / str(cfg.config["seed"])
+
+def carry_out(run: Any) -> Path:
+    """What its seed says, in no time; seeds 5 and 6 leave a result."""
+    config, seed = run.config, run.config["seed"]
+    if seed in ENDS:
+        raise ENDS[seed]()
+    toy = importlib.import_module("toy").NAME if config["method"]["name"] == "toy" else "none"
+    print(f"carried out {run.chosen('method')} seed {seed} with module {toy}", flush=True)
+    folder = Path(config["output_dir"]) / "runs" / str(seed)
     folder.mkdir(parents=True)
-    if cfg.config["seed"] in (5, 6):
-        import json
+    if seed in (5, 6):
         memory = {"peak": 3 * 2**20, "source": "tracker", "predicted_peak": 3 * 2**20}
         result = {"status": "finished", "identity": "0" * 64, "memory": memory,
-                  "metrics": {"test/accuracy": cfg.config["seed"] / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},
-                  "parameters": {"total": 10, "trainable": 2}}
+                  "metrics": {"test/accuracy": seed / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},
+                  "parameters": {"total": 10, "trainable": 2}}  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
         (folder / "config.yaml").write_text("dataset: {metrics: [accuracy, f1]}", encoding="utf-8")
     return folder
 
-module = types.ModuleType("transfer_run.experiment.run")
-module.carry_out = carry_out
-sys.modules[module.__name__] = module
-'''
-
 
 @pytest.fixture
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder for PYTHONPATH: in every process that has it, `carry_out` does what the seed says and trains nothing."""
-    folder = tmp_path_factory.mktemp("stand_in")
-    (folder / "sitecustomize.py").write_text(STAND_IN)
-    return str(folder)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within this process a run is carried out by the stand-in, which trains nothing."""
+    from transfer_run.experiment import run as product
+
+    monkeypatch.setattr(product, "carry_out", carry_out)

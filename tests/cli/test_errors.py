@@ -52,6 +52,12 @@ def test_a_wrong_command_is_answered_at_once(words: list[str], expected: str, co
     assert expected in answer.err
     assert "Traceback" not in answer.err
     assert 1 <= len(answer.err.splitlines()) <= 5
+
+
+def test_at_once_is_at_once(process: Callable[..., Answer]) -> None:
+    answer = process("run", *TOY, "method.dept=3")
+    assert (answer.code, answer.out) == (2, "")
+    assert "nearest: method.depth" in answer.err
     assert answer.seconds < 1.5
 
 
@@ -90,7 +96,7 @@ def test_a_backbone_that_is_on_no_hub(
     words: tuple[str, ...], what: str, remedy: str, command: Callable[..., Answer]
 ) -> None:
     """A hub is not asked for nothing; the side network's own limits are said as clearly."""
-    answer = command("run", *LLAMA, *words, HF_HUB_OFFLINE="0")
+    answer = command("run", *LLAMA, *words)
     assert answer.code == 2, answer.err
     assert what in answer.err
     assert remedy in answer.err

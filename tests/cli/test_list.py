@@ -13,8 +13,8 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 
 
-def test_the_list_is_fast_and_names_title_and_family(command: Callable[..., Answer]) -> None:
-    answer = command("list", "methods", "--config-dir", str(USER))
+def test_the_list_is_fast_and_names_title_and_family(process: Callable[..., Answer]) -> None:
+    answer = process("list", "methods", "--config-dir", str(USER))
     assert answer.code == 0
     lines = {line.split()[0]: line for line in answer.out.splitlines()}
     assert "tuning" in lines["toy"]

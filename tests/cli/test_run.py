@@ -12,8 +12,8 @@ from tests.cli.conftest import TOY, Answer
 from transfer_run.experiment.config import registry
 
 
-def test_help_names_groups_flags_and_lists_and_is_fast(command: Callable[..., Answer]) -> None:
-    answer = command("run", "--help")
+def test_help_names_groups_flags_and_lists_and_is_fast(process: Callable[..., Answer]) -> None:
+    answer = process("run", "--help")
     assert answer.code == 0
     for word in ("method", "backbone", "transfer-list", "--multirun", "lst", "Exit codes", "--config-dir"):
         assert word in answer.out
@@ -51,16 +51,16 @@ def test_the_search_path_may_be_hydras_own_word(command: Callable[..., Answer]) 
     assert yaml.safe_load(command("run", "--cfg", "job", *words).out)["method"]["name"] == "toy"
 
 
-def test_a_run_of_the_users_own_method(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+def test_a_run_of_the_users_own_method(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
     """Its module stands beside its config, in no package; the folder holds the run and nothing of Hydra's."""
-    answer = command("run", *TOY, "seed=3", PYTHONPATH=stand_in)
+    answer = command("run", *TOY, "seed=3")
     assert (answer.code, answer.out) == (0, "carried out toy seed 3 with module toy\n"), answer.err
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == []
     assert (tmp_path / "outputs" / "runs" / "3").is_dir()
 
 
-def test_no_words_at_all_run_the_embedded_default(command: Callable[..., Answer], stand_in: str) -> None:
-    answer = command("run", PYTHONPATH=stand_in)
+def test_no_words_at_all_run_the_embedded_default(command: Callable[..., Answer], stand_in: None) -> None:
+    answer = command("run")
     assert (answer.code, answer.out) == (0, "carried out lst seed 0 with module none\n"), answer.err
 
 
@@ -73,17 +73,17 @@ def test_no_words_at_all_run_the_embedded_default(command: Callable[..., Answer]
         ("130", 130, "Interrupted"),
     ],
 )
-def test_how_a_run_ends(seed: str, code: int, message: str, command: Callable[..., Answer], stand_in: str) -> None:
-    answer = command("run", *TOY, f"seed={seed}", PYTHONPATH=stand_in)
+def test_how_a_run_ends(seed: str, code: int, message: str, command: Callable[..., Answer], stand_in: None) -> None:
+    answer = command("run", *TOY, f"seed={seed}")
     assert answer.code == code
     assert message in answer.err
     assert "Traceback" not in answer.err
 
 
 def test_a_run_that_breaks_leaves_its_traceback_in_its_log(
-    command: Callable[..., Answer], stand_in: str, tmp_path: Path
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
-    answer = command("run", *TOY, "seed=1", PYTHONPATH=stand_in)
+    answer = command("run", *TOY, "seed=1")
     assert answer.code == 1
     assert "ArithmeticError: it broke" in answer.err
     assert "Traceback" not in answer.err

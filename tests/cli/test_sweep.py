@@ -21,9 +21,9 @@ def outcomes(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def test_every_combination_is_run(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+def test_every_combination_is_run(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
     answer = command("run", *TOY, "-m", "seed=3,4", "method.depth=range(1,3)", "output_dir=o/${seed}${method.depth}",
-                     "hydra.sweep.dir=outputs/sweeps/mine", PYTHONPATH=stand_in)  # fmt: skip
+                     "hydra.sweep.dir=outputs/sweeps/mine")  # fmt: skip
     assert answer.code == 0, answer.err
     assert answer.out.count("carried out toy") == 4
     assert "4 of 4 runs finished" in answer.out
@@ -34,9 +34,9 @@ def test_every_combination_is_run(command: Callable[..., Answer], stand_in: str,
 
 
 def test_a_run_that_fails_does_not_end_the_others(
-    command: Callable[..., Answer], stand_in: str, tmp_path: Path
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
-    answer = command("run", *TOY, "-m", "seed=1,2,3,4", PYTHONPATH=stand_in)
+    answer = command("run", *TOY, "-m", "seed=1,2,3,4")
     assert answer.code == 1
     assert "2 of 4 runs finished" in answer.out
     assert [outcome["code"] for outcome in outcomes(tmp_path)] == [1, 2, 0, 0]
@@ -57,16 +57,16 @@ def test_a_run_that_fails_does_not_end_the_others(
     ids=["user errors only", "stop on error", "preempted"],
 )
 def test_what_a_sweep_leaves_with(
-    words: list[str], code: int, codes: list[int], command: Callable[..., Answer], stand_in: str, tmp_path: Path
+    words: list[str], code: int, codes: list[int], command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
-    answer = command("run", *TOY, "-m", *words, PYTHONPATH=stand_in)
+    answer = command("run", *TOY, "-m", *words)
     assert answer.code == code
     assert [outcome["code"] for outcome in outcomes(tmp_path)] == codes
 
 
-def test_a_sweep_ends_with_a_table(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+def test_a_sweep_ends_with_a_table(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
     words = ["seed=5,6,2,1", "method.depth=2", "method.scale=0.5,1.5", "hydra.sweep.dir=s"]
-    answer = command("run", *TOY, "-m", *words, PYTHONPATH=stand_in)
+    answer = command("run", *TOY, "-m", *words)
     assert answer.code == 1
     lines = answer.out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("#  "))
@@ -86,15 +86,15 @@ def test_a_sweep_ends_with_a_table(command: Callable[..., Answer], stand_in: str
     assert "method.depth" not in rows[0], "the same in all runs"
 
 
-def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand_in: str) -> None:
-    answer = command("run", *TOY, "-m", "seed=130,3", PYTHONPATH=stand_in)
+def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand_in: None) -> None:
+    answer = command("run", *TOY, "-m", "seed=130,3")
     assert answer.code == 130
     assert "carried out" not in answer.out
 
 
 @pytest.mark.parametrize("plus", ["", "++"])
 def test_words_replace_the_axes_of_an_experiment(
-    plus: str, command: Callable[..., Answer], stand_in: str, tmp_path: Path
+    plus: str, command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
     """However its file writes their keys, they are no second axis."""
     folder = tmp_path / "mine"
@@ -111,7 +111,7 @@ def test_words_replace_the_axes_of_an_experiment(
         "hydra.sweep.dir=s",
         "output_dir=o/${seed}_${optimizer.lr}",
     ]
-    answer = command("run", *words, "seed=7,8,10", "profiler=none", PYTHONPATH=stand_in)
+    answer = command("run", *words, "seed=7,8,10", "profiler=none")
     assert answer.code == 0, answer.err
     with (tmp_path / "s" / "sweep.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["optimizer.lr"], row["seed"]) for row in csv.DictReader(file)]
@@ -135,8 +135,8 @@ def test_metrics_of_several_data_sets_are_named(tmp_path: Path) -> None:
     assert lines[3] == ["3", "d:2", "finished"]
 
 
-def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
-    answer = command("run", *TOY, "-m", "seed=3,4", "method.mode=plain,gate", PYTHONPATH=stand_in)
+def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
+    answer = command("run", *TOY, "-m", "seed=3,4", "method.mode=plain,gate")
     assert answer.code == 2
     assert "method.mode must be one of" in answer.err
     assert "in run 2 of 4: " in answer.err
@@ -144,27 +144,45 @@ def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], st
 
 
 def test_two_sweeps_in_one_second_do_not_share_a_folder(
-    command: Callable[..., Answer], stand_in: str, tmp_path: Path
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        command("run", *TOY, "-m", "seed=2", "hydra.sweep.dir=here", PYTHONPATH=stand_in)
+        command("run", *TOY, "-m", "seed=2", "hydra.sweep.dir=here")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here-2"]
 
 
+BROKEN = """# @package _global_
+# A method whose module ends in its own way.
+method:
+  name: {name}
+  about: {{title: A broken one, target: {name}.Method, family: tuning, shape: tune}}
+"""
+
+
 @pytest.mark.slow
-def test_several_at_a_time_and_one_killed(command: Callable[..., Answer], stand_in: str, tmp_path: Path) -> None:
+def test_several_at_a_time_and_one_killed(process: Callable[..., Answer], tmp_path: Path) -> None:
     """joblib's processes compose and import for themselves; one that is killed is reported like the others."""
-    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    answer = command("run", *TOY, "-m", "seed=3,1", *words, PYTHONPATH=stand_in)
+    (tmp_path / "method").mkdir()
+    for name, end in (("breaks", "raise ArithmeticError('it broke')"), ("dies", "import os\nos._exit(9)")):
+        (tmp_path / "method" / f"{name}.yaml").write_text(BROKEN.format(name=name), encoding="utf-8")
+        (tmp_path / f"{name}.py").write_text(end, encoding="utf-8")
+    words = ["--config-dir", str(tmp_path), "-m", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random", "dry_run=true",
+             "hardware=cpu", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    answer = process("run", *words, "method=linear_probe,breaks")
     assert answer.code == 1, answer.err
     assert [outcome["code"] for outcome in outcomes(tmp_path)] == [0, 1]
-    killed = command("run", *TOY, "-m", "seed=9", *words, PYTHONPATH=stand_in)
+    assert "ArithmeticError: it broke" in answer.err
+    killed = process("run", *words, "method=dies")
     assert killed.code == 1
-    assert "seed=9\n    ended without a word" in killed.err
+    assert "method=dies" in killed.err
+    assert "ended without a word" in killed.err
 
 
-def test_a_single_run_goes_where_its_launcher_sends_it(command: Callable[..., Answer], stand_in: str) -> None:
-    answer = command("run", *TOY, "hardware=slurm", PYTHONPATH=stand_in, PATH="/nowhere")
+def test_a_single_run_goes_where_its_launcher_sends_it(
+    command: Callable[..., Answer], stand_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    answer = command("run", *TOY, "hardware=slurm")
     assert answer.code == 2
     assert "There is no Slurm on this machine" in answer.err
     assert "hydra/launcher=slurm" in answer.err
