@@ -127,3 +127,12 @@ def test_a_class_that_the_run_does_not_know_is_refused(words: list[str], tmp_pat
     cfg = compose([word.replace(f"{tmp_path}/other", f"{tmp_path}/other2") for word in words])
     with pytest.raises(UserError, match="The class 'grey' is not among the 3"):
         build_tests(build_data(cfg.config["dataset"], cfg.config["backbone"], 0))
+
+
+def test_a_run_may_have_no_validation_split(words: list[str]) -> None:
+    none = [*words[:-2], "dataset.split_shares.validation=0", "profiler.memory=false"]
+    folder = carry_out(compose(none))
+    metrics = json.loads((Path(str(folder)) / "result.json").read_text())["metrics"]
+    assert {name.partition("/")[0] for name in metrics} == {"test"}
+    with pytest.raises(UserError, match="no validation split to choose by"):
+        carry_out(compose([*none, "trainer.select=best"]))

@@ -24,7 +24,6 @@ from transfer_run.errors import UserError
 from transfer_run.task import Batch, BatchSpec, Task, class_count
 
 Decoded = TypeVar("Decoded")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ImageRows(Protocol):
@@ -58,11 +57,12 @@ class FileImages:
 
 @dataclass(frozen=True)
 class TableImages:
-    """Images as bytes in a column of a table."""
+    """Images in a column of a table, as bytes or as paths that start from the table's folder."""
 
     table: Table
     column: str
     labels: np.ndarray
+    root: Path = Path()
 
     def image(self, row: int) -> Image.Image:
         stored = self.table.rows[row][self.column] or {}
@@ -70,7 +70,7 @@ class TableImages:
             return Image.open(io.BytesIO(stored["bytes"]))
         if stored.get("path") is None:
             raise OSError("there is no image")
-        return Image.open(stored["path"])
+        return Image.open(self.root / stored["path"])
 
     def place(self, row: int) -> str:
         return self.table.place(row, self.column)

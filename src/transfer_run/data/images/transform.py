@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from transfer_run.data.reading.pictures import in_8_bits
 from transfer_run.errors import UserError, nearest_names
 
 RESAMPLING = {
@@ -61,8 +62,12 @@ class Transform:
         return self.normalise(self.resize(self.convert(image)))
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """Decoded, in the backbone's channels."""
-        return image.convert("L" if self.channels == 1 else "RGB")
+        """Decoded, the right way up, in the backbone's channels.
+
+        Raises:
+            ValueError: its values are of no kind that pictures have.
+        """
+        return in_8_bits(image).convert("L" if self.channels == 1 else "RGB")
 
     def resize(self, image: Image.Image) -> Image.Image:
         """In the backbone's size."""

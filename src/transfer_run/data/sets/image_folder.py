@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from transfer_run.data.images.image_data import SUFFIXES, FileImages, ImageData, ImageRows, TableImages, table_images
+from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
 from transfer_run.data.reading.labels import class_labels
+from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, is_leftover, pictures_below, said_of
 from transfer_run.data.reading.table import FORMATS, Table, existing, path_of, read_files, read_folder
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.errors import UserError, nearest_names
@@ -44,19 +46,22 @@ class ImageFolder(ImageData):
     def found_images(self, folder: Path) -> dict[str, ImageRows]:
         """The splits that stand in `folder`, under the names that they have there."""
         if folder.is_file():
-            return {"train": self._of_table(read_files([folder]))}
-        inside = {name: [folder / n for n in names if (folder / n).is_dir()] for name, names in _FOLDERS.items()}
-        if inside["train"] or inside["test"]:
-            return self._of_folders({name: below[0] for name, below in inside.items() if below})
-        if any(file.suffix in FORMATS for file in folder.iterdir()):
-            return {name: self._of_table(t) for name, t in read_folder(str(folder), SPLITS).items()}
+            return {"train": self._of_table(read_files([folder]), folder.parent)}
+        splits = split_folders(folder)
+        if splits:
+            others = [path.name for path in folders_in(folder) if path not in splits.values()]
+            if others:
+                self.notes.append(f"{folder}: {', '.join(others)} beside the splits' folders: left out")
+            return self._of_folders(splits)
+        if any(file.suffix in FORMATS for file in folder.iterdir() if not is_leftover(file.name)):
+            return {name: self._of_table(t, folder) for name, t in read_folder(str(folder), SPLITS).items()}
         return self._of_folders({"train": folder})
 
-    def _of_table(self, table: Table) -> ImageRows:
+    def _of_table(self, table: Table, root: Path = Path()) -> ImageRows:
         table, image, label = table_images(table, self.dataset.get("image_column"), self.dataset.get("label_column"))
         names = self._names or self.dataset.get("label_names")
         labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels") or None)
-        return TableImages(table, image, labels)
+        return TableImages(table, image, labels, root)
 
     def _of_folders(self, splits: Mapping[str, Path]) -> dict[str, ImageRows]:
         names = list(self.dataset.get("label_names") or class_folders(next(iter(splits.values()))))
@@ -68,12 +73,45 @@ class ImageFolder(ImageData):
                 remedy=f"dataset.num_labels={len(names)}",
             )
         self._names = tuple(names)
-        return {name: _images_below(folder, names) for name, folder in splits.items()}
+        return {name: self._images_below(name, folder, names) for name, folder in splits.items()}
+
+    def _images_below(self, split: str, folder: Path, names: list[str]) -> FileImages:
+        for name in class_folders(folder):
+            if name not in names:
+                raise UserError(
+                    f"The class '{name}' is not among the {len(names)} of the training split or dataset.label_names.",
+                    where=str(folder / name),
+                    nearest=nearest_names(name, names),
+                    remedy="rename the folder, or name all classes: dataset.label_names=[...]",
+                )
+        paths: list[Path] = []
+        labels: list[int] = []
+        left_out: Counter[str] = Counter()
+        for number, name in enumerate(names):
+            images, others = pictures_below(folder / name) if (folder / name).is_dir() else ([], Counter[str]())
+            paths += images
+            labels += [number] * len(images)
+            left_out += others
+        if not paths:
+            remedy = f"images end in {', '.join(SUFFIXES)}"
+            raise UserError("The folder holds no images.", where=str(folder), remedy=remedy)
+        self._say(split, names, labels, left_out)
+        if split != "train":
+            check_whole(paths)
+        return FileImages(paths, np.array(labels))
+
+    def _say(self, split: str, names: list[str], labels: list[int], left_out: Counter[str]) -> None:
+        """What a user may not expect of a split, as notes."""
+        if said := said_of(left_out):
+            self.notes.append(f"{split}: {said} left out")
+        without = [name for number, name in enumerate(names) if number not in set(labels)]
+        if without:
+            self.notes.append(f"{split}: no picture of {', '.join(without[:8])}{', ...' * (len(without) > 8)}")
 
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, in order: the classes."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [path.name for path in folders_in(folder)]
     if not names:
         raise UserError(
             "The folder holds neither class folders nor tables of images.",
@@ -83,23 +121,36 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images_below(folder: Path, names: list[str]) -> FileImages:
-    for name in class_folders(folder):
-        if name not in names:
-            raise UserError(
-                f"The class '{name}' is not among the {len(names)} of the training split or of dataset.label_names.",
-                where=str(folder / name),
-                nearest=nearest_names(name, names),
-                remedy="rename the folder, or name all classes: dataset.label_names=[...]",
-            )
-    paths, labels = [], []
-    for number, name in enumerate(names):
-        images = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
-        paths += images
-        labels += [number] * len(images)
-    if not paths:
-        raise UserError("The folder holds no images.", where=str(folder), remedy=f"images end in {', '.join(SUFFIXES)}")
-    return FileImages(paths, np.array(labels))
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in `folder` that stand for splits, whatever their case: those that hold class folders.
+
+    A class may be called `train`: a folder so named with pictures in it is a class.
+
+    Raises:
+        UserError: two folders for one split, or some of those that are named so hold classes and others pictures.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in folders_in(folder):
+        for split, names in _FOLDERS.items():
+            if path.name.lower() in names:
+                found.setdefault(split, []).append(path)
+    twice = next((paths for paths in found.values() if len(paths) > 1), None)
+    if twice:
+        raise UserError(
+            f"{twice[0].name} and {twice[1].name} stand for the same split.",
+            where=str(folder),
+            remedy="leave one of them, or put all pictures of the split into it",
+        )
+    paths = [path for below in found.values() for path in below]
+    classes = [path for path in paths if not folders_in(path)]
+    if classes and len(classes) < len(paths):
+        others = next(path for path in paths if path not in classes)
+        raise UserError(
+            f"{others.name} holds class folders as a split does, {classes[0].name} holds none.",
+            where=str(folder),
+            remedy="give every split a folder a class",
+        )
+    return {} if classes else {split: found[split][0] for split in SPLITS if split in found}
 
 
 def chosen(images: ImageRows, rows: list[int]) -> ImageRows:
@@ -107,7 +158,7 @@ def chosen(images: ImageRows, rows: list[int]) -> ImageRows:
     if isinstance(images, FileImages):
         return FileImages([images.paths[row] for row in rows], images.labels[rows])
     if isinstance(images, TableImages):
-        return TableImages(images.table.select(rows), images.column, images.labels[rows])
+        return TableImages(images.table.select(rows), images.column, images.labels[rows], images.root)
     raise TypeError(f"cannot choose rows of {type(images).__name__}")
 
 

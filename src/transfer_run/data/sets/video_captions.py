@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_run.data.images.caption_table import TableItems, captioned_splits
-from transfer_run.data.images.image_data import SUFFIXES, FileImages
+from transfer_run.data.images.image_data import FileImages
 from transfer_run.data.images.image_text import Captioned
 from transfer_run.data.images.video_text import VideoText
+from transfer_run.data.reading.pictures import SUFFIXES, is_leftover
 from transfer_run.errors import UserError
 
 
@@ -78,7 +79,7 @@ class VideoCaptions(VideoText):
 
 
 def _is_frame(file: os.DirEntry[str]) -> bool:
-    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+    return file.name.lower().endswith(SUFFIXES) and not is_leftover(file.name)
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

@@ -128,7 +128,7 @@ class TransferModule(pl.LightningModule):
             loader.batch_sampler.start_at(progress.ready)
 
     def val_dataloader(self) -> Any:
-        return self._loader("validation")
+        return self._loader("validation") if "validation" in self.data.sizes else []
 
     def test_dataloader(self) -> Any:
         return [self._loader(split) for split in self.tested]

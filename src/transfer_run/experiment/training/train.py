@@ -109,6 +109,13 @@ def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
     """The run's data set and its further test sets, read."""
     data = build_data(config["dataset"], config["backbone"], config["seed"])
     data.setup()
+    chooses = config["trainer"]["select"] == "best" or config["trainer"]["patience"]
+    if chooses and "validation" not in data.sizes:
+        raise UserError(
+            "There is no validation split to choose by.",
+            where="trainer.select, trainer.patience",
+            remedy="trainer.select=last trainer.patience=null, or give the data one (dataset.split_shares.validation)",
+        )
     tests = build_tests(data)
     data.notes += [f"{name}: {note}" for name, test in tests.items() for note in test.notes]
     for note in data.notes:
