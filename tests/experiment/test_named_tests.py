@@ -89,7 +89,7 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
         ]
     )  # fmt: skip
     node = cfg.config["dataset"]["tests"]["other"]
-    assert (node.text_columns, node.label_column, node.max_source_length) == (["said"], "kind", 20)
+    assert [node[key] for key in ("text_columns", "label_column", "max_source_length")] == [["said"], "kind", 20]
     tests = build_tests(build_data(cfg.config["dataset"], cfg.config["backbone"], 0))
     assert tests["other"].labels("test").tolist() == [1] * 5
 
