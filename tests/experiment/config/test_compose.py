@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import Composer, compose, make_importable
-from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.composed import Run, write_config
 
 USER = Path(__file__).parents[2] / "user_configs"
 BASE = ("method=toy", "backbone=small", "dataset=sentences")
@@ -226,3 +228,46 @@ def test_hardware_slurm_goes_to_slurm_and_asks_for_what_the_run_needs() -> None:
     hydra = composer.load(composer.normalise(words), RunMode.MULTIRUN).hydra
     assert hydra.launcher._target_.endswith("SlurmLauncher")
     assert (hydra.launcher.gpus_per_node, hydra.launcher.timeout_min, hydra.launcher.nodes) == (2, 30, 1)
+
+
+HUB = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "tokenizer"),
+    [
+        ("bert-base-uncased", "run:method=full backbone=bert-base-uncased dataset=mqp", HUB),
+        ("bert-base-uncased", "run:method=full backbone=bert-base-uncased dataset=mqp backbone.weights=random", None),
+        ("bert-base-uncased", "random", None),
+        ("bert-base-uncased", "hub", None),
+        ("bert_tiny", "run:method=full backbone=bert_tiny dataset=python_docs", "bytes"),
+    ],
+)
+def test_weights_of_a_run_read_what_the_run_has_read(backbone: str, weights: str, tokenizer: str | None) -> None:
+    run = compose(["method=full", f"backbone={backbone}", "dataset=glue/rte", f"backbone.weights={weights}"])
+    assert run.config["backbone"]["tokenizer"] == tokenizer
+
+
+def test_the_tokenizer_of_a_run_is_handed_on_and_may_be_said(tmp_path: Path) -> None:
+    first = "method=full backbone=bert-base-uncased dataset=mqp"
+    second = f"method=full backbone=bert-base-uncased dataset=glue/mnli 'backbone.weights=run:{first}'"
+    words = ["method=full", "backbone=bert-base-uncased", "dataset=glue/rte", f"backbone.weights=run:{second}"]
+    assert compose(words).config["backbone"]["tokenizer"] == HUB
+    assert compose(words).identity == compose([*words, f"backbone.tokenizer={HUB}"]).identity
+    source = compose([*shlex.split(first), f"output_dir={tmp_path}"])
+    write_config(source.folder, source.config)
+    (source.folder / "result.json").write_text("{}", encoding="utf-8")
+    for named in (source.identity[:8], source.folder):
+        run = compose([*words[:3], f"output_dir={tmp_path}", f"backbone.weights=run:{named}"])
+        assert run.identity == compose([*words[:3], f"backbone.weights=run:{first}"]).identity
+    model = tmp_path / "model"
+    model.mkdir()
+    backbone = {"weights": "hub", "hub": "someone/bert", "revision": None, "tokenizer": None}
+    (model / "model.json").write_text(json.dumps({"backbone": backbone}), encoding="utf-8")
+    assert compose([*words[:3], f"backbone.weights={model}"]).config["backbone"]["tokenizer"] == "someone/bert"
+
+
+def test_a_backbone_that_reads_no_text_gets_no_tokenizer() -> None:
+    source = "run:method=full backbone=vit_base_patch16_224 dataset=vtab/cifar100"
+    run = compose(["method=full", "backbone=vit_base_patch16_224", "dataset=vtab/dtd", f"backbone.weights={source}"])
+    assert run.config["backbone"]["tokenizer"] is None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from transfer_run.errors import UserError
-from transfer_run.run_folder import has_model
+from transfer_run.run_folder import has_model, read_description
 
 BYTES = "bytes"
 """`backbone.tokenizer=bytes`: 256 bytes and 128 special ids, no files."""
@@ -88,3 +88,18 @@ def uses_bytes(backbone: Mapping[str, Any]) -> bool:
     if words:
         return str(words) == BYTES
     return weights.kind in ("random", "run", "stage") or (weights.path is not None and has_model(weights.path))
+
+
+def tokenizer_words(backbone: Mapping[str, Any]) -> str | None:
+    """The tokenizer of a backbone in the words of `backbone.tokenizer`: that of its config, or of its weights.
+
+    None where the weights come with none: random ones, those of a run that names none, those of no hub.
+    """
+    words, weights = backbone.get("tokenizer"), Weights.of(backbone)
+    if words:
+        return str(words)
+    if weights.kind == "hub" and backbone.get("hub"):
+        return f"{backbone['hub']}@{backbone['revision']}" if backbone.get("revision") else str(backbone["hub"])
+    if weights.path is not None and has_model(weights.path):
+        return tokenizer_words(read_description(weights.path).get("backbone") or {})
+    return None if weights.path is None else str(weights.path)

@@ -28,10 +28,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transfer_run.backbones.declared import PAIRS, TEXT, family_of
+from transfer_run.backbones.weights.names import BYTES, Weights, tokenizer_words
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
-from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
+from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit, without_data
 from transfer_run.experiment.config.composed import Run, naming
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.files import check_files
@@ -42,12 +44,12 @@ from transfer_run.experiment.config.hydra_parts import (
     create_config_search_path,
 )
 from transfer_run.experiment.config.pool import candidate_configs
-from transfer_run.experiment.config.references import Reference, references
+from transfer_run.experiment.config.references import BACKBONE, Reference, references
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_members, name_tests
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
-from transfer_run.run_folder import is_run, read_config
+from transfer_run.run_folder import has_model, is_run, read_config
 
 CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
@@ -247,7 +249,24 @@ class Sources:
 
     def followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
         """The run of a valid config: its files read, its references followed."""
+        values = self._with_tokenizer(values, backbones)
         return self._followed({**values, "contents": digests(values, backbones)}, backbones)
+
+    def _with_tokenizer(
+        self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Weights that another run made read what that run has read: its tokenizer, where the config names none."""
+        node, weights = values["backbone"], Weights.of(values["backbone"])
+        if without_data(values) or node.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(node).reads):
+            return values
+        words = tokenizer_words(node) if weights.path is not None and has_model(weights.path) else None
+        for each in references(values, backbones):
+            if each.name == BACKBONE:
+                run = self._run(each, tuple(values.get("search_path") or ()))
+                found = each.finished(values["output_dir"]) if run is None else []
+                run = self.saved(found[0]) if found else run
+                words = words if run is None else tokenizer_words(run.config["backbone"])
+        return values if words in (None, BYTES) else {**values, "backbone": {**node, "tokenizer": words}}
 
     def _followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
         named = references(values, backbones)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
+from transfer_run.run_folder import RESULT
 
 BACKBONE, ROWS = "backbone", "dataset.rows"
 """Names of the sources that other keys than `sources` name."""
@@ -61,6 +62,11 @@ class Reference:
     @property
     def is_identity(self) -> bool:
         return _IDENTITY.fullmatch(self.words) is not None
+
+    def finished(self, output_dir: str) -> list[Path]:
+        """Folders of the finished runs whose identity begins as the words say."""
+        found = (Path(output_dir) / "runs").glob(f"**/*-{self.words[:8]}*/{RESULT}") if self.is_identity else ()
+        return sorted(result.parent for result in found)
 
     def told(self, identity: str | None) -> str:
         """The form that all ways of naming it share: the first 8 digits of the run's identity, or the folder.

@@ -60,9 +60,9 @@ def _resolve(reference: Reference, run: Run) -> Source:
     if place.is_dir():
         return Source(reference, below, folder=_checked(reference, place))
     if reference.is_identity:
-        found = sorted((Path(run.config["output_dir"]) / "runs").glob(f"**/*-{words[:8]}*/result.json"))
+        found = reference.finished(run.config["output_dir"])
         if len(found) == 1:
-            return Source(reference, folder=found[0].parent)
+            return Source(reference, folder=found[0])
         what = "No finished run has" if not found else f"{len(found)} runs have"
         raise UserError(
             f"{what} the identity {words}.", where=f"{reference.key}: {words}", remedy="give the run's words or folder"
