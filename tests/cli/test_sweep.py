@@ -166,8 +166,8 @@ def test_several_at_a_time_and_one_killed(process: Callable[..., Answer], tmp_pa
     for name, end in (("breaks", "raise ArithmeticError('it broke')"), ("dies", "import os\nos._exit(9)")):
         (tmp_path / "method" / f"{name}.yaml").write_text(BROKEN.format(name=name), encoding="utf-8")
         (tmp_path / f"{name}.py").write_text(end, encoding="utf-8")
-    words = ["--config-dir", str(tmp_path), "-m", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random", "dry_run=true",
-             "hardware=cpu", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    words = ["--config-dir", str(tmp_path), "-m", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random",
+             "dry_run=true", "hardware=cpu", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
     answer = process("run", *words, "method=linear_probe,breaks")
     assert answer.code == 1, answer.err
     assert [outcome["code"] for outcome in outcomes(tmp_path)] == [0, 1]
