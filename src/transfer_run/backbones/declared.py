@@ -87,7 +87,8 @@ class Family:
                 remedy=f"choose a backbone of the families {', '.join(able)}",
             )
         by_head = form in ("classification", "regression") and dataset.get("answers") == HEAD
-        return "text_to_text" if self.writes and not by_head else form
+        written = self.writes and form in self.answers and not by_head
+        return "text_to_text" if written else form
 
 
 def lacks(family: Family, about: Mapping[str, Any]) -> list[str]:

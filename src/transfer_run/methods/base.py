@@ -108,6 +108,8 @@ class Method(nn.Module):
     """
 
     trains: ClassVar[bool] = True
+    one_feature: ClassVar[bool] = False
+    """Does it make one feature of a batch (`features`), whatever stacks there are? It cannot answer two towers then."""
     tests: ClassVar[bool] = True
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
     ships: ClassVar[Literal["trained", "all", "nothing"]] = "trained"
@@ -129,12 +131,17 @@ class Method(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.own_steps = cls.step is not Method.step
+        if "features" in vars(cls):
+            cls.one_feature = "stack_features" not in vars(cls)
+        elif "stack_features" in vars(cls):
+            cls.one_feature = False
 
     def __init__(
         self, backbone: Backbone, task: Task, *, backbone_dropout: bool = True, head: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.form = find_form(task.form)
+        self.form.check(self)
         self.backbone = backbone.with_head(self.form.head(backbone, task) if head is None else head)
         self.task = task
         self.backbone_dropout = backbone_dropout

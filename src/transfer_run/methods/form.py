@@ -71,6 +71,9 @@ class Form(ABC):
     """The pretrained module that reads the last hidden state, whose width is then given; "": a fresh head reads it."""
 
     # ---- the model
+    def check(self, method: Any) -> None:  # noqa: B027 - a hook
+        """Raises UserError where a method, or its backbone, has no way to answer this form."""
+
     def stacks(self, backbone: Backbone) -> tuple[str, ...]:
         """The stacks that a batch runs through, in order."""
         return backbone.stacks[:1]

@@ -6,7 +6,9 @@ A form is a word of `dataset.form`. `classification` is the class `Classificatio
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import sys
+from collections.abc import Collection, Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from transfer_run.errors import UserError, nearest_names
@@ -29,27 +31,30 @@ def target_of(form: str) -> tuple[str, str]:
     return f"transfer_run.methods.forms.{form}", "".join(part.title() for part in form.split("_"))
 
 
-def check_form(form: str, also: frozenset[str] = frozenset(), where: str = "dataset.form") -> None:
+def check_form(form: str, also: Collection[str] = (), folders: Sequence[Path] = ()) -> None:
     """Refuse a word that is no form.
 
     Args:
         also: words that are posed as one of the forms (`span_corruption`), or that ask for none.
+        folders: where modules of your own are, besides what can be imported.
 
     Raises:
         UserError: with the nearest of them; of a form of your own, that there is no such module.
     """
-    known = [*packaged_forms(), *also]
-    module, colon, _ = form.partition(OWN)
-    try:
-        found = find_spec(module) is not None if colon else form in known
-    except (ModuleNotFoundError, ValueError):
-        found = False
-    if not found:
+    module, colon, name = form.partition(OWN)
+    known = sorted({*packaged_forms(), *also})
+    if not colon and form not in known:
         raise UserError(
-            f"There is no module {module!r} with a form." if colon else f"There is no form of task {form!r}.",
-            where=f"{where}={form}",
+            f"There is no form of task {form!r}.",
+            where=f"dataset.form={form}",
             nearest=nearest_names(form, known),
-            remedy="put the file beside the folder that holds dataset/NAME.yaml, or on PYTHONPATH"
-            if colon
-            else f"choose among {', '.join(sorted(known))}, or name your own as module:Class",
+            remedy=f"choose among {', '.join(known)}, or name your own as module:Class",
+        )
+    places = [*map(str, folders), *sys.path]
+    if colon and not (name and module and PathFinder.find_spec(module.partition(".")[0], places)):
+        raise UserError(
+            f"There is no module {module!r} to take a form from.",
+            where=f"dataset.form={form}",
+            nearest=nearest_names(module, [path.stem for folder in folders for path in folder.glob("*.py")]),
+            remedy="write module:Class, and put the module beside the folder that holds dataset/NAME.yaml",
         )

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests import small
+from transfer_run.backbones.base import Batch
+from transfer_run.errors import UserError
+from transfer_run.methods.base import Method
 from transfer_run.methods.forms.retrieval import gathered, infonce, same_image, similarities, triplet
 
 COSINES = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.0, 0.6, 0.7]], dtype=torch.float64)
@@ -88,3 +93,18 @@ def test_two_processes_tell_pairs_from_those_of_both(tmp_path: Path) -> None:
         torch.testing.assert_close(part[0], loss.detach())
     for index, side in enumerate(sides, 1):
         torch.testing.assert_close(torch.cat([part[index] for part in parts]), side.grad)
+
+
+def test_a_method_that_makes_one_feature_is_refused() -> None:
+    class OneFeature(Method):
+        def features(self, batch: Batch) -> Tensor:
+            return super().features(batch) * 2
+
+    class Both(OneFeature):
+        def stack_features(self, batch: Batch, stack: str) -> Tensor:
+            return super().stack_features(batch, stack) * 2
+
+    backbone, task = small.backbone("clip-both"), small.task("clip-both")
+    with pytest.raises(UserError, match="no form for two"):
+        OneFeature(backbone, task)
+    assert Both(backbone, task).form.paired

@@ -11,6 +11,7 @@ from transfer_run.data.images.operations import operations
 from transfer_run.data.loss import check_loss
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
+from transfer_run.methods.known_forms import check_form
 
 PHRASES = {PAIRS: "images or videos with captions"}
 """What messages say for a kind of data whose name does not say it."""
@@ -112,9 +113,11 @@ def _check_form(
     method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
 ) -> None:
     form, family = str(dataset.get("form")), family_of(backbone)
+    known = known_families(folders).values()
+    check_form(form, {NO_DATA, *family.answers, *(word for f in known for word in f.answers)}, folders)
     if form in family.answers or not family.answers:
         return
-    able = [f for f in known_families(folders).values() if form in f.answers]
+    able = [f for f in known if form in f.answers]
     if not able:  # a form of the user's own
         return
     fitting = [f.name for f in able if takes(method.get("about") or {}, f)]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.errors import UserError
 from transfer_run.methods.form import Answering, Form
 
 MARGIN = 0.2
@@ -34,6 +35,15 @@ class Retrieval(Form):
 
     paired = True
     reader = "projection of a tower"
+
+    def check(self, method: Any) -> None:
+        """Refuses a method that makes one feature of a batch."""
+        if method.one_feature:
+            raise UserError(
+                f"{type(method).__name__} makes one feature of the first tower and has no form for two.",
+                where="method, dataset",
+                remedy="choose a dataset of classification, or method=full, lora, unipt or sherl",
+            )
 
     def stacks(self, backbone: Backbone) -> tuple[str, ...]:
         return backbone.stacks

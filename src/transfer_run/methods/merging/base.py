@@ -23,6 +23,7 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
+from transfer_run.methods.form import find_form
 from transfer_run.methods.merging.engine.adapters import adapter_config
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict, open_checkpoint
 from transfer_run.methods.merging.engine.opening import ONES, local_path, open_models
@@ -242,7 +243,7 @@ class Merging(Method, ABC):
     @staticmethod
     def _direction(tasks: Sequence[SourceTask]) -> Better:
         """What the headlines of all tasks are compared by, and so their mean."""
-        ways = {task.data.metrics("validation").better(1.0, 0.0): task for task in tasks}
+        ways = {find_form(t.task.form).scores(t.data, "validation").better(1.0, 0.0): t for t in tasks}
         if len(ways) > 1:
             named = ", ".join(f"{task.task.headline} of sources.{task.name}" for task in ways.values())
             raise UserError(
