@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +15,10 @@ from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
 from transfer_run.methods.merging.fisher_merging import FisherRule, coefficient_candidates
 from transfer_run.methods.merging.statistics.fisher_estimate import diagonal_fisher, exact
 
-FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
-FILES = sorted(FOLDER.glob("fisher_merging_*.npz"))
+ORACLE = "fisher_merging_*.npz"
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no fisher_merging_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, Tensor]:

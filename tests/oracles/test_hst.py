@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,10 @@ from transfer_run.backbones.families.vit import ViT
 from transfer_run.methods.side_tuning.hst import HST
 from transfer_run.task import Task
 
-FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
-FILES = sorted(FOLDER.glob("hst_*.npz"))
+ORACLE = "hst_*.npz"
 BOUND = {"atol": 1e-10, "rtol": 1e-9}
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no hst_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, Tensor]:

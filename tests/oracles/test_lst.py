@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,11 @@ from transfer_run.methods.base import Context
 from transfer_run.methods.side_tuning.lst import LST
 from transfer_run.task import Task
 
-FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
-FILES = sorted(FOLDER.glob("lst_t5_*.npz"))
+ORACLE = "lst_t5_*.npz"
 ATOL = 1e-5
 GRADIENT = {"atol": 1e-5, "rtol": 1e-4}
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no lst_t5_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 def settings(text: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.oracles.side_networks import BOUND, FOLDER, Case
+from tests.oracles.side_networks import BOUND, Case
 from transfer_run.backbones.families.encoder import Encoder
 from transfer_run.backbones.families.t5 import T5
 from transfer_run.methods.base import Method
@@ -20,17 +20,10 @@ from transfer_run.methods.side_tuning.parallel.early_route import ConvSensing, P
 from transfer_run.methods.side_tuning.sherl import FORMS, SHERL
 from transfer_run.task import Task
 
-FILES = sorted(FOLDER.glob("sherl_*.npz"))
+ORACLE = "sherl_*.npz"
 T5_BOUND, T5_GRADIENT = 1e-5, 1e-3  # its norms take their variance in float32
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no sherl_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 @pytest.fixture(params=[True, False], ids=["efficient", "official"])

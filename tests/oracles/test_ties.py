@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -17,18 +14,10 @@ from transfer_run.methods.merging.engine.stream import Job, Rule, merge_in_memor
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
 
-FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
-FILES = sorted(FOLDER.glob("ties_*.npz"))
+ORACLE = "ties_*.npz"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no ties_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 def under(arrays: Arrays, prefix: str) -> dict[str, Tensor]:

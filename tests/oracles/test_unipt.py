@@ -9,19 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.oracles.side_networks import BOUND, FOLDER, Case
+from tests.oracles.side_networks import BOUND, Case
 from transfer_run.methods.side_tuning.parallel.unipt_sides import ConvSide, PooledSide, TokenSide
 from transfer_run.methods.side_tuning.unipt import FORMS
 
-FILES = sorted(FOLDER.glob("unipt_*.npz"))
-
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no unipt_*.npz in {FOLDER}")
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
+ORACLE = "unipt_*.npz"
 
 
 @pytest.fixture(params=[True, False], ids=["efficient", "official"])

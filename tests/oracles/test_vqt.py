@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,23 +14,15 @@ from transfer_run.methods.side_tuning.parts.summaries import Concat
 from transfer_run.methods.side_tuning.vqt import VQT
 from transfer_run.task import Task
 
-FOLDER = Path(os.environ.get("TRANSFER_RUN_ORACLES", Path(__file__).parent / "data"))
-FILES = sorted(FOLDER.glob("vqt_*.npz"))
+ORACLE = "vqt_*.npz"
 BOUND = {"atol": 1e-10, "rtol": 1e-9}
 VARIANTS: dict[str, dict[str, Any]] = {
     "concat": {}, "concat_nonorm": {"normalize_feats": False}, "pool": {"combine": "pool"},
     "weighted": {"combine": "weighted"},
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no vqt_*.npz in {FOLDER}")
 Arrays = dict[str, np.ndarray]
 ENCODER = "enc.transformer.encoder."
-
-
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
-def arrays(request: pytest.FixtureRequest) -> Arrays:
-    with np.load(request.param) as file:
-        return {name: file[name] for name in file.files}
 
 
 def tensor(arrays: Arrays, name: str) -> Tensor:
