@@ -142,7 +142,9 @@ def test_the_plan_counts_two_blocks_of_an_offloaded_backbone() -> None:
 @pytest.mark.parametrize(
     ("method", "family"),
     [("lst", "vit"), ("lst", "t5"), ("lst", "llama"), ("qst", "llama"), ("res_tuning_bypass", "bert"),
-     ("unipt", "bert"), ("sherl", "vit"), ("linear_probe", "vit"), ("lora", "bert"), ("lora", "t5")],
+     ("unipt", "bert"), ("sherl", "vit"), ("linear_probe", "vit"), ("lora", "bert"), ("lora", "t5"), ("lora", "vit"),
+     ("ia3", "vit"), ("vqt", "vit"), ("prompt_tuning", "t5"), ("prefix_tuning", "llama"), ("peft/p_tuning", "bert"),
+     ("parallel_adapter", "bert"), ("mam_adapter", "t5")],
 )  # fmt: skip
 def test_a_backbone_in_bf16_trains_its_side_in_float32(method: str, family: str) -> None:
     settings = ["method.reduction_factor=4"] if method in ("lst", "qst") else []

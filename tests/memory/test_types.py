@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from tests.memory import small
 from transfer_run.errors import UserError
-from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.memory.fake import AnswersNo, fake_mode
 from transfer_run.memory.planner import Rehearsal, Setting
+from transfer_run.memory.types import in_words
 from transfer_run.methods.tuning.full import Full
 
 HALF = torch.bfloat16
@@ -65,9 +65,13 @@ def test_a_rehearsal_ends_where_the_run_would() -> None:
     block = method.backbone.blocks("image")[1]
     assert isinstance(block.mlp, nn.Module)
     block.mlp.to(HALF)
-    rehearsal = Rehearsal(
-        method, lambda: build_optimizer(method.parameter_groups(), {"name": "sgd", "lr": 0.1, "momentum": 0.0}),
-        lambda n: small.shapes("vit", n), Setting(target="cpu"),
-    )  # fmt: skip
+    rehearsal = Rehearsal(method, list, lambda n: small.shapes("vit", n), Setting(target="cpu"), trains=False)
     with pytest.raises(UserError, match=r"a linear layer of bfloat16 and float32 in backbone\.model\.blocks\.1\.mlp"):
         rehearsal.measure(2)
+
+
+def test_what_no_kernel_does_is_said_in_words() -> None:
+    with fake_mode(), pytest.raises(UserError, match=r"would fail: Unsupported dtype BFloat16"), in_words():
+        torch.fft.rfft(torch.ones(8, dtype=HALF))
+    with pytest.raises(NotImplementedError), in_words():
+        raise NotImplementedError("a method's own")

@@ -26,6 +26,7 @@ from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.module_names import ModuleNames
 from transfer_run.memory.paper import attend_eagerly, keep_as_given
 from transfer_run.memory.tracker import MemoryTracker
+from transfer_run.memory.types import in_words
 from transfer_run.task import without_beside
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -119,7 +120,7 @@ class Rehearsal:
 
     def measure(self, batch_size: int) -> MemoryReport:
         """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
-        with ExitStack() as stack:
+        with in_words(), ExitStack() as stack:
             modes: list[Any] = [self.mode, AnswersNo(self.setting.target == "cuda", self.places.here), self.tracker]
             if self.setting.target == "cuda":
                 modes.append(CountsAsCuda())

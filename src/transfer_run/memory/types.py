@@ -7,7 +7,9 @@ it casts arrives cast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from transfer_run.errors import UserError
 
+_WHERE = "backbone.load, hardware.precision, method"
+_REMEDY = "set backbone.load=null and hardware.precision=32-true, or bf16-mixed"
 _ATEN = torch.ops.aten
 _ALL = {
     _ATEN.mm.default: "a matrix product", _ATEN.addmm.default: "a linear layer", _ATEN.bmm.default: "a matrix product",
@@ -23,6 +27,21 @@ _ALL = {
     _ATEN.convolution.default: "a convolution",
 }  # fmt: skip
 _ON_CUDA = {_ATEN.native_layer_norm.default: "a layer norm", _ATEN.native_group_norm.default: "a group norm"}
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What PyTorch has no kernel for (a Fourier transform of bfloat16) ends a rehearsal as it would end the run.
+
+    Raises:
+        UserError: in the place of PyTorch's error on a type.
+    """
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not re.search(r"nsupported dtype|not implemented for '", str(error)):
+            raise
+        raise UserError(f"The run would fail: {error}.", where=_WHERE, remedy=_REMEDY) from error
 
 
 def check_types(func: Any, args: Sequence[Any], cuda: bool, here: Callable[[], str]) -> None:
@@ -40,6 +59,6 @@ def check_types(func: Any, args: Sequence[Any], cuda: bool, here: Callable[[], s
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
         raise UserError(
             f"The run would fail: {what} of {names}" + (f" in {here()}." if here() else "."),
-            where="backbone.load, hardware.precision, method",
-            remedy="set backbone.load=null and hardware.precision=32-true, or bf16-mixed",
+            where=_WHERE,
+            remedy=_REMEDY,
         )

@@ -84,6 +84,15 @@ def source_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> in
     return min(int(dataset["max_source_length"]), int(room))
 
 
+def cut_lengths(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
+    """Says where texts are shorter than the words ask for; nothing where they are not."""
+    asked = dataset.get("max_source_length")
+    if asked is None or (room := source_length(dataset, backbone)) >= int(asked):
+        return []
+    return [f"texts are cut at {room} tokens, not at dataset.max_source_length={asked}: {backbone.get('name')} has no "
+            "more positions"]  # fmt: skip
+
+
 def span_sizes(length: int, density: float, mean: float) -> tuple[int, int]:
     """Tokens to hide among `length`, and the number of spans they fall into (T5's `random_spans_noise_mask`)."""
     noise = min(max(round(length * density), 1), length - 1)

@@ -15,7 +15,13 @@ from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
-from transfer_run.data.text.lengths import corrupted_lengths, describe_text, source_length, uses_token_types
+from transfer_run.data.text.lengths import (
+    corrupted_lengths,
+    cut_lengths,
+    describe_text,
+    source_length,
+    uses_token_types,
+)
 from transfer_run.data.text.tokens import padded
 from transfer_run.errors import UserError
 from transfer_run.task import Batch, BatchSpec, Task
@@ -67,6 +73,7 @@ class TextData(DataModule):
     # ---- reading
     def read(self) -> dict[str, int]:
         rows = self.read_rows()
+        self.notes += cut_lengths(self.dataset, self.backbone)
         if self.described.form == "text_to_text":
             self.answers = Answers(self.described, self.tokenizer, values=self.dataset["form"] == "regression")
         for name, split in rows.items():

@@ -19,6 +19,7 @@ from transfer_run.backbones.declared import family_of, takes
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import QUANTISED, pack
 from transfer_run.data.load import batch_spec, build_task
+from transfer_run.data.text.lengths import cut_lengths
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.composed import Run
@@ -92,7 +93,7 @@ def plan_run(run: Run, target: Target | None = None) -> Plan:
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
         budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
-    assumed = tuple(line for line in (*planned.profile, *planned.assumptions) if line)
+    assumed = tuple(line for line in (*planned.profile, *planned.given, *planned.assumptions) if line)
     notes = [f"* {line}" for line in (*planned.beside, *assumed, *planned.left_out)]
     if budget is not None:
         notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
@@ -169,6 +170,7 @@ class _Planned:
                 remedy="leave hardware=cpu out, or set backbone.load=bf16",
             )
         self.devices, self.strategy = _spread(config)
+        self.given = [*cut_lengths(config["dataset"], config["backbone"]), *_shares(config, self.devices)]
         self.assumptions: list[str] = []
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
@@ -284,6 +286,20 @@ def _spread(config: Mapping[str, Any]) -> tuple[int, str]:
     devices = plan["devices"] if plan["devices"] > 1 else hardware["devices"] * hardware["nodes"]
     strategy = plan["strategy"] or hardware["strategy"]
     return int(devices), "fsdp" if strategy == "fsdp" else "ddp"
+
+
+def _shares(config: Mapping[str, Any], devices: int) -> list[str]:
+    """What becomes of words on devices that do not go together as given."""
+    total, lines = int(config["dataset"]["batch_size"]), []
+    if total % devices:
+        share = -(-total // devices)
+        lines.append(
+            f"dataset.batch_size={total} does not divide among {devices} devices: planned are {share} on each, "
+            f"{share * devices} in all; a run is refused"
+        )
+    if config["plan"]["strategy"] and devices == 1:
+        lines.append(f"plan.strategy={config['plan']['strategy']} changes nothing on one device: set plan.devices=N")
+    return lines
 
 
 def _method_on_meta(run: Run, *, paper: bool) -> Method:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.base import Backbone, Batch, State, as_head
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.form import find_form
@@ -111,6 +111,8 @@ class VQT(Method):
         self.kept: Tensor | None
         self.register_buffer("kept", torch.arange(features) if selects else None)
         self.backbone.head = fresh_head(features, self.task, bias)
+        if self.backbone.in_bf16:
+            self.backbone.head.register_forward_pre_hook(as_head)
         if self.stage in ("compress", "featselect"):
             for p in self.extractor().values():
                 p.requires_grad_(False)
@@ -169,6 +171,8 @@ class VQT(Method):
         """The tokens without a graph, then the queries against the keys and values of what the block has read."""
         with torch.no_grad():
             after = self.backbone.step(state)
+        if not torch.is_autocast_enabled(queries.device.type):
+            queries = queries.to(state.hidden.dtype)  # backbone.load
         return after, self._recomputed(lambda asked: self.backbone.attend_queries(state, asked), queries)
 
     def _together(self, state: State, queries: Tensor) -> tuple[State, Tensor]:
