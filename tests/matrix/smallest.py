@@ -88,7 +88,7 @@ def carried_out_in_two(cfg: Run, step: int = 2) -> Path:
 
     def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == step:
-            self._signal = signal.SIGTERM
+            self.signals.asked = signal.SIGTERM
         ordinary(self, trainer, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

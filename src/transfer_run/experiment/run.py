@@ -95,19 +95,20 @@ def _carry_out(run: Run, chain: tuple[str, ...]) -> None:
 
 @contextmanager
 def _preemptible() -> Iterator[None]:
-    """SIGTERM while a run is built or recorded: nothing to save yet, but the same answer as in training."""
+    """SIGTERM and SIGUSR1 while a run is built or recorded: nothing to save yet, but the same answer as in training."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted("stopped by SIGTERM before the next checkpoint")
+        raise Preempted(f"stopped by {signal.Signals(number).name} before the next checkpoint")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _clear(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
 from transfer_run.errors import UserError
@@ -107,7 +108,8 @@ class Steps:
 
     # ---- how it is carried out
     def _backward(self, loss: Tensor, inputs: list[Tensor] | None) -> None:
-        torch.autograd.backward(loss, inputs=inputs)
+        edges = None if inputs is None else [get_gradient_edge(tensor) for tensor in inputs]
+        torch.autograd.backward(get_gradient_edge(loss), inputs=edges)  # a tensor's own turns function modes off
 
     def _update(self, name: str) -> None:
         self.clip_gradients(self.optimizers[name])

@@ -63,6 +63,19 @@ def followed_in_part(batches: Iterable[B]) -> Iterator[B]:
             tracker.go_on()
 
 
+def followed_at_first(steps: Iterable[int], count: int = 2) -> Iterator[int]:
+    """The same steps of long work; a tracker that is at work follows the first ones: later ones need no more."""
+    trackers = list(_RESIZES.trackers)
+    try:
+        for taken, step in enumerate(steps):
+            for tracker in trackers if taken == count else ():
+                tracker.pause()
+            yield step
+    finally:
+        for tracker in trackers:
+            tracker.go_on()
+
+
 def on_host(tensors: Iterable[Tensor]) -> None:
     """Say of tensors in CPU memory that a GPU's does not hold them: a plan of a GPU cannot tell, all its tensors are
     fake ones of the CPU."""

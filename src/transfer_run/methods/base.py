@@ -24,6 +24,7 @@ from transfer_run.data.base import DataModule
 from transfer_run.hardware.optimization import Optimization
 from transfer_run.hardware.steps import Steps
 from transfer_run.methods.form import find_form
+from transfer_run.methods.work import Work
 from transfer_run.task import Task
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def _no_source(name: str) -> Any:
     raise KeyError(f"this run has no source {name!r}")
 
 
+def _no_batches(split: str, batch_size: int, first: int) -> Iterator[Batch]:
+    raise KeyError(f"there is no data set to read {split} of")
+
+
 @dataclass
 class Context:
     """What a real run hands to `Method.prepare` and `Method.conclude`; the memory plan never calls either.
@@ -74,6 +79,9 @@ class Context:
         load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
         load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
         sizes: rows of the data set by split.
+        endless: (split, batch_size, first) -> endless batches as of `batches`, every pass in another order, from the
+            batch of this number on: what a loop of `work` reads.
+        work: carries out long work so that it survives the run's end (`methods/work.py`).
         beside: as `batches`, of each data set beside the run's own (`dataset.beside`), by name.
         scores: the run's own scores (`test/accuracy`), known when `conclude` is called.
         data: the data set itself, read: its rows by split, `labels`, `class_counts`.
@@ -89,6 +97,8 @@ class Context:
     load_source: Callable[[str], Method] = field(default=_no_source)
     load_data: Callable[[str], DataModule] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)
+    endless: Callable[[str, int, int], Iterator[Batch]] = field(default=_no_batches)
+    work: Work = field(default_factory=Work)
     beside: dict[str, Callable[[str, int], Iterator[Batch]]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     data: DataModule = field(default_factory=_no_data)
@@ -230,12 +240,17 @@ class Method(nn.Module):
         """
 
     def prepare(self, context: Context) -> None:
-        """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring)."""
+        """Work that needs data or real weights before the first step (Fisher passes, pruning, merging, scoring).
+
+        What takes long goes through `context.work`: a small training as `fit`, other steps as `loop`, a pass over data
+        as `follow`; it is then saved and gone on with, watched, and told of.
+        """
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
         """For the memory plan: what `prepare` needs most at once, on the tensors of one batch without values.
 
-        A method that overrides `prepare` and not this has a plan without that phase, which says so.
+        Trainings of `prepare` are rehearsed by the same code, with `Rehearsed()` in the place of `context.work`. A
+        method that overrides `prepare` and not this has a plan without that phase, which says so.
 
         Returns:
             What of `prepare` it leaves out, a line each.

@@ -221,7 +221,7 @@ def test_an_interrupted_stage_goes_on_from_its_own_checkpoint(tmp_path: Path, mo
 
     def stop_at_two(self: Checkpoints, trainer: object, *rest: object) -> None:
         if trainer.global_step == 2:  # type: ignore[attr-defined]
-            self._signal = 15
+            self.signals.asked = 15
         ordinary(self, trainer, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:

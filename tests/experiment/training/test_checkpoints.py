@@ -39,7 +39,7 @@ def stopped_at(step: int, cfg: Run) -> None:
 
     def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == step:
-            self._signal = signal.SIGTERM
+            self.signals.asked = signal.SIGTERM
         ordinary(self, trainer, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -121,7 +121,7 @@ def test_an_interrupted_pipeline_goes_on_with_its_layer_weights_and_stage(
 
     def stop_at_two(self: Checkpoints, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == 2 and trainer.lightning_module.method.held:
-            self._signal = 15
+            self.signals.asked = 15
         ordinary(self, trainer, *rest)
 
     cfg = compose([*words, f"output_dir={tmp_path / 'broken'}"])

@@ -8,20 +8,18 @@ optimizer step ──> validation due? ── no ──> last.ckpt, if due
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from transfer_run.data.scores.direction import Better
-from transfer_run.errors import Preempted
 from transfer_run.experiment.training.module import TransferModule
+from transfer_run.experiment.training.signals import Signals
 
 
 class Interrupted(Exception):
@@ -83,8 +81,7 @@ class Checkpoints(Callback):
         self.folder, self.every_epochs, self.every_minutes = folder, every_epochs, every_minutes
         self.selection, self.keep_best, self.validate_steps = selection, keep_best, validate_steps
         self._saved_at = time.monotonic()
-        self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self.signals = Signals()
 
     @property
     def last(self) -> Path:
@@ -103,22 +100,15 @@ class Checkpoints(Callback):
     # ---- signals
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning, whose own answer to SIGTERM is to end with exit code 0."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._remember)
+        self.signals.take()
         if self.validate_steps is not None:
             self._validation_follows(trainer)  # gone on from the checkpoint of a validation: it was that step's
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        self.signals.give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self._signal = number
+        self.signals.give_back()
 
     # ---- validations
     def _validation_follows(self, trainer: pl.Trainer) -> bool:
@@ -150,17 +140,15 @@ class Checkpoints(Callback):
             self._save_if_due(trainer, trainer.is_last_batch)
 
     def _save_if_due(self, trainer: pl.Trainer, epoch_ends: bool) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self.signals.asked is not None, all=False)
         done = trainer.current_epoch + 1
         due = epoch_ends and (done % self.every_epochs == 0 or done == trainer.max_epochs)
         late = trainer.strategy.broadcast(time.monotonic() - self._saved_at > 60 * self.every_minutes)
         if (due or late or stop) and not self.selection.exhausted:
             self.save(trainer, self.last)
         if stop:
-            if self._signal == signal.SIGINT:
-                raise Interrupted
-            name = signal.Signals(self._signal or signal.SIGTERM).name
-            raise Preempted(f"stopped by {name}; it goes on from {self.last}")
+            error = self.signals.error(self.last)
+            raise Interrupted if isinstance(error, KeyboardInterrupt) else error
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
         """Write to a neighbour, then move into place; all ranks call it."""

@@ -39,6 +39,7 @@ from transfer_run.experiment.training.divergence import StopOnNan
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.result import _record
 from transfer_run.experiment.training.taps import open_replay
+from transfer_run.experiment.training.work import ResumedWork
 from transfer_run.hardware.devices import device_of
 from transfer_run.hardware.steps import check_own_steps
 from transfer_run.hardware.trainer import build_trainer
@@ -80,6 +81,8 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     device, prepared_on = device_of(config["hardware"]), _prepared_on(config)
     context = _context(config, run.backbones, folder, sources, data)
     context.batches = _batches(config, data, prepared_on)
+    context.endless = _endless(config, data, prepared_on)
+    context.work = work = ResumedWork(folder, config["seed"], settings)
     context.beside = {name: _batches(config, other, prepared_on) for name, other in others.items()}
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
@@ -103,6 +106,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
         trainer.test(module, verbose=False)
     if trainer.is_global_zero:
         _record(run, config, folder, module, trainer, context, seconds, memory)
+        work.close()
 
 
 def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
@@ -234,6 +238,28 @@ def _batches(config: dict[str, Any], data: DataModule, device: torch.device) -> 
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     return batches
+
+
+def _read_quietly(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch: a loader draws a number when it begins, which must not move those of the step that reads it."""
+    with torch.random.fork_rng(devices=[]):
+        return next(batches, None)
+
+
+def _endless(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[..., Iterator[Batch]]:
+    """(split, batch_size, first) -> endless passes over the split from a batch on, each in its own order."""
+
+    def drawn(split: str, batch_size: int, first: int) -> Iterator[Batch]:
+        loader = data.loader(split, batch_size=batch_size, seed=config["seed"], shuffle=True)
+        while True:
+            loader.set_epoch(first // len(loader))
+            loader.start_at(first % len(loader))
+            reading = iter(loader)
+            while (batch := _read_quietly(reading)) is not None:
+                yield {name: tensor.to(device) for name, tensor in batch.items()}
+                first += 1
+
+    return lambda split, batch_size, first: followed_in_part(drawn(split, batch_size, first))
 
 
 def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:

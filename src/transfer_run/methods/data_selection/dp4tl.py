@@ -11,7 +11,7 @@ Zhang et al., "Selectivity Drives Productivity: Efficient Dataset Pruning for En
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -170,7 +170,7 @@ class DP4TL(Judging):
             return Grouping({split: data.labels(split) for split in data.sizes}, list(model.task.label_names))
         from sklearn.cluster import KMeans
 
-        train = seen_by(model, in_order(model, data, "train", context.batch_size))[0]
+        train = seen_by(model, _in_order(context, model, data, "train"))[0]
         count = int(self.kmeans["k"])
         if count > len(train):
             raise UserError(
@@ -182,7 +182,7 @@ class DP4TL(Judging):
         centres = centroids(train, found.labels_.astype(np.int64), count)
         rows = {"train": found.labels_.astype(np.int64)}
         for split in data.sizes.keys() - {"train"}:
-            rows[split] = nearest(seen_by(model, in_order(model, data, split, context.batch_size))[0], centres)
+            rows[split] = nearest(seen_by(model, _in_order(context, model, data, split))[0], centres)
         return Grouping(rows, [f"cluster {i}" for i in range(count)], centres)
 
     def _scores(
@@ -191,12 +191,16 @@ class DP4TL(Judging):
         count = len(grouping.names)
         if self.mapping == "random":
             return np.random.default_rng(context.seed).permutation(count)
-        target, labels = seen_by(model, context.batches("train", context.batch_size), logits=self.mapping == "lm")
+        target, labels = seen_by(
+            model,
+            context.work.follow("target batches", context.batches("train", context.batch_size)),
+            logits=self.mapping == "lm",
+        )
         if self.mapping == "lm":
             return label_mapping(target)
         centres = grouping.centres
         if centres is None:
-            source = seen_by(model, in_order(model, data, "train", context.batch_size))[0]
+            source = seen_by(model, _in_order(context, model, data, "train"))[0]
             centres = centroids(source, grouping.rows["train"], count)
         if self.mapping == "fm":
             return feature_mapping(target, centres)
@@ -207,7 +211,7 @@ class DP4TL(Judging):
         labels = data.labels("train")
         number = kept_number(len(labels), self.pruning_ratio, None)
         if self.mapping == "moderate":
-            features = seen_by(model, in_order(model, data, "train", context.batch_size))[0]
+            features = seen_by(model, _in_order(context, model, data, "train"))[0]
             scores = median_distance(features, labels)
             return moderate(scores, self.pruning_ratio), scores
         if self.mapping == "random_rows":
@@ -215,7 +219,7 @@ class DP4TL(Judging):
         else:
             names = [name for name in context.sources if name.startswith(SURROGATE)]
             models = (model if name == SURROGATE else context.load_source(name) for name in names)
-            runs = [gradient_norms(each, in_order(each, data, "train", context.batch_size)) for each in models]
+            runs = [gradient_norms(each, _in_order(context, each, data, "train")) for each in models]
             context.log(f"gradient norms averaged over {len(runs)} surrogates: {', '.join(names)}")
             scores = np.mean(runs, axis=0)
         return np.sort(best(scores, number, reverse=self.reverse)), scores
@@ -239,3 +243,8 @@ def _refuse(mapping: str, groups: str, keep_groups: int | None, ratio: float, re
         raise UserError("moderate keeps the middle, which has no reverse.", where="method.reverse=true")
     if ratio >= 1 and keep_groups is None:
         raise UserError("Nothing would be kept.", where=f"method.pruning_ratio={ratio}", remedy="a ratio below 1")
+
+
+def _in_order(context: Context, model: Method, data: DataModule, split: str) -> Iterator[Batch]:
+    """The source's rows one after the other, told of."""
+    return context.work.follow(f"source batches of {split}", in_order(model, data, split, context.batch_size))

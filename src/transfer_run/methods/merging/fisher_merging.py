@@ -231,8 +231,9 @@ class FisherMerging(Merging):
             method = plain_model(task, context)
             device = next(method.backbone.model.parameters()).device
             context.log(f"Fisher of {task.name} from {min(examples, task.data.sizes['train'])} examples")
+            batches = context.work.follow(f"Fisher of {task.name}", task.batches("train", device))
             found = estimate_fisher(
-                method, task.batches("train", device), examples=examples, labels=labels, seed=context.seed,
+                method, batches, examples=examples, labels=labels, seed=context.seed,
                 answers=task.answers,
             )  # fmt: skip
             save_fisher(found, path, {"labels": labels, "examples": str(examples)})

@@ -173,7 +173,8 @@ class RegMean(Merging):
         if not path.is_file():
             method = plain_model(task, context)
             device = next(method.backbone.model.parameters()).device
-            examples = single_examples(task.batches("train", device), self.examples, method.form.example)
+            single = single_examples(task.batches("train", device), self.examples, method.form.example)
+            examples = context.work.follow(f"Gram matrices of {task.name}", single, self.examples)
             context.log(f"Gram matrices of {task.name} from {self.examples} examples")
             model = method.backbone.model
             save_grams(gather_grams(model, method, examples), model, path)

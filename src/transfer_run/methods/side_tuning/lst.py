@@ -173,7 +173,8 @@ class LST(LadderTuning):
         importance = None
         if self.init == "fisher":
             context.log(f"importance of the backbone's weights: Fisher pass over up to {self.init_samples} samples")
-            importance = self.fisher(context.batches("train", 1))
+            total = min(self.init_samples, context.sizes.get("train", self.init_samples))
+            importance = self.fisher(context.work.follow("Fisher pass", context.batches("train", 1), total))
             if not any(bool(t.any()) for t in importance.values()):
                 raise UserError(
                     "The Fisher pass saw no gradient: the training split is empty or its labels are all ignored.",

@@ -103,7 +103,7 @@ class TMI(Judging):
         extraction: dict[str, dict[str, Any]] = {}
         checksums: dict[str, str] = {}
         for name, candidate in self._candidates(context):
-            found = self._extract(candidate, context.batch_size)
+            found = self._extract(name, candidate, context)
             extraction[name] = _pass_record(found)
             context.log(f"{name}: {len(found.labels)} samples in {found.seconds:.1f} s")
             layers[name] = []
@@ -140,10 +140,10 @@ class TMI(Judging):
         for name, build in builders.items():
             yield name, build()
 
-    def _extract(self, candidate: Candidate, batch_size: int) -> Extraction:
+    def _extract(self, name: str, candidate: Candidate, context: Context) -> Extraction:
         return extract(
             candidate.backbone,
-            candidate.batches("train", batch_size),
+            context.work.follow(f"batches of {name}", candidate.batches("train", context.batch_size)),
             tap=self.tap,
             block_features=self.block_features,
             max_samples=self.max_samples,
