@@ -24,9 +24,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.declared import HAS
-from transfer_run.backbones.precise import precise, restore
+from transfer_run.backbones.precise import in_half, precise, restore
 from transfer_run.backbones.stream import BlockStream, staying
 from transfer_run.backbones.taps.replay import Replay
+from transfer_run.backbones.weights.checkpoints import save_timm
 from transfer_run.errors import UserError
 
 Batch = dict[str, Tensor]
@@ -105,21 +106,19 @@ class Backbone(nn.Module, ABC):
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Backbone:
         """Weights from a folder as the library writes it; UserError where they do not fit the architecture."""
 
+    @property
+    def library(self) -> str:
+        """Whose form `save_library` writes: `transformers`, `timm`, or "" where the model is no library's."""
+        if hasattr(self.model, "save_pretrained"):
+            return "transformers"
+        return "timm" if hasattr(self.model, "pretrained_cfg") else ""
+
     def save_library(self, folder: Path) -> None:
         """Write the model as its own library does (config and safetensors): what that library's loader reads."""
-        if hasattr(self.model, "save_pretrained"):
+        if self.library == "transformers":
             self.model.save_pretrained(folder)
         else:
-            from timm.models import save_for_hf
-
-            architecture = self.config["architecture"]
-            arguments = {key: value for key, value in architecture.items() if key != "model"}
-            settings: dict[str, Any] = dict(self.model.pretrained_cfg)
-            for key in ("mean", "std"):  # timm's are those of colours: one value for all where the channels are others
-                if len(settings[key]) not in (1, arguments.get("in_chans", 3)):
-                    settings[key] = (sum(settings[key]) / len(settings[key]),)
-            self.model.pretrained_cfg = settings
-            save_for_hf(self.model, str(folder), model_args=arguments, safe_serialization=True)
+            save_timm(self.model, self.config["architecture"], folder)
 
     @property
     def class_of_export(self) -> tuple[str, str]:
@@ -228,7 +227,7 @@ class Backbone(nn.Module, ABC):
             stack: default: the first one.
             memory: for a decoder: the encoder's finished state (`finished_state`).
         """
-        given = _halved(batch) if self.in_bf16 else batch
+        given = in_half(batch) if self.in_bf16 else batch
         state = self._embed(given, stack, memory)
         if self.replay is not None and (self.replay.in_training or not self.model.training):
             labels = self.replay.served_labels(batch) if len(self.stacks) > 1 and state.stack == "decoder" else None
@@ -398,15 +397,3 @@ class Backbone(nn.Module, ABC):
     def new_cache(self) -> Any:
         """An empty key/value cache for step-by-step decoding; put into `embed` as `batch['cache']`."""
         raise self._lacks("cache")
-
-
-def _halved(batch: Batch) -> Batch:
-    """Images in bfloat16; everything else as it is."""
-    return {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in batch.items()}
-
-
-def as_head(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook of the task's head: features come in the backbone's type."""
-    weight = next(head.parameters(), None)
-    wide = lambda x: x.to(weight.dtype) if weight is not None and isinstance(x, Tensor) else x  # noqa: E731
-    return tuple(wide(value) for value in args)

@@ -1,4 +1,5 @@
-"""Tensors that stay in float32 when a model goes to a half type (`backbone.load`, `hardware.precision=bf16-true`).
+"""Tensors that stay in float32 when a model goes to a half type (`backbone.load`, `hardware.precision=bf16-true`), and
+what is cast on the way in and out of such a model.
 
 Rotary frequencies: bfloat16 has 8 bits, so an angle of some hundred radians would be off by one and more, and tokens of
 long texts would stand elsewhere. Batch norms, whole: running statistics that move by less than 1/256 of themselves
@@ -8,10 +9,13 @@ would stand still, and CUDA's kernels want weights and statistics of one type. B
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from transfer_run.task import Batch
 
 Kept = tuple[nn.Module, str, Tensor]
 """A module, a name of its parameters or buffers, and the value."""
@@ -40,3 +44,15 @@ def restore(kept: Iterable[Kept]) -> None:
         now = getattr(module, name)
         if now.dtype.itemsize < before.dtype.itemsize:
             now.data = before.to(now.device)
+
+
+def in_half(batch: Batch) -> Batch:
+    """Images in bfloat16; everything else as it is."""
+    return {name: x.bfloat16() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in batch.items()}
+
+
+def as_head(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook of the task's head: features come in the backbone's type."""
+    weight = next(head.parameters(), None)
+    wide = lambda x: x.to(weight.dtype) if weight is not None and isinstance(x, Tensor) else x  # noqa: E731
+    return tuple(wide(value) for value in args)

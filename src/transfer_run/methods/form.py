@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.base import Backbone, Batch, as_head
+from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.backbones.precise import as_head
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.entropy import cross_entropy

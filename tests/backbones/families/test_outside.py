@@ -20,6 +20,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose, make_importable
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.models.export import export_run
 from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
@@ -220,6 +221,11 @@ def test_it_is_planned_run_resumed_saved_and_loaded(folder: Path, tmp_path: Path
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     result = json.loads((whole / "result.json").read_text(encoding="utf-8"))
     assert result["backbone"] == "bag_small"
+    assert export_run(whole, tmp_path / "exported")
+    exported = load_model(tmp_path / "exported")
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), exported.state_dict().values(), strict=True)
+    )
     planned = plan_run(composed(folder)).memory["peak"]
     assert planned == pytest.approx(result["memory"]["peak"], rel=0.05)
     next_one = carry_out(composed(folder, f"backbone.weights=run:{whole}", "seed=1", f"output_dir={tmp_path / 'next'}"))

@@ -174,6 +174,19 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     return classifier if classifier[0] is not None and classifier[1] is not None else None  # type: ignore[return-value]
 
 
+def save_timm(model: Any, architecture: Mapping[str, Any], folder: Path) -> None:
+    """Write a model as timm does: config.json and safetensors, which `create_model("local-dir:FOLDER")` reads."""
+    from timm.models import save_for_hf
+
+    arguments = {key: value for key, value in architecture.items() if key != "model"}
+    settings: dict[str, Any] = dict(model.pretrained_cfg)
+    for key in ("mean", "std"):  # timm's are those of colours: one value for all where the channels are others
+        if len(settings[key]) not in (1, arguments.get("in_chans", 3)):
+            settings[key] = (sum(settings[key]) / len(settings[key]),)
+    model.pretrained_cfg = settings
+    save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, or of all those of a folder; UserError where there are none, or damaged."""
     from safetensors.torch import load_file

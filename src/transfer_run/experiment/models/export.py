@@ -71,7 +71,7 @@ model = timm.create_model("local-dir:.", pretrained=True, num_classes=0)  # the 
 ```
 """,
     "": """`model.safetensors` holds the {count} tensors that were trained. Of peft's and the backbone's library's forms
-neither holds it{why}. The frozen backbone is named in `model.json`.
+neither holds it{why}. A frozen backbone is named in `model.json`.
 """,
 }
 WHOLE = """
@@ -140,10 +140,12 @@ def _written(
         shutil.copy2(source / WEIGHTS, out / WEIGHTS)
         why = f": {error.where.partition(': ')[2]} cannot be folded into the backbone"
         return "", about, {**words, "why": why}
+    if not method.backbone.library:
+        shutil.copy2(source / WEIGHTS, out / WEIGHTS)
+        return "", about, {**words, "why": ": the backbone is of none"}
     method.backbone.save_library(out)
     _save_head(method, out)
-    library = TRANSFORMERS if hasattr(method.backbone.model, "save_pretrained") else TIMM
-    return library, {**about, "complete": True}, words
+    return method.backbone.library, {**about, "complete": True}, words
 
 
 def _save_head(method: Method, out: Path) -> None:

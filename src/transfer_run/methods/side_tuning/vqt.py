@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transfer_run.backbones.base import Backbone, Batch, State, as_head
+from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.precise import as_head
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.form import find_form
