@@ -35,9 +35,9 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and any((folder / name).exists() for name in (RESULT, LOG_FILE, CHECKPOINTS))
 
 
-def finished_runs(root: Path) -> Iterator[Path]:
-    """The folders of all finished runs below `root`, in the order of their names."""
-    for path in sorted(root.rglob(RESULT)):
+def finished_runs(root: Path, *, below: bool = True) -> Iterator[Path]:
+    """The folders of all finished runs in `root`, in the order of their names; those further below it, too?"""
+    for path in sorted(root.rglob(RESULT) if below else root.glob(f"*/{RESULT}")):
         if read_result(path.parent) is not None:
             yield path.parent
 

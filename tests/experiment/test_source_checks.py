@@ -8,10 +8,11 @@ import pytest
 
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.artifacts import makes
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.reads import Read, reads
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.sources.kinds import KINDS, Wanted, declared, makes
 
 SHORT = ("trainer.max_steps=2", "dataset.batch_size=16", "profiler=none")
 BERT = ("backbone=bert_tiny", "backbone.weights=random:0", "dataset=python_docs", *SHORT)
@@ -50,7 +51,7 @@ class TestNames:
     def test_a_source_that_nobody_reads(self, tmp_path: Path) -> None:
         error = refused(tmp_path, "method=full", f"sources.foo='{TEACHER} seed=1'")
         assert error.what == "method=full reads no source 'foo': it reads none."
-        assert "about.sources" in error.remedy
+        assert "about.reads" in error.remedy
 
     def test_a_source_that_depends_on_a_setting(self, tmp_path: Path) -> None:
         vqt = ("method=vqt", "backbone=vit_tiny", "dataset=digits")
@@ -88,9 +89,9 @@ class TestKinds:
         assert "method=tmi, which makes a ranking" in error.what
 
     def test_merged_files_are_no_model(self) -> None:
-        assert makes(compose(["method=average", "dataset=none"])) == "files"
-        assert makes(compose(["method=average", "dataset=none", f"sources.a='{TEACHER}'"])) == "model"
-        assert makes(compose(["method=dp4tl", "backbone=vit_tiny", "dataset=digits"])) == "rows"
+        assert makes(compose(["method=average", "dataset=none"]).config) == "files"
+        assert makes(compose(["method=average", "dataset=none", f"sources.a='{TEACHER}'"]).config) == "model"
+        assert makes(compose(["method=dp4tl", "backbone=vit_tiny", "dataset=digits"]).config) == "rows"
         assert makes({"seed": 0}) == "model"
 
 
@@ -143,18 +144,20 @@ class TestWhichSource:
         )
         with pytest.raises(UserError, match="a circle") as error:
             carry_out(compose([*words.split(), f"output_dir={tmp_path / 'out'}"]))
-        assert error.value.where.startswith("sources.teacher: sources.teacher: experiment=round")
+        assert error.value.where.startswith("sources.teacher: experiment=round")
 
 
 class TestDeclarations:
     def test_all_that_are_shipped_can_be_read(self) -> None:
-        found = {entry.name: declared(entry.content["method"]) for entry in registry.entries("method")}
-        assert found["zscl"] == {"teacher": Wanted(("model",), False, "distill.teacher", ("source",))}
-        assert found["full"] == {}
-        assert found["ties"] == {"*": Wanted(("model",), optional=True)}
+        found = {entry.name: reads(entry.content["method"]) for entry in registry.entries("method")}
+        assert found["zscl"] == [Read("teacher", ("model",), key="distill.teacher", values=("source",))]
+        assert found["full"] == []
+        assert found["ties"][0] == Read("*", ("model",), optional=True)
+        assert found["tmi"][2] == Read("tuned", method="{reference_method}", here=True)
+        assert found["vqt"][0].stage
 
     def test_one_that_cannot_be_read(self) -> None:
-        for words in ("modl", "model if", "model or rows"):
+        for words in ("model if", "model or rows", "finished"):
             with pytest.raises(UserError, match="cannot be read") as error:
-                declared({"name": "mine", "about": {"sources": {"teacher": words}}})
-            assert all(kind in error.value.remedy for kind in KINDS)
+                reads({"name": "mine", "about": {"reads": {"teacher": words}}})
+            assert "model?" in error.value.remedy

@@ -75,7 +75,9 @@ class Context:
         sources: finished source runs by name.
         log: writes one line to the run's log.
         batch_size: the run's `dataset.batch_size`.
-        candidates: the backbones that `method.pool` names; each is built when it is called.
+        candidates: the backbones that keys of the method name (`about.reads: {KEY: backbones}`), by their words;
+            each is built when it is called.
+        found: the finished runs that the method looks for (`about.reads: {NAME: finished METHOD}`), by name.
         load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
         load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
         sizes: rows of the data set by split.
@@ -94,6 +96,7 @@ class Context:
     log: Callable[[str], None] = print
     batch_size: int = 32
     candidates: dict[str, Callable[[], Candidate]] = field(default_factory=dict)
+    found: dict[str, list[Path]] = field(default_factory=dict)
     load_source: Callable[[str], Method] = field(default=_no_source)
     load_data: Callable[[str], DataModule] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)

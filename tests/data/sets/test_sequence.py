@@ -153,7 +153,7 @@ def test_the_same_tasks_in_other_words_are_the_same_run() -> None:
         ("digits clases=[0,1]", "no key 'dataset.clases'", "dataset.classes"),
         ("digits classes=[0,x]", "must be a list of whole numbers", ""),
         ("digits 0,1", "not KEY=VALUE", ""),
-        ("sequence", "cannot be a task", ""),
+        ("sequence", "cannot be a part of one", ""),
     ],
 )
 def test_wrong_words_are_answered_with_the_place(tasks: str, what: str, near: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from transfer_run.experiment.config import digests as contents
-from transfer_run.experiment.config.compose import Sources, compose
+from transfer_run.experiment.config.compose import compose, saved
 from transfer_run.experiment.config.composed import Run, write_config
 from transfer_run.experiment.run import carry_out
 
@@ -75,7 +75,7 @@ def test_a_config_that_was_written_keeps_its_identity(models: list[Path], tmp_pa
     write_config(tmp_path, cfg.config)
     checkpoint(models[1], 9.0)
     shutil.rmtree(models[0])
-    assert Sources().saved(tmp_path).identity == cfg.identity
+    assert saved(tmp_path).identity == cfg.identity
 
 
 @pytest.mark.parametrize("key", ["backbone.weights", "sources.teacher"])

@@ -14,7 +14,7 @@ from torch import Tensor
 import transfer_run
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
-from transfer_run.experiment.config.compose import Sources, compose
+from transfer_run.experiment.config.compose import compose, saved
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.words import parse
 from transfer_run.experiment.run import carry_out
@@ -35,7 +35,7 @@ def chain(last: Path) -> list[Path]:
     """Folders of a finished run and of the stages before it, the last one first."""
     folders, name = [last], "x"
     while name:
-        tree = source_tree(Sources().saved(folders[-1]))
+        tree = source_tree(saved(folders[-1]))
         name = next((source.name for source in tree.sources), "")
         folders += [source.folder for source in tree.sources]
     return folders

@@ -198,7 +198,7 @@ method:
   name: student
   about:
     {title: A toy, target: a_toy_student.Student, family: distillation, shape: distil, backbones: [encoder],
-     sources: {teacher: model}}
+     reads: {teacher: model}}
 """
 
 

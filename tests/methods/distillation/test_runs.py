@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from transfer_run.files import read_yaml
 from transfer_run.methods.distillation.advice.experience import candidates, experiences, pipeline, untried
 from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
 from transfer_run.methods.distillation.advice.record import distillation_ratio
+from transfer_run.run_folder import finished_runs
 from transfer_run.tables.spec import read
 
 QUIET = ["hardware=cpu", "trainer.progress=none", "profiler=none"]
@@ -171,6 +173,7 @@ def write_run(root: Path, number: int, dataset: str, ratio: float | None, **chan
     folder.mkdir(parents=True)
     facts = {"task": "classification", "labels": 3, "examples": 100.0 + number, "ratio": ratio}
     result = {"method": "distiller", "status": "finished", "dataset": dataset, "extra": {"distillation": facts}}
+    result["identity"] = hashlib.sha256(str(number).encode()).hexdigest()
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump({"method": node(**changes)}), encoding="utf-8")
 
@@ -189,7 +192,7 @@ def write_history(root: Path) -> None:
 
 def test_the_regressor_finds_what_matters(tmp_path: Path) -> None:
     write_history(tmp_path)
-    runs = experiences(tmp_path)
+    runs = experiences(list(finished_runs(tmp_path)))
     assert len(runs) == 18  # the one without a ratio is left out
     predictor = Predictor(100, 0).fit(runs)
     assert next(iter(predictor.importance())) in ("inter.loss", "inter.alpha", "mi.critic")
@@ -241,7 +244,7 @@ def test_a_recommendation_from_words_to_record(tmp_path: Path) -> None:
 
 def test_what_no_run_has_tried_is_told(tmp_path: Path) -> None:
     write_history(tmp_path)
-    runs = experiences(tmp_path)
+    runs = experiences(list(finished_runs(tmp_path)))
     assert untried(pipeline(node(inter={"loss": "cos"})), runs) == []
     assert untried(pipeline(node(inter={"loss": "pkd", "mapping": "last"})), runs) == [
         "inter.mapping=last", "inter.loss=pkd"

@@ -28,14 +28,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from transfer_run.backbones.declared import PAIRS, TEXT, family_of
-from transfer_run.backbones.weights.names import BYTES, Weights, tokenizer_words
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
-from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit, without_data
-from transfer_run.experiment.config.composed import Run, naming
-from transfer_run.experiment.config.digests import digests
+from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.files import check_files
 from transfer_run.experiment.config.hydra_parts import (
     BasicSweeper,
@@ -43,20 +40,16 @@ from transfer_run.experiment.config.hydra_parts import (
     ConfigSearchPathImpl,
     create_config_search_path,
 )
-from transfer_run.experiment.config.pool import candidate_configs
-from transfer_run.experiment.config.references import BACKBONE, Reference, references
+from transfer_run.experiment.config.references import named_backbones
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_members, name_tests
+from transfer_run.experiment.config.tree import Composed, Sources
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
-from transfer_run.run_folder import has_model, is_run, read_config
 
 CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
 """The groups that a run chooses from, in the order in which later ones win."""
-
-Composed = tuple[dict[str, Any], dict[str, dict[str, Any]]]
-"""A valid config, and the nodes of the backbones that its method's keys name."""
 
 version.setbase("1.3")
 
@@ -85,7 +78,7 @@ class Composer:
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         setup_globals()
-        self.sources = Sources()
+        self.sources = Sources(_composed)
         self.folders = list(folders)
         self.search_path = _search_path(folders)
         self.loader = ConfigLoaderImpl(self.search_path)
@@ -140,8 +133,8 @@ class Composer:
         if values["dataset"].get("form") == NO_DATA:
             values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
         values["search_path"] = list(dict.fromkeys([*map(str, self.folders), *values["search_path"]]))
-        backbones = candidate_configs(values, self.folders)
-        for backbone in (values["backbone"], *backbones.values()):
+        backbones = named_backbones(values, self.folders)
+        for backbone in (values["backbone"], *(node for nodes in backbones.values() for node in nodes.values())):
             check_fit({**values, "backbone": backbone}, self.folders)
         check_files(values, where)
         return values, backbones
@@ -240,69 +233,6 @@ def _general() -> dict[str, Any]:
     return read_yaml(registry.config_root() / "options.yaml")
 
 
-class Sources:
-    """The runs of one tree: each is composed, digested and hashed once, wherever it is named."""
-
-    def __init__(self) -> None:
-        self.runs: dict[tuple[str, tuple[str, ...]], Run] = {}
-        self.waiting: list[str] = []
-
-    def followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
-        """The run of a valid config: its files read, its references followed."""
-        values = self._with_tokenizer(values, backbones)
-        return self._followed({**values, "contents": digests(values, backbones)}, backbones)
-
-    def _with_tokenizer(
-        self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]
-    ) -> Mapping[str, Any]:
-        """Weights that another run made read what that run has read: its tokenizer, where the config names none."""
-        node, weights = values["backbone"], Weights.of(values["backbone"])
-        if without_data(values) or node.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(node).reads):
-            return values
-        words = tokenizer_words(node) if weights.path is not None and has_model(weights.path) else None
-        for each in references(values, backbones):
-            if each.name == BACKBONE:
-                run = self._run(each, tuple(values.get("search_path") or ()))
-                found = each.finished(values["output_dir"]) if run is None else []
-                run = self.saved(found[0]) if found else run
-                words = words if run is None else tokenizer_words(run.config["backbone"])
-        return values if words in (None, BYTES) else {**values, "backbone": {**node, "tokenizer": words}}
-
-    def _followed(self, values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Run:
-        named = references(values, backbones)
-        runs = {each.name: self._run(each, tuple(values.get("search_path") or ())) for each in named}
-        return Run.of(values, named, {name: run for name, run in runs.items() if run is not None}, backbones)
-
-    def _run(self, reference: Reference, search_path: tuple[str, ...]) -> Run | None:
-        """The run behind a reference; None where it is a folder of something else, an identity or of the hub."""
-        if reference.is_words:
-            with naming(reference):
-                return self._of_words(reference, search_path)
-        folder = reference.folder
-        return self.saved(folder) if folder is not None and is_run(folder) else None
-
-    def saved(self, folder: Path) -> Run:
-        """The run whose folder this is."""
-        values = read_config(folder)
-        return self._followed(values, candidate_configs(values, list(map(Path, values.get("search_path") or ()))))
-
-    def _of_words(self, reference: Reference, search_path: tuple[str, ...]) -> Run:
-        words = reference.words
-        if words in self.waiting:
-            raise UserError(
-                "A run needs itself as a source: a circle.",
-                where=f"{reference.key}: {words}",
-                remedy="name another source, or set backbone.weights in its words",
-            )
-        if (words, search_path) not in self.runs:
-            self.waiting.append(words)
-            try:
-                self.runs[words, search_path] = self.followed(*_composed(words, search_path))
-            finally:
-                self.waiting.pop()
-        return self.runs[words, search_path]
-
-
 @cache
 def _composed(words: str, search_path: tuple[str, ...]) -> Composed:
     """Composed once, whoever names it; what its files hold is looked at every time."""
@@ -311,6 +241,11 @@ def _composed(words: str, search_path: tuple[str, ...]) -> Composed:
     except ValueError as error:
         raise UserError(f"{error}.", where=words, remedy="close the quotes") from error
     return Composer(folders).composed(others)
+
+
+def saved(folder: Path) -> Run:
+    """The run whose folder this is."""
+    return Sources(_composed).saved(folder)
 
 
 def make_importable(run: Run) -> None:

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compatibility import without_data
-from transfer_run.experiment.config.identity import identity
-from transfer_run.experiment.config.references import Reference
+from transfer_run.experiment.config.identity import differ_in_nothing, identity
+from transfer_run.experiment.config.references import Backbones, Reference
 from transfer_run.files import write_atomically
 from transfer_run.run_folder import CONFIG
 
@@ -36,14 +36,14 @@ class Run:
         identity: of what determines the result, 64 hexadecimal digits.
         references: what it reads of other runs, in the order in which they are carried out.
         sources: the runs behind them, by the references' names; not those of folders, identities and the hub.
-        backbones: nodes of the backbones that the method's keys name, by their words.
+        backbones: nodes of the backbones that the method's keys name, by key and words.
     """
 
     config: Mapping[str, Any]
     identity: str
     references: tuple[Reference, ...] = ()
     sources: Mapping[str, Run] = field(default_factory=dict)
-    backbones: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    backbones: Backbones = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -51,7 +51,7 @@ class Run:
         config: Mapping[str, Any],
         references: tuple[Reference, ...],
         sources: Mapping[str, Run],
-        backbones: Mapping[str, Mapping[str, Any]],
+        backbones: Backbones,
     ) -> Run:
         """The run of a valid config whose references have been followed."""
         told = {each: each.told(sources[each.name].identity if each.name in sources else None) for each in references}
@@ -94,7 +94,9 @@ class Run:
         """This run as a source of another one, from which it takes where and on what it runs."""
         config = {**self.config, **{key: asking.config[key] for key in INHERITED}}
         config["trainer"] = {**config["trainer"], "progress": asking.config["trainer"]["progress"]}
-        if config["hardware"] == self.config["hardware"]:  # all else that it takes over is neutral
+        if differ_in_nothing(
+            *({"hardware": each["hardware"]} for each in (config, self.config))
+        ):  # all else is neutral
             return replace(self, config=config)
         return Run.of(config, self.references, self.sources, self.backbones)
 

@@ -21,10 +21,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
+from transfer_run.experiment.config.references import Backbones, found_runs
 from transfer_run.files import write_json
 from transfer_run.run_folder import MODEL, is_run
 
@@ -43,12 +44,12 @@ SETTINGS = (".json", ".txt", ".model", ".npz", ".npy")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".yaml")
 
 
-def digests(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
     """Digests of the files and folders that a composed config names, by the key that names them.
 
     Args:
         values: the config as plain containers, paths absolute.
-        backbones: those that the method's keys name, by their words.
+        backbones: those that the method's keys name, by key and words.
     """
     found = {}
     for key, place in _places(values, backbones):
@@ -60,6 +61,9 @@ def digests(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]
             partly = partly or any(part.endswith(PARTLY) for part in parts)
             whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
             found[key] = whole + PARTLY * partly
+    for name, runs in found_runs(values).items():
+        if runs:
+            found[f"method.{name}"] = " ".join(identity[:8] for _, identity in runs)
     return dict(sorted(found.items()))
 
 
@@ -73,30 +77,40 @@ def _names_run(place: Any) -> bool:
     return is_run(Path(str(place)).expanduser())
 
 
-def _places(values: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _places(values: Mapping[str, Any], backbones: Backbones) -> Iterator[tuple[str, Any]]:
     """Every key that may name files, and what it says."""
     dataset, method = values["dataset"], values["method"]
     yield "dataset.path", dataset.get("path")
     if not _names_run(dataset.get("rows")):
         yield "dataset.rows", dataset.get("rows")
-    nodes = dataset.get("nodes") or {}
-    members = {**(nodes.get("tasks") or {}), "images": nodes.get("images"), "texts": nodes.get("texts")}
     for name, node in (dataset.get("tests") or {}).items():
         yield f"dataset.tests.{name}.path", node.get("path")
-    for name, node in members.items():
-        yield f"dataset.nodes.{name}.path", (node or {}).get("path")
+    for name, node in members(dataset):
+        yield f"dataset.nodes.{name}.path", node.get("path")
     for name, node in (dataset.get("beside") or {}).items():
         yield f"dataset.beside.{name}.path", node.get("path")
     for key in ("weights", "tokenizer"):
         yield f"backbone.{key}", values["backbone"].get(key)
-    for name, backbone in backbones.items():
-        yield f"method.pool.{name}", backbone.get("weights")
-    for key in (method.get("about") or {}).get("files") or ():
-        yield f"method.{key}", reduce(lambda node, part: node[part], key.split("."), method)
+    for key, named in backbones.items():
+        for words, backbone in named.items():
+            yield f"method.{key}.{words}", backbone.get("weights")
+    for group, owner in (("method", method), ("dataset", dataset)):
+        for entry, value in keys(owner, PATHS):
+            yield f"{group}.{entry.name}", value
     for name, words in (values.get("sources") or {}).items():
         folder = Path(str(words)).expanduser()
         if "=" not in str(words) and folder.is_dir() and not _names_run(words):
             yield f"sources.{name}", str(folder.resolve())
+
+
+def members(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The data sets that this one is made of, by name: what its keys name stands in `dataset.nodes`."""
+    nodes = dataset.get("nodes") or {}
+    for entry, _ in keys(dataset, DATASETS):
+        yield from (nodes.get(entry.name.rpartition(".")[2]) or {}).items()
+    for entry, _ in keys(dataset, DATASET):
+        name = entry.name.rpartition(".")[2]
+        yield name, nodes.get(name) or {}
 
 
 def _digest(place: str, data: bool) -> str | None:

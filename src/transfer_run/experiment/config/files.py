@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config.reads import PATHS, artifact_keys, keys
+from transfer_run.experiment.config.references import RUN
 
 
 def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
@@ -23,9 +25,11 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         UserError: a file or folder does not exist.
     """
     dataset, backbone = values["dataset"], values["backbone"]
-    if dataset.get("path"):
+    if str(dataset.get("path")).startswith(RUN):
+        _check_artifact(dataset, where)
+    elif dataset.get("path"):
         dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
-    if dataset.get("rows") and not dataset["rows"].startswith("run:"):
+    if dataset.get("rows") and not dataset["rows"].startswith(RUN):
         dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
     weights = Weights.of(backbone)
     if weights.kind == "path":
@@ -33,10 +37,21 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
-    for key in values["method"].get("about", {}).get("files") or ():
-        *parents, leaf = key.split(".")
-        node = reduce(dict.__getitem__, parents, values["method"])
-        node[leaf] = _absolute(node[leaf])
+    for owner in (values["method"], dataset):
+        for entry, value in keys(owner, PATHS):
+            *parents, leaf = entry.name.split(".")
+            reduce(dict.__getitem__, parents, owner)[leaf] = _absolute(value)
+
+
+def _check_artifact(dataset: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """`dataset.path=run:WORDS` is for data sets that say which kinds of artifacts they read."""
+    if any(entry.name == "path" for entry, _ in artifact_keys(dataset)):
+        return
+    raise UserError(
+        f"dataset={dataset['name']} reads nothing that a run makes.",
+        where=where("dataset.path"),
+        remedy="name a file or folder, or a data set that says so (about.reads: {path: images})",
+    )
 
 
 def _absolute(place: Any) -> Any:

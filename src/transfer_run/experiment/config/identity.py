@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transfer_run.experiment.config.digests import told_by_contents
-from transfer_run.experiment.config.references import Reference
+from transfer_run.experiment.config.references import Backbones, Reference
 from transfer_run.experiment.config.schema import ABOUT
 
 NEUTRAL = (
@@ -34,22 +34,20 @@ SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("
 earlier identities stay."""
 
 
-def identity(
-    config: Mapping[str, Any], told: Mapping[Reference, str], backbones: Mapping[str, Mapping[str, Any]]
-) -> str:
+def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones: Backbones) -> str:
     """SHA-256 of a run's canonical config, 64 hexadecimal digits.
 
     Args:
         config: composed, as plain containers.
         told: its references, each in the form that all ways of naming it share.
-        backbones: those that the method's keys name, by their words.
+        backbones: those that the method's keys name, by key and words.
     """
     kept = _kept(config, "")
     for node, key in SILENT:
         if _below(kept, [node]).get(key) in (None, [], {}):
             _below(kept, [node]).pop(key, None)
     if backbones:
-        kept["candidates"] = {words: _kept(node, "") for words, node in backbones.items()}
+        kept["candidates"] = {words: _kept(node, "") for nodes in backbones.values() for words, node in nodes.items()}
     for reference, form in told.items():
         *parents, leaf = reference.place
         _below(kept, parents)[leaf] = form
@@ -59,6 +57,11 @@ def identity(
     if not kept.get("contents"):  # no files are named
         kept.pop("contents", None)
     return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
+def differ_in_nothing(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Are two configs, or parts of them, the same but for what cannot change a result?"""
+    return _kept(one, "") == _kept(other, "")
 
 
 def _below(node: Any, keys: list[str]) -> dict[str, Any]:

@@ -3,8 +3,8 @@ else. Identity, digests, checks before the run, dry run and the sources themselv
 
     sources.NAME                  a run that the method reads
     backbone.weights              run:WORDS or stage:WORDS
-    method.pool                   the same, of a member of the pool
     dataset.rows                  run:WORDS, or a file or folder
+    own keys                      of a method or a data set that say so (`reads.py`): run:WORDS, or backbones
 
 What is named is a run by its words, a run or model by its folder, a finished run by the beginning of its identity, or
 a model of the hub.
@@ -13,18 +13,25 @@ a model of the hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
-from transfer_run.run_folder import RESULT
+from transfer_run.errors import UserError
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.artifacts import fitting
+from transfer_run.experiment.config.reads import BACKBONES, artifact_keys, keys, reads, value_at
+from transfer_run.run_folder import RESULT, finished_runs, read_result
 
 BACKBONE, ROWS = "backbone", "dataset.rows"
 """Names of the sources that other keys than `sources` name."""
 
 RUN = "run:"
+Backbones = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Nodes of the backbones that a method's keys name, by key and words."""
+
 _IDENTITY = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -39,6 +46,7 @@ class Reference:
         place: where it stands in what the identity is made of.
         start: `run:` or `stage:` before the words, where the identity keeps it.
         of_run: False where a file or folder of another kind is named.
+        kinds: what the run may make; empty: the method says it (`sources.NAME`).
     """
 
     name: str
@@ -47,6 +55,7 @@ class Reference:
     place: tuple[str, ...]
     start: str = ""
     of_run: bool = True
+    kinds: tuple[str, ...] = ()
 
     @property
     def is_words(self) -> bool:
@@ -81,26 +90,92 @@ class Reference:
         return self.start + (self.words[:8] if self.is_identity else self.words)
 
 
-def references(config: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> tuple[Reference, ...]:
+def references(config: Mapping[str, Any], backbones: Backbones, folders: Sequence[Path] = ()) -> tuple[Reference, ...]:
     """All references of a composed config, in the order in which their runs are carried out.
 
     Args:
-        backbones: those that the method's keys name, by their words.
+        backbones: those that the method's keys name, by key and words.
+        folders: the user's own config folders.
     """
-    return tuple(_references(config, backbones))
+    return tuple(_references(config, backbones, folders))
 
 
-def _references(config: Mapping[str, Any], backbones: Mapping[str, Mapping[str, Any]]) -> Iterator[Reference]:
+def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequence[Path]) -> Iterator[Reference]:
     for name, words in (config.get("sources") or {}).items():
         yield Reference(name, f"sources.{name}", str(words), ("sources", name))
-    named = {"backbone": (BACKBONE, config.get("backbone") or {})}
-    named |= {f"method.pool.{words}": (f"pool.{words}", node) for words, node in backbones.items()}
-    for key, (name, node) in named.items():
-        weights = Weights.of(node)
-        place = ("backbone", "weights") if name == BACKBONE else ("candidates", name.removeprefix("pool."), "weights")
-        if weights.of_run:
-            shown = "backbone.weights" if name == BACKBONE else key
-            yield Reference(name, shown, weights.words, place, f"{weights.kind}:")
+    weights = Weights.of(config.get("backbone") or {})
+    if weights.of_run:
+        kinds = fitting("backbone.weights", folders)
+        yield Reference(
+            BACKBONE, "backbone.weights", weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds
+        )
+    for key, named in backbones.items():
+        for words, node in named.items():
+            if (weights := Weights.of(node)).of_run:
+                name = f"{key}.{words}"
+                kinds = fitting("backbone.weights", folders)
+                place = ("candidates", words, "weights")
+                yield Reference(name, f"method.{name}", weights.words, place, f"{weights.kind}:", True, kinds)
     if rows := (config.get("dataset") or {}).get("rows"):
         words = str(rows).removeprefix(RUN)
-        yield Reference(ROWS, ROWS, words, ("dataset", "rows"), of_run=words != str(rows))
+        yield Reference(ROWS, ROWS, words, ("dataset", "rows"), "", words != str(rows), fitting(ROWS, folders))
+    for group in ("dataset", "method"):
+        for entry, value in artifact_keys(config.get(group) or {}):
+            if isinstance(value, str) and value.startswith(RUN):
+                key = f"{group}.{entry.name}"
+                yield Reference(key, key, value.removeprefix(RUN), tuple(key.split(".")), RUN, True, entry.kinds)
+
+
+def named_backbones(config: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, dict[str, dict[str, Any]]]:
+    """The `backbone` nodes that the method's keys name (`about.reads: {KEY: backbones}`), by key and words.
+
+    Words are a backbone's name, or NAME:WEIGHTS for one with other weights: `[cnn_tiny,"vit_tiny:random"]`.
+
+    Raises:
+        UserError: there is no backbone of that name.
+    """
+    found = {}
+    for entry, value in keys(config.get("method") or {}, BACKBONES):
+        found[entry.name] = {words: _backbone(words, f"method.{entry.name}: {words}", folders) for words in value or ()}
+    return {key: nodes for key, nodes in found.items() if nodes}
+
+
+def _backbone(words: str, where: str, folders: Sequence[Path]) -> dict[str, Any]:
+    name, _, weights = words.partition(":")
+    if name not in registry.names("backbone", folders):
+        raise registry.unknown_choice("backbone", name, folders, where=where)
+    node = registry.entry("backbone", name, folders).content.get("backbone")
+    if not isinstance(node, Mapping):
+        raise UserError(f"The file of backbone={name} sets no `backbone` node.", where=where)
+    return {**node, **({"weights": weights} if weights else {})}
+
+
+def found_runs(config: Mapping[str, Any]) -> dict[str, list[tuple[Path, str]]]:
+    """The finished runs that a method looks for (`about.reads: {NAME: finished METHOD ...}`): folders and identities.
+
+    Runs of the method's own kind are never among them: a result that counts itself would never be final.
+    """
+    method, root = config.get("method") or {}, Path(str(config.get("output_dir"))) / "runs"
+    found: dict[str, list[tuple[Path, str]]] = {}
+    for entry in reads(method):
+        if not entry.method:
+            continue
+        whose = str(value_at(method, entry.method.strip("{}"))) if entry.method.startswith("{") else entry.method
+        folder = Path(str(value_at(method, entry.folder) or root)).expanduser() if entry.folder else root
+        folder = folder / str(config["dataset"]["name"]) if entry.here else folder
+        results = ((run, read_result(run)) for run in finished_runs(folder, below=not entry.here))
+        found[entry.name] = [
+            (run, str(result["identity"]))
+            for run, result in results
+            if result and result.get("identity") and result["method"] == whose != method.get("name")
+        ]
+    return found
+
+
+def recorded_runs(config: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Of the runs that a method looks for those that were there when the run was composed: they are in its identity."""
+    known = {name: str(config["contents"].get(f"method.{name}", "")).split() for name in found_runs(config)}
+    return {
+        name: [folder for folder, identity in runs if identity[:8] in known[name]]
+        for name, runs in found_runs(config).items()
+    }

@@ -17,6 +17,7 @@ from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
+from transfer_run.experiment.config.reads import reads
 
 KEY = "stages"
 OF_ONE_RUN = ("force", "dry_run", "export", "output_dir", "plan", "sweep", "hydra", KEY)
@@ -112,14 +113,15 @@ def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> Weights
 def start_from(values: dict[str, Any], weights: Weights) -> None:
     """Put the stage before as the weights of a composed run, in place; its tokenizer stays that of the first weights.
 
-    A method that goes on from a trained model of its own kind (`about.stage_source`) has it as that source.
+    A method that says so (`about.reads: {NAME: model of the stage before}`) has it as that source.
 
     Raises:
         UserError: the run's method reads no weights.
     """
     method, backbone = values["method"], values["backbone"]
     about = method.get("about", {})
-    if name := about.get("stage_source"):  # the method reads the whole model of the stage before, as this source
+    name = next((entry.name for entry in reads(method) if entry.stage), None)
+    if name is not None:  # the method reads the whole model of the stage before
         values["sources"] = {**values["sources"], name: weights.words}
         return
     if not about.get("pretrained", True) or values["dataset"].get("form") == "none":

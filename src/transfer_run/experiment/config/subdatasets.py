@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.files import check_files
+from transfer_run.experiment.config.reads import DATASET, DATASETS, keys
 from transfer_run.files import read_yaml
 from transfer_run.words import named
-
-CHOICES = ("task", "memory", "classes", "reference", "random")
-"""Words of `dataset.reference` that name no data set."""
 
 Begin = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -35,9 +33,9 @@ OmegaConf.register_new_resolver("length", len, replace=True)
 
 
 def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
-    """Fill `dataset.beside`, and `dataset.nodes` of a data set that has such a key.
+    """Fill `dataset.beside`, and `dataset.nodes` of a data set whose keys name others (`about.reads`).
 
-    `tasks`: name of the task -> its `dataset` node; `images`, `texts`: those of `dataset.reference`, if they name any.
+    Under the last part of the key: of a list, name -> `dataset` node; of a single one its node, or null.
 
     Raises:
         UserError: words that name no data set, or set a key that it does not have; two tasks of one name.
@@ -46,24 +44,34 @@ def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
     _check_beside(values["method"], dataset["beside"])
     for name, words in dataset["beside"].items():
         dataset["beside"][name] = _member(str(words), f"dataset.beside.{name}", folders, None, _beside)[1]
-    if "nodes" not in dataset:
-        return
-    tasks: dict[str, Any] = {}
-    for number, words in enumerate(dataset["tasks"]):
-        name, node = _member(words, f"dataset.tasks[{number}]", folders, dataset["path"])
-        if name in tasks:
-            raise UserError(
-                f"Two tasks are called {name!r}.",
-                where=f"dataset.tasks[{number}]: {words}",
-                remedy='name them: dataset.tasks=["digits name=low classes=[0,1]", ...]',
-            )
-        tasks[name] = node
-    dataset["nodes"], dataset["tasks"] = {"tasks": tasks, "images": None, "texts": None}, list(tasks)
-    for kind in ("images", "texts"):
-        words = dataset["reference"][kind]
-        if words is not None and words not in CHOICES:
-            name, dataset["nodes"][kind] = _member(words, f"dataset.reference.{kind}", folders, dataset["path"])
-            dataset["reference"][kind] = name
+    for entry, listed in list(keys(dataset, DATASETS)):
+        place, leaf = _node_and_key(dataset, entry.name)
+        found: dict[str, Any] = {}
+        for number, words in enumerate(listed):
+            where = f"dataset.{entry.name}[{number}]"
+            name, node = _member(words, where, folders, dataset["path"])
+            if name in found:
+                raise UserError(
+                    f"Two {leaf} are called {name!r}.",
+                    where=f"{where}: {words}",
+                    remedy=f'name them: dataset.{entry.name}=["digits name=low classes=[0,1]", ...]',
+                )
+            found[name] = node
+        dataset["nodes"] = {**dataset["nodes"], leaf: found}
+        place[leaf] = list(found)
+    for entry, words in list(keys(dataset, DATASET)):
+        place, leaf = _node_and_key(dataset, entry.name)
+        only: dict[str, Any] | None = None
+        if words is not None and words not in entry.words:
+            where = f"dataset.{entry.name}"
+            place[leaf], only = _member(words, where, folders, dataset["path"], choices=entry.words)
+        dataset["nodes"] = {**dataset["nodes"], leaf: only}
+
+
+def _node_and_key(dataset: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The node that holds a dotted key, and its last part."""
+    *parents, leaf = key.split(".")
+    return reduce(dict.__getitem__, parents, dataset), leaf
 
 
 def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
@@ -79,13 +87,15 @@ def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
     for name, words in (own.get("tests") or {}).items():
         key = f"dataset.tests.{name}"
         where = f"{key}: {words}"
-        if not re.fullmatch(r"[\w-]+", str(name)) or not isinstance(words, str) or "nodes" in own:
+        if not re.fullmatch(r"[\w-]+", str(name)) or not isinstance(words, str) or is_made_of_others(own):
             raise UserError(
-                "A sequence is tested on its own tasks alone."
-                if "nodes" in own
+                "A data set that is made of others is tested on these alone."
+                if is_made_of_others(own)
                 else "A test set is a name of letters and digits, and the words of a data set.",
                 where=where,
-                remedy='dataset.tests={NAME: "image_folder path=FOLDER"}' if "nodes" not in own else "dataset.tests={}",
+                remedy='dataset.tests={NAME: "image_folder path=FOLDER"}'
+                if not is_made_of_others(own)
+                else "dataset.tests={}",
             )
         _, node = _member(words, key, folders, None, partial(_as_own, own=own))
         for fact in ("form", "num_labels", "label_names"):
@@ -96,6 +106,11 @@ def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
                     remedy="test on a data set that asks the same",
                 )
         own["tests"][name] = node | {"metrics": own["metrics"]}
+
+
+def is_made_of_others(dataset: Mapping[str, Any]) -> bool:
+    """Do keys of this data set name others?"""
+    return any(True for _ in keys(dataset, DATASETS, DATASET))
 
 
 NOT_SHARED = ("path", "rows", "tests", "augment", "class_weights", "label_smoothing", "split_shares", "name", "about")
@@ -143,23 +158,29 @@ def _check_beside(method: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _member(
-    words: str, key: str, folders: Sequence[Path], above: str | None, begin: Begin | None = None
+    words: str,
+    key: str,
+    folders: Sequence[Path],
+    above: str | None,
+    begin: Begin | None = None,
+    choices: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any]]:
     """The name and the complete `dataset` node that words stand for.
 
     Args:
         above: the folder that holds one folder a member, by name, for those that have no path of their own.
         begin: the keys that its file declares -> what the words begin from.
+        choices: words that may stand in place of a data set's.
     """
     where = f"{key}: {words}"
     choice, settings = named(words, where, "a data set", "digits classes=[0,1,2]")
     if choice not in registry.names("dataset", folders):
         error = registry.unknown_choice("dataset", choice, folders, where=where)
-        raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, CHOICES)])
+        raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, choices)])
     declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
     name = str(settings.pop("name", choice.replace("/", "_")))
-    if "nodes" in declared:
-        raise UserError("A sequence cannot be a task of another one.", where=where)
+    if is_made_of_others(declared):
+        raise UserError("A data set that is made of others cannot be a part of one.", where=where)
     first = declared if begin is None else begin(declared)
     merged = OmegaConf.create({"dataset": first})
     for path, value in settings.items():

@@ -25,10 +25,20 @@ from transfer_run.backbones.weights.checkpoints import read_tensors
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.artifacts import made
 from transfer_run.experiment.models.model_files import backbone_config, load_model, save_model
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, method_settings
-from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
+from transfer_run.run_folder import (
+    BODY_PREFIX,
+    HEAD_PREFIX,
+    MODEL,
+    WEIGHTS,
+    has_model,
+    is_run,
+    model_folder,
+    read_description,
+)
 from transfer_run.task import Task
 
 
@@ -174,8 +184,11 @@ def resolved_backbone(backbone: dict[str, Any], sources: dict[str, Path], name: 
     """A backbone's config with weights of a source run replaced by the folder of its model, merged where need be.
 
     Args:
-        name: of the source that the weights are: `backbone`, or `pool.NAME`.
+        name: of the source that the weights are: `backbone`, or KEY.WORDS of a backbone that a key of the method names.
     """
     if name not in sources or not Weights.of(backbone).of_run:
         return backbone
-    return {**backbone, "weights": str(whole_model(sources[name]))}
+    run = sources[name]
+    kind = made(run) if is_run(run) else None
+    whole = kind is None or kind.at == MODEL
+    return {**backbone, "weights": str(whole_model(run) if whole or kind is None else kind.path(run))}

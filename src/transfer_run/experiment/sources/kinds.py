@@ -1,96 +1,22 @@
-"""The sources that a method reads, as its config declares them, against those that a run names: before any is made.
+"""The sources of a run against what its method and its data set say that they read: before any is made.
 
-    about:
-      sources:
-        teacher: model                               must be named
-        baseline: "model?"                           may be named
-        trained: model if stage=compress|finetune    must be named with one of these values of method.stage, else not
-        "*": "model?"                                any name; `surrogate*` any that begins so
-
-A kind is what a run makes: a `model`; `files`, merged without data; `rows` of a data set; a `ranking`. It follows from
-the method's shape where its `about.makes` does not say it. A folder that is no run, or of the hub, is a model.
+A source that is a folder of no run, or of the hub, is a model; a run makes what its method says (`artifacts.makes`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.artifacts import artifact, makes
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.reads import Read, reads, value_at
 from transfer_run.experiment.sources.source import Source
 from transfer_run.run_folder import is_run, read_config
-
-KINDS = {"model": "a model", "files": "merged files", "rows": "a part of a data set", "ranking": "a ranking"}
-OF_SHAPE = {"score": "ranking", "reshape": "rows"}
-"""What runs of these shapes make; all others make a model."""
-
-_GRAMMAR = re.compile(r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?: if (?P<key>[\w.]+)=(?P<values>.+))?")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One entry of `about.sources`.
-
-    Attributes:
-        kinds: what the source may make.
-        optional: may it be missing?
-        key: the method's key that it depends on, with the `values` for which it is read.
-    """
-
-    kinds: tuple[str, ...]
-    optional: bool = False
-    key: str = ""
-    values: tuple[str, ...] = ()
-
-    def read_by(self, method: Mapping[str, Any]) -> bool:
-        if not self.key:
-            return True
-        return str(value_at(method, self.key)).lower() in [each.lower() for each in self.values]
-
-
-def value_at(node: Any, key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
-
-
-OWN = {"backbone": Wanted(("model", "files")), "pool.*": Wanted(("model", "files")), "dataset.rows": Wanted(("rows",))}
-"""Sources that other keys name: any method reads them."""
-
-
-def declared(method: Mapping[str, Any]) -> dict[str, Wanted]:
-    """The entries of a method's `about.sources`, in their order.
-
-    Raises:
-        UserError: one cannot be read.
-    """
-    found = {}
-    for name, words in ((method.get("about") or {}).get("sources") or {}).items():
-        match = _GRAMMAR.fullmatch(str(words))
-        kinds = tuple(match["kinds"].split("|")) if match else ()
-        if match is None or not set(kinds) <= KINDS.keys():
-            raise UserError(
-                f"method.about.sources.{name} cannot be read: {words!r}.",
-                where=f"method={method['name']}",
-                remedy=f"write model, model? or `model if KEY=VALUE`; the kinds are {', '.join(KINDS)}",
-            )
-        values = tuple(match["values"].split("|")) if match["values"] else ()
-        found[str(name)] = Wanted(kinds, bool(match["optional"]), match["key"] or "", values)
-    return found
-
-
-def makes(config: Mapping[str, Any]) -> str:
-    """What the run of a composed config makes."""
-    about = (config.get("method") or {}).get("about") or {}
-    if about.get("shape") == "combine" and without_data(config) and not config.get("sources"):
-        return "files"
-    return str(about.get("makes") or OF_SHAPE.get(str(about.get("shape")), "model"))
 
 
 def check_sources(run: Run, sources: Sequence[Source]) -> None:
@@ -100,9 +26,12 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
         UserError: a name that the method does not read, one that it needs and misses, or a source of another kind.
     """
     method: Mapping[str, Any] = run.config["method"]
-    wanted = declared(method)
+    wanted = {entry.name: entry for entry in reads(method) if entry.kinds and not entry.is_key_of(method)}
+    for entry in wanted.values():
+        for kind in entry.kinds:
+            artifact(kind, run.search_path, where=f"method={method['name']}: about.reads.{entry.name}")
     for source in sources:
-        _check_kind(source, _entry(source, {**wanted, **OWN}, method), method)
+        _check_kind(source, source.reference.kinds or _entry(source, wanted, method).kinds, run)
     named = {source.name for source in sources}
     for name, entry in wanted.items():
         if name not in named and "*" not in name and not entry.optional and entry.read_by(method):
@@ -114,7 +43,7 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
             )
 
 
-def _entry(source: Source, wanted: Mapping[str, Wanted], method: Mapping[str, Any]) -> Wanted:
+def _entry(source: Source, wanted: Mapping[str, Read], method: Mapping[str, Any]) -> Read:
     entries = [entry for name, entry in wanted.items() if fnmatchcase(source.name, name)]
     for entry in entries:
         if entry.read_by(method):
@@ -126,26 +55,36 @@ def _entry(source: Source, wanted: Mapping[str, Wanted], method: Mapping[str, An
             where=source.where,
             remedy=f"set that, or take sources.{source.name} out",
         )
-    names = [name for name in wanted if name not in OWN and name != "*"]
-    reads = f"it reads {', '.join(names)}" if names else "it reads none"
+    names = [name for name in wanted if name != "*"]
+    known = f"it reads {', '.join(names)}" if names else "it reads none"
     raise UserError(
-        f"method={method['name']} reads no source {source.name!r}: {reads}.",
+        f"method={method['name']} reads no source {source.name!r}: {known}.",
         where=source.where,
         nearest=[f"sources.{near}" for near in nearest_names(source.name, names)],
-        remedy="name it right or take it out; a method of your own declares it, as about.sources: {teacher: model}",
+        remedy="name it right or take it out; a method of your own declares it, as about.reads: {teacher: model}",
     )
 
 
-def _check_kind(source: Source, entry: Wanted, method: Mapping[str, Any]) -> None:
+def _check_kind(source: Source, kinds: Sequence[str], run: Run) -> None:
     config = source.run.config if source.run is not None else None
     if config is None and source.folder is not None and is_run(source.folder):
         config = read_config(source.folder)  # named by its identity
     kind = "model" if config is None else makes(config)
-    if kind not in entry.kinds:
-        by = value_at(config, "method.name")
-        raise UserError(
-            f"The source {source.name!r} is a run of method={by}, which makes {KINDS[kind]}; method={method['name']} "
-            f"reads {' or '.join(KINDS[each] for each in entry.kinds)} there.",
-            where=source.where,
-            remedy="name a run that trains a model" if "model" in entry.kinds else "name a run of method=dp4tl",
-        )
+    if kind in kinds:
+        return
+    folders = [*run.search_path, *map(Path, (config or {}).get("search_path") or ())]
+    group = "dataset" if source.name.startswith("dataset.") else "method"
+    makers = [
+        e.name for e in registry.entries("method", folders) if makes({"dataset": {"form": ""}, **e.content}) in kinds
+    ]
+    by = f"a run of method={value_at(config, 'method.name')}, which makes" if config is not None else "no run but"
+    raise UserError(
+        f"The source {source.name!r} is {by} {artifact(kind, folders).says}; {group}={run.chosen(group)} "
+        f"reads {' or '.join(artifact(each, folders).says for each in kinds) or 'nothing'} there.",
+        where=source.where,
+        remedy="name a run that trains a model"
+        if "model" in kinds
+        else f"name a run of method={', '.join(makers[:6])}"
+        if makers
+        else "name a run that makes it; a method says what it makes (about.makes)",
+    )

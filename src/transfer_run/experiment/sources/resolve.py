@@ -11,13 +11,17 @@ A source is named in one of five ways:
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config.artifacts import made
 from transfer_run.experiment.config.composed import Run, naming
-from transfer_run.experiment.config.references import BACKBONE, ROWS, Reference
+from transfer_run.experiment.config.references import BACKBONE, Reference
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, Source, Tree
 from transfer_run.run_folder import is_run, read_result
@@ -37,7 +41,8 @@ def sources_of(run: Run) -> list[Source]:
 
 def _of_family(source: Source, run: Run) -> Source:
     """Weights come from a run on a backbone of the same kind."""
-    own = {BACKBONE: run.config["backbone"], **{f"pool.{words}": node for words, node in run.backbones.items()}}
+    own = {BACKBONE: run.config["backbone"]}
+    own |= {f"{key}.{words}": node for key, nodes in run.backbones.items() for words, node in nodes.items()}
     if source.to_carry_out is None or source.name not in own:
         return source
     backbone, other = own[source.name], source.to_carry_out.config["backbone"]
@@ -156,6 +161,16 @@ def _on_this_machine(source: Source) -> tuple[Path, bool]:
     return folder or Path(name), folder is not None
 
 
-def resolved_dataset(dataset: dict[str, Any], sources: dict[str, Path]) -> dict[str, Any]:
-    """A dataset's config with `rows` of a source run replaced by that run's folder."""
-    return {**dataset, "rows": str(sources[ROWS])} if ROWS in sources else dataset
+def read_back(run: Run, sources: Mapping[str, Path]) -> dict[str, Any]:
+    """The run's config with the folders and files of what its sources made where its keys name those runs.
+
+    Raises:
+        UserError: a source has not made what it was to make.
+    """
+    config: dict[str, Any] = copy.deepcopy(dict(run.config))
+    for each in run.references:
+        if each.of_run and each.name in sources and each.place[0] in ("dataset", "method"):
+            *parents, leaf = each.place
+            node = reduce(dict.__getitem__, parents, config)
+            node[leaf] = str(made(sources[each.name]).path(sources[each.name]))
+    return config

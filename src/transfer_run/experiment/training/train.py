@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.references import Backbones, recorded_runs
 from transfer_run.experiment.models.handover import hand_over, resolved_backbone, starting_backbone
 from transfer_run.experiment.models.model_files import refuse_diverged
 from transfer_run.experiment.planning.plan import prepared_on_cpu
@@ -33,7 +34,7 @@ from transfer_run.experiment.record.metrics_csv import MetricsCsv, StepRows
 from transfer_run.experiment.record.progress import progress_callback
 from transfer_run.experiment.sources.combine import combine_files, on_first_source
 from transfer_run.experiment.sources.models import source_model
-from transfer_run.experiment.sources.resolve import resolved_dataset
+from transfer_run.experiment.sources.resolve import read_back
 from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
 from transfer_run.experiment.training.divergence import StopOnNan
 from transfer_run.experiment.training.module import TransferModule
@@ -62,7 +63,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
             combine_files(run, folder, sources)
             return
         run = found
-    config = {**run.config, "dataset": resolved_dataset(run.config["dataset"], sources)}
+    config = read_back(run, sources)
     make_importable(run)
     pl.seed_everything(config["seed"], verbose=False)
     data, tests = _read(config)
@@ -185,7 +186,7 @@ def method_needs_weights(config: dict[str, Any]) -> bool:
 
 def _context(
     config: dict[str, Any],
-    pool: Mapping[str, Mapping[str, Any]],
+    backbones: Backbones,
     folder: Path,
     sources: dict[str, Path],
     data: DataModule,
@@ -198,13 +199,15 @@ def _context(
         partial(LOG.info, "%s"),
         batch_size=config["dataset"]["batch_size"],
         candidates={
-            name: partial(_candidate, config, resolved_backbone(dict(backbone), sources, f"pool.{name}"))
-            for name, backbone in pool.items()
+            words: partial(_candidate, config, resolved_backbone(dict(backbone), sources, f"{key}.{words}"))
+            for key, nodes in backbones.items()
+            for words, backbone in nodes.items()
         },
         load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
         load_data=partial(_source_data, sources),
         sizes=data.sizes,
         data=data,
+        found=recorded_runs(config),
     )
 
 

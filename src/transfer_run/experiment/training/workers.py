@@ -97,13 +97,13 @@ def _free_port() -> int:
 
 def main() -> None:
     """One worker: `python -m transfer_run.experiment.training.workers FOLDER SOURCES`."""
-    from transfer_run.experiment.config.compose import Sources
+    from transfer_run.experiment.config.compose import saved
     from transfer_run.experiment.record.log import run_log
     from transfer_run.experiment.training.train import train
 
     folder = Path(sys.argv[1])
     sources = {name: Path(path) for name, path in json.loads(sys.argv[2]).items()}
-    run = Sources().saved(folder)
+    run = saved(folder)
     first = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("NODE_RANK", "0") == "0"
     try:
         with run_log(folder, console=first):

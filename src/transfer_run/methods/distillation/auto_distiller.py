@@ -9,7 +9,6 @@ He et al., arXiv 2109.11105, section 5. The search itself is a sweep (`transfer-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.base import Backbone
@@ -90,8 +89,8 @@ class AutoDistiller(Judging):
 
     def _known(self, context: Context) -> list[Experience]:
         """The finished runs that there is something to learn from."""
-        root = Path(self.runs) if self.runs else next(p for p in context.folder.resolve().parents if p.name == "runs")
-        known = experiences(root)
+        root = self.runs or next(p for p in context.folder.resolve().parents if p.name == "runs")
+        known = experiences(context.found.get("tried", []))
         if len(known) < FEWEST:
             raise UserError(
                 f"{len(known)} distillations with a ratio have been carried out, and a recommendation needs {FEWEST}.",

@@ -175,11 +175,9 @@ class TMI(Judging):
 
     def _accuracies(self, context: Context, checksums: dict[str, str]) -> dict[str, float]:
         own, headline = context.folder, self.task.headline
-        beside = [path.parent for path in sorted(own.parent.glob("*/result.json"))]
         named = [path for name, path in context.sources.items() if name != "backbone" and not name.startswith("pool.")]
-        found, say = {}, self.chosen_how.append
-        if self.reference_method is not None:
-            found = accuracies_of_runs(own, beside, checksums, headline, self._better, self.reference_method, say)
+        tuned, say = context.found.get("tuned", []), self.chosen_how.append
+        found = accuracies_of_runs(own, tuned, checksums, headline, self._better, self.reference_method, say)
         return found | accuracies_of_runs(own, named, checksums, headline, self._better, None, say)
 
     def _refuse_strangers(self, ranked: Iterable[str], known: Callable[[str], bool]) -> None:

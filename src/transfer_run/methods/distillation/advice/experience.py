@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.methods.distillation.objectives.information import BOUNDS
-from transfer_run.run_folder import finished_runs, read_config, read_result
+from transfer_run.run_folder import read_config, read_result
 
 CHOICES = (
     "kd.hard_weight", "kd.soft_weight", "kd.soft", "kd.temperature", "inter.mapping", "inter.feature", "inter.loss",
@@ -28,12 +28,12 @@ class Experience:
     ratio: float
 
 
-def experiences(root: Path) -> list[Experience]:
-    """All finished runs of method=distiller below `root` that know their ratio, in the order of their folders.
+def experiences(runs: Sequence[Path]) -> list[Experience]:
+    """Of finished runs of method=distiller those that know their ratio.
 
     A run knows it if it had `sources.baseline` beside `sources.teacher`, and the two scores differ.
     """
-    return [found for run in finished_runs(root) if (found := _read(run)) is not None]
+    return [found for run in runs if (found := _read(run)) is not None]
 
 
 def _read(run: Path) -> Experience | None:

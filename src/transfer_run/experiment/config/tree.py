@@ -1,0 +1,96 @@
+"""From one valid config to the whole tree of runs below it: references are followed, files are read.
+
+config ── tokenizer of the weights' run ──> digests of files ──> runs that are named, the same way ──> identity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transfer_run.backbones.declared import PAIRS, TEXT, family_of
+from transfer_run.backbones.weights.names import BYTES, Weights, tokenizer_words
+from transfer_run.errors import UserError
+from transfer_run.experiment.config.compatibility import without_data
+from transfer_run.experiment.config.composed import Run, naming
+from transfer_run.experiment.config.digests import digests
+from transfer_run.experiment.config.references import BACKBONE, Backbones, Reference, named_backbones, references
+from transfer_run.run_folder import has_model, is_run, read_config
+
+Composed = tuple[dict[str, Any], Backbones]
+"""A valid config, and the nodes of the backbones that its method's keys name."""
+
+
+class Sources:
+    """The runs of one tree: each is composed, digested and hashed once, wherever it is named.
+
+    Args:
+        composed: words and config folders -> a valid config.
+    """
+
+    def __init__(self, composed: Callable[[str, tuple[str, ...]], Composed]) -> None:
+        self.composed = composed
+        self.runs: dict[tuple[str, tuple[str, ...], str], Run] = {}
+        self.waiting: list[str] = []
+
+    def followed(self, values: Mapping[str, Any], backbones: Backbones) -> Run:
+        """The run of a valid config: its files read, its references followed."""
+        values = self._with_tokenizer(values, backbones)
+        return self._followed({**values, "contents": digests(values, backbones)}, backbones)
+
+    def _with_tokenizer(self, values: Mapping[str, Any], backbones: Backbones) -> Mapping[str, Any]:
+        """Weights that another run made read what that run has read: its tokenizer, where the config names none."""
+        node, weights = values["backbone"], Weights.of(values["backbone"])
+        if without_data(values) or node.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(node).reads):
+            return values
+        words = tokenizer_words(node) if weights.path is not None and has_model(weights.path) else None
+        for each in references(values, backbones, _folders(values)):
+            if each.name == BACKBONE:
+                run = self._run(each, values)
+                found = each.finished(values["output_dir"]) if run is None else []
+                run = self.saved(found[0]) if found else run
+                words = words if run is None else tokenizer_words(run.config["backbone"])
+        return values if words in (None, BYTES) else {**values, "backbone": {**node, "tokenizer": words}}
+
+    def _followed(self, values: Mapping[str, Any], backbones: Backbones) -> Run:
+        named = references(values, backbones, _folders(values))
+        runs = {each.name: self._run(each, values) for each in named}
+        return Run.of(values, named, {name: run for name, run in runs.items() if run is not None}, backbones)
+
+    def _run(self, reference: Reference, asking: Mapping[str, Any]) -> Run | None:
+        """The run behind a reference; None where it is a folder of something else, an identity or of the hub."""
+        if reference.is_words:
+            with naming(reference):
+                return self._of_words(reference, asking)
+        folder = reference.folder
+        return self.saved(folder) if folder is not None and is_run(folder) else None
+
+    def saved(self, folder: Path) -> Run:
+        """The run whose folder this is."""
+        values = read_config(folder)
+        return self._followed(values, named_backbones(values, _folders(values)))
+
+    def _of_words(self, reference: Reference, asking: Mapping[str, Any]) -> Run:
+        words, output = reference.words, str(asking.get("output_dir"))
+        search_path = tuple(asking.get("search_path") or ())
+        if words in self.waiting:
+            raise UserError(
+                "A run needs itself as a source: a circle.",
+                where=f"{reference.key}: {words}",
+                remedy="name another source, or set backbone.weights in its words",
+            )
+        if (words, search_path, output) not in self.runs:
+            self.waiting.append(words)
+            try:
+                values, backbones = self.composed(
+                    words, search_path
+                )  # finished runs are looked for where it will stand
+                self.runs[words, search_path, output] = self.followed({**values, "output_dir": output}, backbones)
+            finally:
+                self.waiting.pop()
+        return self.runs[words, search_path, output]
+
+
+def _folders(values: Mapping[str, Any]) -> list[Path]:
+    return [Path(folder) for folder in values.get("search_path") or ()]

@@ -1,0 +1,141 @@
+"""Backbones that a method's key names: words become configs, configs become sources and part of the run's identity."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transfer_run.errors import UserError
+from transfer_run.experiment.config import compose as compose_module
+from transfer_run.experiment.config import composed as composed_module
+from transfer_run.experiment.config import tree as tree_module
+from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.references import named_backbones, recorded_runs
+from transfer_run.experiment.models.handover import resolved_backbone
+from transfer_run.experiment.planning import dry_run
+from transfer_run.experiment.sources.resolve import sources_of
+
+WORDS = ("method=tmi", "dataset=digits", "backbone=vit_tiny", "backbone.weights=random")
+
+
+def pool(*members: str, reads: str = "backbones") -> dict[str, Any]:
+    return {"method": {"about": {"reads": {"pool": reads}}, "pool": list(members)}}
+
+
+def test_members_are_backbones_with_their_own_or_with_other_weights() -> None:
+    found = named_backbones(pool("cnn_tiny", "vit_tiny", "vit_tiny:random:3"))["pool"]
+    assert list(found) == ["cnn_tiny", "vit_tiny", "vit_tiny:random:3"]
+    assert found["cnn_tiny"]["family"] == "cnn"
+    assert found["vit_tiny"]["weights"].startswith("run:method=pretrain")
+    assert found["vit_tiny:random:3"] == {**found["vit_tiny"], "weights": "random:3"}
+
+
+@pytest.mark.parametrize("values", [{}, {"method": {}}, pool("mean", reads="paths"), {"method": {"pool": None}}])
+def test_other_methods_have_no_pool(values: dict[str, Any]) -> None:
+    assert named_backbones(values) == {}
+
+
+def test_an_unknown_member_is_refused_by_composition() -> None:
+    with pytest.raises(UserError, match="no backbone 'cnn_tniy'") as error:
+        compose([*WORDS, "method.pool=[cnn_tniy]"])
+    assert error.value.nearest[0] == "cnn_tiny"
+    assert error.value.where == "method.pool: cnn_tniy"
+
+
+def test_a_member_that_cannot_read_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match="dataset=digits holds images, which backbone=bert_tiny"):
+        compose([*WORDS, "method.pool=[bert_tiny]"])
+
+
+def test_the_pool_and_its_weights_are_part_of_the_identity() -> None:
+    pools = ("null", "[cnn_tiny]", "[cnn_tiny:random:1]", "[vit_tiny]", "[cnn_tiny,vit_tiny]")
+    found = [compose([*WORDS, f"method.pool={members}"]).identity for members in pools]
+    assert len(set(found)) == len(pools)
+
+
+def test_weights_that_name_a_run_are_a_source() -> None:
+    cfg = compose([*WORDS, "method.pool=[cnn_tiny,vit_tiny]"])
+    (source,) = sources_of(cfg)
+    assert source.name == "pool.vit_tiny"
+    assert source.run is not None
+    assert source.run.config["method"]["name"] == "pretrain"
+
+
+def test_weights_of_a_source_are_found_in_its_folder(tmp_path: Any) -> None:
+    node = named_backbones(pool("vit_tiny"))["pool"]["vit_tiny"]
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "run.log").touch()
+    found = resolved_backbone(node, {"pool.vit_tiny": tmp_path}, "pool.vit_tiny")
+    assert found == {**node, "weights": str(tmp_path / "checkpoints" / "model")}
+    assert resolved_backbone(node, {"backbone": tmp_path}, "pool.vit_tiny") == node
+
+
+# ---- finished runs that a method looks for
+def finished(output: Path, method: str, identity: str) -> Path:
+    folder = output / "runs" / "digits" / f"{method}-vit_tiny-{identity[:8]}"
+    folder.mkdir(parents=True)
+    result = {"status": "finished", "method": method, "identity": identity}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
+def test_the_same_words_after_a_new_run_are_a_new_run(tmp_path: Path) -> None:
+    words = [*WORDS, f"output_dir={tmp_path}"]
+    alone = compose(words)
+    assert alone.config["contents"] == {}
+    finished(tmp_path, "lora", "1" * 64)  # of another method than method.reference_method
+    finished(tmp_path, "tmi", "2" * 64)  # of its own
+    assert compose(words).identity == alone.identity
+    folder = finished(tmp_path, "full", "3" * 64)
+    first = compose(words)
+    assert first.identity != alone.identity
+    assert first.config["contents"] == {"method.tuned": "33333333"}
+    assert recorded_runs(first.config) == {"tuned": [folder]}
+    other = finished(tmp_path, "full", "4" * 64)
+    second = compose(words)
+    assert second.identity not in (first.identity, alone.identity)
+    assert recorded_runs(first.config) == {"tuned": [folder]}, "what came later is not read by the run before"
+    assert recorded_runs(second.config) == {"tuned": [folder, other]}
+    assert compose([*words, "method.reference_method=null"]).config["contents"] == {}
+
+
+def test_a_source_looks_for_finished_runs_where_it_will_stand(tmp_path: Path) -> None:
+    finished(tmp_path, "full", "3" * 64)
+    words = ["method=tmi", *WORDS[1:], f"output_dir={tmp_path}"]
+    asking = compose([*words, f"sources.x='{' '.join(WORDS)}'"])
+    assert asking.sources["x"].identity == compose(words).identity
+
+
+# ---- one composition, one digest, one hash for each run of a tree
+def test_every_run_of_a_tree_is_composed_digested_and_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transfer_run.experiment.run import carry_out
+
+    seed = abs(hash(str(tmp_path))) % 10**6  # words that nobody has composed before
+    teacher = f"method=full backbone=bert_tiny backbone.weights=random:0 dataset=python_docs seed={seed}"
+    words = ["method=distiller", *teacher.split()[1:], f"sources.teacher={teacher}"]
+    words += [f"sources.baseline={teacher}", f"output_dir={tmp_path}", "hardware=cpu", "dry_run=true"]
+    calls = Counter[str]()
+
+    def counted(where: Any, name: str) -> None:
+        made = getattr(where, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return made(*arguments, **named)
+
+        monkeypatch.setattr(where, name, call)
+
+    counted(tree_module, "digests")
+    counted(compose_module.Composer, "composed")
+    counted(composed_module, "identity")
+    monkeypatch.setattr(dry_run, "plan_run", lambda run: (_ for _ in ()).throw(NotImplementedError("no plan")))
+    run = compose(words)
+    with pytest.raises(NotImplementedError):
+        carry_out(run)
+    assert dict(calls) == {"digests": 2, "composed": 2, "identity": 2}  # the run and the one that it names twice
