@@ -48,6 +48,11 @@ class Task:
         return cls(**fields)
 
     @property
+    def written(self) -> bool:
+        """Is the answer a text that is written (text-to-text)?"""
+        return self.max_target_length > 0
+
+    @property
     def headline(self) -> str:
         return self.metrics[0]
 

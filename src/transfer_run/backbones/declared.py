@@ -20,6 +20,9 @@ from transfer_run.errors import UserError, nearest_names
 TEXT, IMAGES, PAIRS = "text", "images", "pairs"
 """What data sets hold (`about.holds`) and families read; a family or a data set of yours may name other kinds."""
 
+TEXT_TO_TEXT = "text_to_text"
+"""The form of an answer that is written, whatever was asked."""
+
 HEAD = "head"
 """`dataset.answers=head`: a family that writes answers through a head on its encoder's states, as encoders do."""
 
@@ -37,6 +40,10 @@ HAS = {
     "projection": "two towers that share a space",
 }
 """What a family may have beyond `Backbone.embed` and `finish` (`has`), and a method may ask for (`about.asks`)."""
+
+
+BY_HEAD = ("classification", "regression")
+"""The forms that a head answers."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +93,9 @@ class Family:
                 where=f"dataset={dataset['name']}, backbone",
                 remedy=f"choose a backbone of the families {', '.join(able)}",
             )
-        by_head = form in ("classification", "regression") and dataset.get("answers") == HEAD
+        by_head = form in BY_HEAD and dataset.get("answers") == HEAD
         written = self.writes and form in self.answers and not by_head
-        return "text_to_text" if written else form
+        return TEXT_TO_TEXT if written else form
 
 
 def lacks(family: Family, about: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import numpy as np
 import torch
 
+from transfer_run.data.asked import asked
 from transfer_run.data.loss import with_loss
 from transfer_run.data.rows.beside import Beside
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
@@ -128,7 +129,7 @@ class DataModule(ABC):
         Raises:
             UserError: its rows have no classes.
         """
-        if self.dataset["form"] != "classification":
+        if not asked(self.dataset).classes:
             raise UserError(
                 f"Rows of {self.dataset['form']} have no classes.",
                 where=f"dataset={self.dataset['name']}",

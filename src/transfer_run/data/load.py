@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
 from transfer_run.data.loss import with_loss
 from transfer_run.errors import UserError
@@ -74,7 +75,7 @@ def build_tests(data: DataModule) -> dict[str, DataModule]:
 
 def _test_of(data: DataModule, name: str, node: Mapping[str, Any]) -> DataModule:
     own = data.described
-    if own.form == "classification" and "label_names" in node and node.get("label_names") is None:
+    if asked(data.dataset).classes and "label_names" in node and node.get("label_names") is None:
         node = {**node, "label_names": list(data.label_names)}
     found = build_data(node, data.backbone, data.seed)
     found.setup()

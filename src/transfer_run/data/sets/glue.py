@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
 from transfer_run.data.reading.table import FORMATS, Table, existing, read_folder, read_hub
 from transfer_run.data.rows.splits import shuffled
@@ -89,7 +90,7 @@ class Glue(TextData):
         columns, label = list(self.dataset["text_columns"]), self.dataset["label_column"]
         check_texts(table, columns)
         rows = table.rows.select_columns(columns)
-        if self.dataset["form"] == "regression":
+        if asked(self.dataset).value:
             return TextRows(rows, value_labels(table, label, unlabelled=-1.0))  # GLUE marks a missing score by -1
         labels: np.ndarray = class_labels(table, label, self.dataset["label_names"], self.dataset["num_labels"])[0]
         return TextRows(rows, labels)

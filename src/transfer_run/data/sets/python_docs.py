@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer_run.data.asked import asked
 from transfer_run.data.rows.splits import SPLITS
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.stdlib import Docstring, docstrings, topics
@@ -49,7 +50,7 @@ class PythonDocs(TextData):
 
     def read_rows(self) -> dict[str, TextRows]:
         classes = tuple(module for modules in AREAS.values() for module in modules)
-        if self.dataset["form"] == "classification":
+        if asked(self.dataset).classes:
             parts = classified_rows(docstrings(classes))
             return {name: _labelled(rows) for name, rows in zip(SPLITS, parts, strict=True)}
         docs = docstrings((*classes, *MORE))
@@ -62,7 +63,7 @@ class PythonDocs(TextData):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        return tuple(AREAS) if self.dataset["form"] == "classification" else ()
+        return tuple(AREAS) if asked(self.dataset).classes else ()
 
 
 def masked(text: str) -> str:

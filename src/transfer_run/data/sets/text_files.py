@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
 from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
 from transfer_run.data.rows.splits import SPLITS, completed
@@ -29,7 +30,7 @@ class TextFiles(TextData):
     def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
         dataset = self.dataset
-        if dataset["form"] == "classification" and not (dataset.get("num_labels") or dataset.get("label_names")):
+        if asked(dataset).classes and not (dataset.get("num_labels") or dataset.get("label_names")):
             if self._names is None:
                 self.setup()
             return self.describe({**dataset, "label_names": list(self._names or ())}, self.backbone)
@@ -46,22 +47,22 @@ class TextFiles(TextData):
         return {name: _chosen(rows[source], picked) for name, (source, picked) in parts.items()}
 
     def _rows(self, table: Table) -> TextRows:
-        columns, label, form = list(self.dataset["text_columns"]), self.dataset["label_column"], self.dataset["form"]
+        columns, label, row = list(self.dataset["text_columns"]), self.dataset["label_column"], asked(self.dataset)
         check_texts(table, columns)
         rows = table.rows.select_columns(columns)
-        if form == "classification":
+        if row.classes:
             names = self._names or self.dataset.get("label_names")
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
             return TextRows(rows, labels)
-        if form == "regression":
+        if row.value:
             return TextRows(rows, value_labels(table, label))
-        if form == "text_to_text":
-            table.require([label], "dataset.label_column")
-            return TextRows(rows, [None if answer is None else str(answer) for answer in table.rows[label]])
-        return TextRows(rows, None)
+        if row.running:
+            return TextRows(rows, None)
+        table.require([label], "dataset.label_column")
+        return TextRows(rows, [None if answer is None else str(answer) for answer in table.rows[label]])
 
     def _strata(self, rows: TextRows) -> np.ndarray:
-        return np.asarray(rows.labels) if self.dataset["form"] == "classification" else np.zeros(len(rows))
+        return np.asarray(rows.labels) if asked(self.dataset).classes else np.zeros(len(rows))
 
 
 def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer_run.backbones.declared import family_of
+from transfer_run.backbones.declared import TEXT_TO_TEXT, family_of
 from transfer_run.backbones.weights.names import uses_bytes
+from transfer_run.data.asked import asked
 from transfer_run.errors import UserError
 from transfer_run.task import Task, class_count
 
@@ -26,18 +27,18 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
         UserError: the form does not fit the backbone, or the number of classes is known neither from
             `dataset.num_labels` nor from `dataset.label_names`.
     """
-    form, asked = family_of(backbone).form(dataset), dataset["form"]
-    metrics = tuple(dataset["metrics"] if asked not in ("span_corruption", "language_modeling") else ["perplexity"])
+    form, row = family_of(backbone).form(dataset), asked(dataset)
+    metrics, written = ("perplexity",) if row.running else tuple(dataset["metrics"]), form == TEXT_TO_TEXT
     names = tuple(dataset.get("label_names") or ())
-    if asked == "classification":
+    if row.classes:
         count = class_count(dataset)
         names = names or tuple(str(n) for n in range(count))
-        words = answer_words(dataset, names) if form == "text_to_text" else names
-        length = answer_length(dataset, backbone, words) if form == "text_to_text" else 0
+        words = answer_words(dataset, names) if written else names
+        length = answer_length(dataset, backbone, words) if written else 0
         return Task(form, count, words, metrics, length)
-    if form == "text_to_text":
+    if written:
         return Task(form, 0, (), metrics, answer_length(dataset, backbone, ()))
-    return Task(form, 1 if form == "regression" else 0, (), metrics)
+    return Task(form, int(row.value), (), metrics)
 
 
 def answer_words(dataset: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
@@ -59,9 +60,9 @@ def answer_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any], words
     given = dataset.get("max_target_length")
     if given is not None:
         return int(given)
-    if dataset["form"] == "span_corruption":
+    if asked(dataset).noisy:
         return corrupted_lengths(dataset, backbone)[1]
-    if dataset["form"] == "regression":
+    if asked(dataset).value:
         words = [value_text(5.0)]
     if not words:
         raise UserError(

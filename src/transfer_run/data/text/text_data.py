@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from transfer_run.backbones.declared import family_of
+from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
 from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.rows.sampling import Draw
@@ -54,15 +55,15 @@ class TextData(DataModule):
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
-        task, asked = cls.describe(dataset, backbone), dataset["form"]
+        task, row = cls.describe(dataset, backbone), asked(dataset)
         source = (batch_size, source_length(dataset, backbone))
         spec: BatchSpec = {"input_ids": (source, torch.int64), "attention_mask": (source, torch.int64)}
-        value = torch.float32 if asked == "regression" else torch.int64
-        if task.form == "text_to_text":
+        value = torch.float32 if row.value else torch.int64
+        if task.written:
             spec["labels"] = ((batch_size, task.max_target_length), torch.int64)
-            if asked in ("classification", "regression"):
+            if row.labelled:
                 spec["targets"] = ((batch_size,), value)
-        elif task.form == "language_modeling":
+        elif row.running:
             spec["labels"] = (source, torch.int64)
         else:
             spec["labels"] = ((batch_size,), value)
@@ -74,8 +75,8 @@ class TextData(DataModule):
     def read(self) -> dict[str, int]:
         rows = self.read_rows()
         self.notes += cut_lengths(self.dataset, self.backbone)
-        if self.described.form == "text_to_text":
-            self.answers = Answers(self.described, self.tokenizer, values=self.dataset["form"] == "regression")
+        if self.described.written:
+            self.answers = Answers(self.described, self.tokenizer, values=asked(self.dataset).value)
         for name, split in rows.items():
             self.encoders[name] = self._encoder(split)
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
@@ -84,11 +85,10 @@ class TextData(DataModule):
         return {name: len(encoder) for name, encoder in self.encoders.items()}
 
     def _encoder(self, rows: TextRows) -> Encoder:
-        dataset, pairs = self.dataset, family_of(self.backbone).pairs
-        if dataset["form"] in ("language_modeling", "span_corruption"):
-            noisy = dataset["form"] == "span_corruption"
+        dataset, row, pairs = self.dataset, asked(self.dataset), family_of(self.backbone).pairs
+        if row.running:
             room = source_length(dataset, self.backbone)
-            length = corrupted_lengths(dataset, self.backbone)[0] if noisy else room
+            length = corrupted_lengths(dataset, self.backbone)[0] if row.noisy else room
             if len(dataset["text_columns"]) != 1:
                 raise UserError(
                     f"Running text is read from one column, not from {len(dataset['text_columns'])}.",
@@ -96,7 +96,7 @@ class TextData(DataModule):
                     remedy="dataset.text_columns=[COLUMN]",
                 )
             windows = Windows(rows, self.tokenizer, column=dataset["text_columns"][0], length=length)
-            if not noisy:
+            if not row.noisy:
                 return windows
             density, mean = dataset["noise_density"], dataset["mean_span"]
             return Corrupted(windows, self.tokenizer, density=density, mean=mean, seed=self.seed)
@@ -113,7 +113,7 @@ class TextData(DataModule):
     def labels(self, split: str) -> np.ndarray:
         rows = len(self.split(split))
         encoder = self.encoders[split]
-        if self.dataset["form"] != "classification" or not isinstance(encoder, Labelled):
+        if not asked(self.dataset).classes or not isinstance(encoder, Labelled):
             raise UserError(
                 f"Rows of {self.dataset['form']} have no classes.",
                 where=f"dataset={self.dataset['name']}",
@@ -126,7 +126,7 @@ class TextData(DataModule):
         return self.encoders[split](draw)
 
     def random_examples(self, split: str) -> bool:
-        return split == "train" and self.dataset["form"] == "span_corruption"
+        return split == "train" and asked(self.dataset).noisy
 
     # ---- batches
     def collate(self, examples: Sequence[Example]) -> Batch:
@@ -141,11 +141,10 @@ class TextData(DataModule):
         for name in ("labels", "targets"):
             values = [example[name] for example in examples if name in example]
             if values and isinstance(values[0], list):
-                same = self.described.form == "language_modeling"
-                cap = limit if same else self.described.max_target_length
+                cap = self.described.max_target_length if self.described.written else limit
                 batch[name] = padded(values, -100, multiple, cap)
             elif values:
-                kind = torch.float32 if self.dataset["form"] == "regression" else torch.int64
+                kind = torch.float32 if asked(self.dataset).value else torch.int64
                 batch[name] = torch.tensor(values, dtype=kind)
         return batch
 
@@ -173,5 +172,5 @@ class TextData(DataModule):
             "form": task.form,
             "asked": dataset["form"],
             "label_names": list(self.label_names),
-            "answers": list(task.label_names) if task.form == "text_to_text" else [],
+            "answers": list(task.label_names) if task.written else [],
         }

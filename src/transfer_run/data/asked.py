@@ -1,0 +1,45 @@
+"""What a word of `dataset.form` asks of a data set's rows, declared: nothing that reads rows asks for the words.
+
+A form of another word (`retrieval`, or one of your own) has a data set that knows its rows by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a row.
+
+    Attributes:
+        classes: which one of several classes it is.
+        value: a number.
+        running: nothing but the text that it is a part of.
+        noisy: of running text, what was hidden of it.
+    """
+
+    classes: bool = False
+    value: bool = False
+    running: bool = False
+    noisy: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Has a row one label, which is a number?"""
+        return self.classes or self.value
+
+
+ASKED = {
+    "classification": Asked(classes=True),
+    "regression": Asked(value=True),
+    "language_modeling": Asked(running=True),
+    "span_corruption": Asked(running=True, noisy=True),
+}
+
+
+def asked(dataset: Mapping[str, Any]) -> Asked:
+    """What the form of a composed `dataset` node asks."""
+    return ASKED.get(dataset["form"], Asked())
