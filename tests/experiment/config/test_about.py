@@ -102,6 +102,10 @@ def test_a_method_may_name_a_family_of_the_users_own(tmp_path: Path) -> None:
         check_about({"method": {"about": about}})
 
 
+def test_a_method_may_name_a_form_of_the_users_own() -> None:
+    check_about({"method": {"about": {"target": "toy.Toy", "tasks": ["my_form:SeveralLabels"]}}})
+
+
 def test_a_family_declares_the_same_keys_in_its_own_file() -> None:
     assert set(OF_GROUP["backbone"]) == {field.name for field in fields(Family)} - {"name"}
 

@@ -14,6 +14,7 @@ from typing import Any
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compatibility import known_families
 from transfer_run.experiment.config.schema import ABOUT, converted, parse_type
+from transfer_run.methods.known_forms import OWN, packaged_forms
 
 SHAPES = ("tune", "stage", "combine", "distil", "score", "reshape")
 """What a method does; `methods/base.py` says what each of them means."""
@@ -140,8 +141,9 @@ def _check_named(about: Mapping[str, Any], where: Callable[[str], str], folders:
         names = {name for family in known_families().values() for name in of(family)}
         if set(about.get(key) or ()) - names:
             names = {name for family in known_families(folders).values() for name in of(family)}
+        names |= set(packaged_forms()) if key == "tasks" else set()
         for name in about.get(key) or ():
-            if name not in names:
+            if name not in names and not (key == "tasks" and OWN in name):  # a form of one's own: module:Class
                 raise UserError(
                     f"There is no {what} {name!r}.",
                     where=where(f"method.{ABOUT}.{key}"),
