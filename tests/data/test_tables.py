@@ -121,7 +121,7 @@ def test_a_row_without_text_is_named(write: Write) -> None:
 
 def test_row_numbers_survive_the_split(write: Write) -> None:
     table = read_files([write("data.csv", GOOD)]).select([1])
-    assert table.place(0, "text").endswith("data.csv, row 2, column 'text'")
+    assert table.locate(0, "text").endswith("data.csv, row 2, column 'text'")
 
 
 def test_missing_files_name_what_is_there(write: Write, tmp_path: Path) -> None:

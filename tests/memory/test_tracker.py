@@ -131,7 +131,7 @@ def train_steps(
 ) -> tuple[nn.Module, MemoryTracker]:
     model, inputs, labels = model_and_batch()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    with MemoryTracker(places=ModuleNames(model)) as tracker:
+    with MemoryTracker(module_names=ModuleNames(model)) as tracker:
         tracker.hold_model(model)
         tracker.hold([inputs, labels], "inputs")
         for _ in range(steps):
@@ -245,7 +245,7 @@ def test_reset_forgets_the_peak_and_forget_the_tensor() -> None:
 def test_checkpointing_lowers_activations(checkpointed: bool) -> None:
     layers = nn.ModuleList([nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)) for _ in range(6)])
     inputs = torch.randn(128, 64)
-    with MemoryTracker(places=ModuleNames(layers)) as tracker:
+    with MemoryTracker(module_names=ModuleNames(layers)) as tracker:
         tracker.hold_model(layers)
         tracker.mark("forward")
         hidden = inputs

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.composed import Run, naming, write_config
-from transfer_run.experiment.models.export_folder import check_place
+from transfer_run.experiment.models.export_folder import check_target
 from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.record.log import LOG, run_log
 from transfer_run.experiment.record.summary import show_result
@@ -48,7 +48,7 @@ def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
         show_dry_run(run)
         return folder
     if export:
-        make_folder(check_place(folder, Path(export)).parent, f"export={export}")
+        make_folder(check_target(folder, Path(export)).parent, f"export={export}")
     if read_result(folder) is None or force:
         with _held(folder):
             if read_result(folder) is None or force:

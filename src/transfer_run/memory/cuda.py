@@ -41,8 +41,8 @@ _FLOAT32 = (
 
 
 def _functions(names: tuple[str, ...]) -> set[Any]:
-    places = (torch, F, Tensor)
-    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+    modules = (torch, F, Tensor)
+    return {getattr(module, name) for module in modules for name in names if hasattr(module, name)}
 
 
 class CountsAsCuda(TorchFunctionMode):

@@ -42,7 +42,7 @@ class TrackerGauge:
 
     def __init__(self, model: nn.Module, data: Iterable[Tensor] = ()) -> None:
         self.model, self.data = model, list(data)
-        self.tracker = MemoryTracker(places=ModuleNames(model))
+        self.tracker = MemoryTracker(module_names=ModuleNames(model))
         self._batch: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         self.active = False

@@ -34,8 +34,8 @@ class ModuleNames:
     def __init__(self, model: nn.Module) -> None:
         self.names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[str] = []
-        self._numbers = [-1]  # autograd's sequence number at which the place below begins
-        self._places = [""]
+        self._numbers = [-1]  # autograd's sequence number at which the name below begins
+        self._names = [""]
         self._hooks: list[Any] = []
 
     def __enter__(self) -> ModuleNames:
@@ -57,7 +57,7 @@ class ModuleNames:
         node = torch._C._current_autograd_node()
         if node is None or node.name() == _ACCUMULATE:
             return ""
-        return self._places[bisect_right(self._numbers, node._sequence_nr()) - 1]
+        return self._names[bisect_right(self._numbers, node._sequence_nr()) - 1]
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         above = self._stack[-1] if self._stack else ""
@@ -70,12 +70,12 @@ class ModuleNames:
         self._note()
 
     def _note(self) -> None:
-        number, place = torch.autograd._get_sequence_nr(), self._stack[-1] if self._stack else ""
+        number, name = torch.autograd._get_sequence_nr(), self._stack[-1] if self._stack else ""
         if self._numbers[-1] == number:
-            self._places[-1] = place
+            self._names[-1] = name
         else:
             self._numbers.append(number)
-            self._places.append(place)
+            self._names.append(name)
 
 
 def leaf_shapes(node: Any) -> set[tuple[int, ...]]:

@@ -112,8 +112,8 @@ class Rehearsal:
         make_fake(method, self.mode, None if setting.mixed else setting.dtype)
         if setting.paper:
             attend_eagerly(method)
-        self.places = ModuleNames(method)
-        self.tracker = MemoryTracker(setting.rounding, self.places)
+        self.module_names = ModuleNames(method)
+        self.tracker = MemoryTracker(setting.rounding, self.module_names)
         self.steps = PlannedSteps(self, self._optimizers(make_optimizers)) if trains else None
         self._stepped = False
         self._reserved: set[str] = set()
@@ -121,7 +121,11 @@ class Rehearsal:
     def measure(self, batch_size: int) -> MemoryReport:
         """The peak of training (from the second step on, when optimizer states exist) and of one evaluation."""
         with in_words(), ExitStack() as stack:
-            modes: list[Any] = [self.mode, AnswersNo(self.setting.target == "cuda", self.places.here), self.tracker]
+            modes: list[Any] = [
+                self.mode,
+                AnswersNo(self.setting.target == "cuda", self.module_names.here),
+                self.tracker,
+            ]
             if self.setting.target == "cuda":
                 modes.append(CountsAsCuda())
             for mode in modes:

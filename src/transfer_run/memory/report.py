@@ -101,8 +101,8 @@ def _largest(memory: Mapping[str, Any], facts: Facts) -> Table:
     for column in ("tensors", "each", "shape", "type", "kind", "first made in"):
         table.add_column(column, justify="right" if column in ("tensors", "each") else "left")
     for key, tensors in sorted(groups.items(), key=lambda item: -sum(t["bytes"] for t in item[1])):
-        place = tensors[0]["module"].removeprefix("backbone.").removeprefix("model.") or "outside modules"
-        table.add_row(str(len(tensors)), f"{tensors[0]['bytes'] / size:.3f}", *key, place)
+        module = tensors[0]["module"].removeprefix("backbone.").removeprefix("model.") or "outside modules"
+        table.add_row(str(len(tensors)), f"{tensors[0]['bytes'] / size:.3f}", *key, module)
     return table
 
 

@@ -100,16 +100,16 @@ class MemoryTracker(TorchDispatchMode):
 
     Args:
         rounding: bytes asked for -> bytes counted (`memory/allocator.py`).
-        places: names the module that works; None: modules stay unnamed.
+        module_names: names the module that works; None: modules stay unnamed.
 
     A tracker may be left and entered again (Lightning callbacks do, for a few steps of a long run): releases are seen
     in between, allocations are not, so name what is there on entering (`hold`).
     """
 
-    def __init__(self, rounding: Callable[[int], int] = exact, places: ModuleNames | None = None) -> None:
+    def __init__(self, rounding: Callable[[int], int] = exact, module_names: ModuleNames | None = None) -> None:
         super().__init__()
         self.rounding = rounding
-        self.places = places
+        self.module_names = module_names
         self._autocast = _Autocast()
         self._paused = False
         self.current = 0
@@ -240,8 +240,8 @@ class MemoryTracker(TorchDispatchMode):
 
     def __enter__(self) -> MemoryTracker:
         _RESIZES.watch(self)
-        if self.places is not None:
-            self.places.__enter__()
+        if self.module_names is not None:
+            self.module_names.__enter__()
         self._autocast.__enter__()
         super().__enter__()
         return self
@@ -251,8 +251,8 @@ class MemoryTracker(TorchDispatchMode):
             super().__exit__(*exception)
         self._paused = False
         self._autocast.__exit__(None, None, None)
-        if self.places is not None:
-            self.places.__exit__()
+        if self.module_names is not None:
+            self.module_names.__exit__()
         _RESIZES.unwatch(self)
 
     def _see_inputs(self, args: Any) -> None:
@@ -284,12 +284,12 @@ class MemoryTracker(TorchDispatchMode):
     # ---- booking
     def _add_new(self, tensor: Tensor) -> None:
         kind = DEFAULT_KIND.get(self._phase, "other")
-        place = "" if self.places is None else self.places.here()
+        module = "" if self.module_names is None else self.module_names.here()
         if self._phase == "backward":
             node = torch._C._current_autograd_node()
             if node is not None and tuple(tensor.shape) in leaf_shapes(node):
                 kind = "gradients"
-        self._add(tensor, kind, place)
+        self._add(tensor, kind, module)
 
     def _add(self, tensor: Tensor, kind: str, module: str) -> None:
         if tensor.device.type == "meta":

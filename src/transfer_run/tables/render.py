@@ -101,16 +101,16 @@ def _notes(spec: TableSpec, cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         for reason in filter(None, cell.note.removeprefix(NOT_OURS).split("; ")):
             reasons.setdefault(reason, []).append(f"{cell.row}/{cell.column}")
-    for reason, places in reasons.items():
-        notes.append(f"{reason}: {_places(places, cells)}")
+    for reason, keys in reasons.items():
+        notes.append(f"{reason}: {_in_short(keys, cells)}")
     return notes
 
 
-def _places(places: Sequence[str], cells: Sequence[Cell]) -> str:
+def _in_short(keys: Sequence[str], cells: Sequence[Cell]) -> str:
     """Which cells: all, whole rows, or the first few by name."""
-    if len(places) == len(cells):
+    if len(keys) == len(cells):
         return "all cells"
     width = len({cell.column for cell in cells})
-    rows = list(dict.fromkeys(place.rpartition("/")[0] for place in places))
-    names = rows if len(rows) * width == len(places) else list(places)
+    rows = list(dict.fromkeys(key.rpartition("/")[0] for key in keys))
+    names = rows if len(rows) * width == len(keys) else list(keys)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -132,7 +132,7 @@ def test_an_export_that_breaks_leaves_the_earlier_one(
     out = export_run(run, tmp_path / "out")
     before = files(out)
 
-    def full_disk(*_: object) -> None:
+    def full_disk(*_: object, **settings: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(export, step, full_disk)

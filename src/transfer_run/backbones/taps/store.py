@@ -26,7 +26,7 @@ from torch import Tensor
 
 from transfer_run.errors import UserError
 
-Place = Literal["disk", "ram"]
+Medium = Literal["disk", "ram"]
 Tap = tuple[str, int]
 """(stack, block) whose output is kept."""
 Taps = Mapping[Tap, tuple[tuple[int, ...], torch.dtype]]
@@ -97,7 +97,7 @@ def sizes(rows: int, taps: Taps, dtype: torch.dtype | None = None) -> dict[Tap, 
 
 
 def open_store(
-    place: Place, folder: Path, about: Mapping[str, Any], rows: int, taps: Taps, dtype: torch.dtype | None = None
+    medium: Medium, folder: Path, about: Mapping[str, Any], rows: int, taps: Taps, dtype: torch.dtype | None = None
 ) -> TapStore:
     """The store of the taps that `about` describes; made if it is not there, atomically.
 
@@ -106,7 +106,7 @@ def open_store(
     """
     needed = sizes(rows, taps, dtype)
     size = sum(needed.values())
-    if place == "ram":
+    if medium == "ram":
         _refuse_large(size, _free_memory(), "ram", "the memory that is free")
         return TapStore(rows, taps, dtype, None)
     key = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -146,11 +146,11 @@ def _free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _refuse_large(size: int, free: int, place: Place, what: str) -> None:
+def _refuse_large(size: int, free: int, medium: Medium, what: str) -> None:
     if size > 0.9 * free:
-        other = "cache.taps=disk" if place == "ram" else "another cache.folder"
+        other = "cache.taps=disk" if medium == "ram" else "another cache.folder"
         raise UserError(
             f"All taps take {size / 2**30:.2f} GiB, more than {what} holds ({free / 2**30:.2f} GiB).",
-            where=f"cache.taps={place}",
+            where=f"cache.taps={medium}",
             remedy=f"cache.dtype=bfloat16 halves them; {other}, or cache.taps=none",
         )

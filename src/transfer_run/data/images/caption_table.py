@@ -39,8 +39,8 @@ class TableItems(ABC):
 
     @classmethod
     @abstractmethod
-    def key(cls, named: Any, root: Path, place: str) -> str:
-        """What tells an item from others, of what a row names; `place` says where it stands.
+    def key(cls, named: Any, root: Path, where: str) -> str:
+        """What tells an item from others, of what a row names; `where` says where it stands.
 
         Raises:
             UserError: there is no such item.
@@ -55,8 +55,8 @@ class TableItems(ABC):
         """What the table says of an item: a path, or bytes."""
         return self.table.rows[int(self.rows[item])][self.column]
 
-    def place(self, item: int) -> str:
-        return self.table.place(int(self.rows[item]), self.column)
+    def locate(self, item: int) -> str:
+        return self.table.locate(int(self.rows[item]), self.column)
 
 
 Items = TypeVar("Items", bound=TableItems)
@@ -92,7 +92,7 @@ def _captioned(table: Table, dataset: Mapping[str, Any], what: str, items: type[
     first: list[int] = []
     numbers: dict[str, int] = {}
     for row, (named, said) in enumerate(zip(table.rows[column], table.rows[caption], strict=True)):
-        key = items.key(named, root, table.place(row, column))
+        key = items.key(named, root, table.locate(row, column))
         number = numbers.setdefault(key, len(first))
         first += [row] if number == len(first) else []
         texts = _texts(table, row, caption, said)
@@ -113,7 +113,9 @@ def _texts(table: Table, row: int, column: str, said: Any) -> list[str]:
     texts = said if isinstance(said, list) else [said]
     if not texts or any(not isinstance(text, str) or not text.strip() for text in texts):
         raise UserError(
-            "A caption is missing or no text.", where=table.place(row, column), remedy="write one, or leave the row out"
+            "A caption is missing or no text.",
+            where=table.locate(row, column),
+            remedy="write one, or leave the row out",
         )
     return texts
 

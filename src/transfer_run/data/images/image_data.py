@@ -36,7 +36,7 @@ class ImageRows(Protocol):
         """The image of a row, opened but not converted."""
         ...
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         """Where the image stands, for an error's `where`."""
         ...
 
@@ -51,7 +51,7 @@ class FileImages:
     def image(self, row: int) -> Image.Image:
         return Image.open(self.paths[row])
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         return f"{self.paths[row]}, row {row + 1} of the split, column 'image'"
 
 
@@ -72,8 +72,8 @@ class TableImages:
             raise OSError("there is no image")
         return Image.open(self.root / stored["path"])
 
-    def place(self, row: int) -> str:
-        return self.table.place(row, self.column)
+    def locate(self, row: int) -> str:
+        return self.table.locate(row, self.column)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ArrayImages:
     def image(self, row: int) -> Image.Image:
         return Image.fromarray(self.pixels[row])
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         return f"{self.source}, row {row + 1}, column 'image'"
 
 
@@ -179,7 +179,7 @@ def decoded(transform: Callable[[Image.Image], Decoded], rows: ImageRows, row: i
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"An image cannot be decoded: {error}",
-            where=rows.place(row),
+            where=rows.locate(row),
             remedy="repair the file, or take it out of the data",
         ) from error
 

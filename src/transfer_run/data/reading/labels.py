@@ -48,7 +48,7 @@ def class_labels(
             if missing is not None:
                 raise UserError(
                     f"'{values[missing]}' is none of the {len(known)} labels.",
-                    where=table.place(missing, column),
+                    where=table.locate(missing, column),
                     nearest=nearest_names(values[missing], known),
                     remedy="correct the row, or name all labels: dataset.label_names=[...]",
                 )
@@ -87,7 +87,7 @@ def _check_count(table: Table, column: str, values: list[str], known: Sequence[s
     shown = ", ".join(repr(name) for name in known[:6]) + (", ..." if len(known) > 6 else "")
     raise UserError(
         f"The column holds {len(known)} labels ({shown}), but dataset.num_labels={count}.",
-        where=table.place(surplus, column),
+        where=table.locate(surplus, column),
         remedy=f"correct the row, or set dataset.num_labels={len(known)}",
     )
 
@@ -99,7 +99,7 @@ def _as_number(table: Table, row: int, column: str, value: str) -> float:
         return float(value)
     except ValueError:
         raise UserError(
-            f"'{value}' is no number.", where=table.place(row, column), remedy="correct the row, or leave it empty"
+            f"'{value}' is no number.", where=table.locate(row, column), remedy="correct the row, or leave it empty"
         ) from None
 
 
@@ -109,7 +109,7 @@ def _check_range(table: Table, column: str, numbers: np.ndarray, limit: int) -> 
         value = numbers[wrong[0]]
         raise UserError(
             f"The label {value:g} is outside the range 0 to {limit - 1}{_more(len(wrong))}.",
-            where=table.place(int(wrong[0]), column),
+            where=table.locate(int(wrong[0]), column),
             remedy="correct the row (-1 or an empty field: no label), or set dataset.num_labels",
         )
 
@@ -138,5 +138,5 @@ def check_texts(table: Table, columns: Sequence[str]) -> None:
         empty = next((i for i, value in enumerate(table.rows[column]) if value is None), None)
         if empty is not None:
             raise UserError(
-                "A row has no text.", where=table.place(empty, column), remedy="fill it in, or take the row out"
+                "A row has no text.", where=table.locate(empty, column), remedy="fill it in, or take the row out"
             )

@@ -38,7 +38,7 @@ class Table:
     def select(self, indices: Sequence[int]) -> Table:
         return Table(self.rows.select(indices), self.source, self.numbers[np.asarray(indices, dtype=int)])
 
-    def place(self, index: int, column: str) -> str:
+    def locate(self, index: int, column: str) -> str:
         """Where a value stands, for an error's `where`."""
         return f"{self.source}, row {self.numbers[index]}, column '{column}'"
 

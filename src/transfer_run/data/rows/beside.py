@@ -20,7 +20,7 @@ from transfer_run.task import Batch, named_beside
 
 
 class Passes:
-    """Endless passes over rows; `passes[place]` is the row at that place, counted over all passes.
+    """Endless passes over rows; `passes[position]` is the row at that position, counted over all passes.
 
     Args:
         rows: of one pass.
@@ -31,8 +31,8 @@ class Passes:
         self.rows, self.key = rows, key
         self._turn, self._order = -1, list(range(len(rows)))
 
-    def __getitem__(self, place: int) -> Draw:
-        turn, at = divmod(place, len(self.rows))
+    def __getitem__(self, position: int) -> Draw:
+        turn, at = divmod(position, len(self.rows))
         if turn != self._turn and self.key is not None:
             state = np.random.SeedSequence((*self.key, turn)).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0]))
@@ -95,7 +95,7 @@ class BatchesBeside(EpochBatches):
                 size = self.others[name].size
                 begin = (batch * self.world_size + self.rank) * size
                 before = self.epoch * -(-len(self) * self.world_size * size // len(stream.rows))  # passes, for noise
-                drawn = (stream[begin + place] for place in range(size))
+                drawn = (stream[begin + position] for position in range(size))
                 parts += [Part(name, draw._replace(epoch=before + draw.epoch)) for draw in drawn]
             yield parts
 

@@ -99,8 +99,8 @@ class EpochBatches(Sampler[list[Draw]]):
         for batch in range(first, len(self)):
             begin = batch * self.batch_size * world
             part = min(self.batch_size, -(-(self.rows - begin) // world))
-            places = range(begin + self.rank * part, begin + (self.rank + 1) * part)
-            yield [Draw(order[p % self.rows], epoch, self.shuffle or p < self.rows) for p in places]
+            positions = range(begin + self.rank * part, begin + (self.rank + 1) * part)
+            yield [Draw(order[p % self.rows], epoch, self.shuffle or p < self.rows) for p in positions]
 
 
 class _Guarded(Dataset[Any]):

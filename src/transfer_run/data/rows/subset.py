@@ -41,17 +41,17 @@ def write_kept_rows(
     return folder / FILE
 
 
-def read_kept_rows(place: str, dataset: str, labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Rows]:
+def read_kept_rows(source: str, dataset: str, labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Rows]:
     """The kept rows by split, checked against the data set that they are rows of.
 
     Args:
-        place: the file, or the folder of a run that wrote one.
+        source: the file, or the folder of a run that wrote one.
         dataset, labels, sizes: of the data set that is read.
 
     Raises:
         UserError: no such file, not of this form, or of another data set.
     """
-    path, content = _read(place)
+    path, content = _read(source)
     for key, own in (("dataset", dataset), ("labels", list(labels)), ("sizes", dict(sizes))):
         if key in content and content[key] != own:
             raise UserError(
@@ -68,14 +68,14 @@ def digest(rows: Mapping[str, Rows]) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def _read(place: str) -> tuple[Path, dict[str, Any]]:
-    if place.startswith("run:"):
+def _read(source: str) -> tuple[Path, dict[str, Any]]:
+    if source.startswith("run:"):
         raise UserError(
             "The rows of a run are looked up by the run that reads them, not here.",
-            where=f"dataset.rows={place}",
+            where=f"dataset.rows={source}",
             remedy="name the run's folder",
         )
-    path = Path(place).expanduser()
+    path = Path(source).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise UserError(

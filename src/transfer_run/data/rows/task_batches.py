@@ -53,7 +53,7 @@ class StageBatches(EpochBatches):
         ]
         for batch in range(first, self.steps):
             begin = (batch * self.world_size + self.rank) * self.batch_size
-            yield [stream[begin + place] for stream in streams for place in range(self.batch_size)]
+            yield [stream[begin + position] for stream in streams for position in range(self.batch_size)]
 
 
 class TaskByTask(EpochBatches):

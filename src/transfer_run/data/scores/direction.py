@@ -9,8 +9,8 @@ Better = Callable[[float, float], bool]
 
 
 def first_best(values: Sequence[float], better: Better) -> int:
-    """The place of the best value; the first of equals."""
+    """The index of the best value; the first of equals."""
     best = 0
-    for place, value in enumerate(values):
-        best = place if better(value, values[best]) else best
+    for index, value in enumerate(values):
+        best = index if better(value, values[best]) else best
     return best

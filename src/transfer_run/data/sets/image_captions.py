@@ -20,15 +20,15 @@ class TablePictures(TableItems):
     """Images that a table names by path or holds as bytes."""
 
     @classmethod
-    def key(cls, named: Any, root: Path, place: str) -> str:
-        """Its path; stored as bytes, its place."""
+    def key(cls, named: Any, root: Path, where: str) -> str:
+        """Its path; stored as bytes, where it stands."""
         path = named.get("path") if isinstance(named, Mapping) else named
         if isinstance(named, Mapping) and named.get("bytes"):
-            return place
+            return where
         if not path or not (root / str(path)).is_file():
             raise UserError(
                 f"There is no image {str(path)!r} in {root}." if path else "A row names no image.",
-                where=place,
+                where=where,
                 remedy="repair the path, or name the folder that paths start from: dataset.image_folder=FOLDER",
             )
         return str(path)

@@ -103,15 +103,15 @@ class QuestionAnswerPairs(TextData):
 
     def _excluded(self, answered: Answered) -> Answered:
         """Without the target task's questions, which the target's test would otherwise have seen."""
-        place = self.dataset["exclude"]
-        if not place:
+        source = self.dataset["exclude"]
+        if not source:
             return answered
         columns, forbidden = list(self.dataset["exclude_columns"]), set()
-        for table in _tables(place):
+        for table in _tables(source):
             table.require(columns, "dataset.exclude_columns")
             forbidden |= {plain(str(text)) for column in columns for text in table.rows[column][:]}
         kept = [i for i, question in enumerate(answered.questions) if plain(question) not in forbidden]
-        self.notes.append(f"{len(answered.questions) - len(kept)} questions that {place} holds were left out")
+        self.notes.append(f"{len(answered.questions) - len(kept)} questions that {source} holds were left out")
         return answered.select(kept)
 
     def _labelled_pairs(self) -> list[Pair]:
@@ -127,13 +127,13 @@ class QuestionAnswerPairs(TextData):
         return [Pair(str(first), str(second), label) for first, second, label in texts if label >= 0]
 
 
-def _tables(place: str) -> list[Table]:
+def _tables(source: str) -> list[Table]:
     """All splits of a file, a folder, or hub:NAME@REVISION."""
-    if place.startswith(HUB):
-        name, _, revision = place.removeprefix(HUB).partition("@")
+    if source.startswith(HUB):
+        name, _, revision = source.removeprefix(HUB).partition("@")
         return list(read_hub(name, None, revision or None, SPLITS).values())
-    folder = existing(place)
-    return list(read_folder(place, SPLITS).values()) if folder.is_dir() else [read_files([folder])]
+    folder = existing(source)
+    return list(read_folder(source, SPLITS).values()) if folder.is_dir() else [read_files([folder])]
 
 
 def _read(path: str) -> Table:

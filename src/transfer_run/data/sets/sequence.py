@@ -205,7 +205,7 @@ class TaskSequence(DataModule):
     def _exemplars(self, stage: int) -> list[int]:
         """Rows kept of the tasks before `stage`: the memory in equal shares, drawn at random, the same in every run."""
         share = self.dataset["reference"]["memory"] // stage
-        return [rows[place] for rows in self._task_rows()[:stage] for place in shuffled(len(rows))[:share]]
+        return [rows[position] for rows in self._task_rows()[:stage] for position in shuffled(len(rows))[:share]]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """A training batch: rows of one task, then those to refer to."""

@@ -68,7 +68,7 @@ class TextFeatures(VisualText):
         empty = next((i for i, value in enumerate(table.rows[column]) if value in (None, "")), None)
         if empty is not None:
             raise UserError(
-                "A row names no features.", where=table.place(empty, column), remedy="fill it in, or take the row out"
+                "A row names no features.", where=table.locate(empty, column), remedy="fill it in, or take the row out"
             )
 
     def _files(self, table: Table, folder: Path, known: set[Path]) -> list[Path]:
@@ -78,19 +78,19 @@ class TextFeatures(VisualText):
             name = str(value) if str(value).endswith(ENDING) else f"{value}{ENDING}"
             file = folder / Path(name).expanduser()
             if file not in known:
-                self._check_header(file, table.place(row, column))
+                self._check_header(file, table.locate(row, column))
                 known.add(file)
             files.append(file)
         return files
 
-    def _check_header(self, file: Path, place: str) -> None:
+    def _check_header(self, file: Path, where: str) -> None:
         """Raises UserError for a file that is missing, is no safetensors file, or holds tensors of other shapes."""
         from safetensors import SafetensorError, safe_open
 
         if not file.is_file():
             raise UserError(
                 f"There is no file of features {file}.",
-                where=place,
+                where=where,
                 remedy="repair the name; it starts from the table's folder",
             )
         try:

@@ -25,7 +25,7 @@ from transfer_run.errors import UserError
 class Frames(FileImages):
     """A video's frames in files of their own."""
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         return f"{self.paths[row]}, frame {row + 1} of {len(self.paths)}"
 
 
@@ -34,28 +34,28 @@ class TableVideos(TableItems):
     """Videos that a table names by their folders of frames."""
 
     @classmethod
-    def key(cls, named: object, root: Path, place: str) -> str:
+    def key(cls, named: object, root: Path, where: str) -> str:
         """Its path; a table's reader takes names of digits alone for numbers."""
         if not isinstance(named, str | int) or named == "":
-            raise UserError("A row names no video.", where=place, remedy="name the folder that holds its frames")
+            raise UserError("A row names no video.", where=where, remedy="name the folder that holds its frames")
         named = str(named)
         folder = root / named
         if folder.is_file():
             raise UserError(
                 f"{named!r} is a file; a video is read as a folder of its frames, video files are not decoded.",
-                where=place,
+                where=where,
                 remedy=f"write its frames into a folder (ffmpeg -i {named} -vf fps=1 FOLDER/%05d.jpg) and name that",
             )
         if not folder.is_dir():
             raise UserError(
                 f"There is no folder {named!r} in {root}.",
-                where=place,
+                where=where,
                 remedy="repair the path, or name the folder that paths start from: dataset.video_folder=FOLDER",
             )
         if not any(_is_frame(file) for file in os.scandir(folder)):
             raise UserError(
                 f"The folder {named!r} holds no images.",
-                where=place,
+                where=where,
                 remedy=f"put the video's frames into it, files that end in {', '.join(SUFFIXES[:3])}, ...",
             )
         return named

@@ -80,7 +80,7 @@ class Vtab(ImageFolder):
         if len(order) < 1000:
             raise UserError(
                 f"VTAB-1k draws 1,000 training images, there are {len(order)}.",
-                where=train.place(0),
+                where=train.locate(0),
                 remedy="dataset.protocol=all trains on what there is",
             )
         self.notes.append("the 1,000 training rows were drawn with a fixed seed; they are not the official ones")

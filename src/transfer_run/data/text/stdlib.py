@@ -66,13 +66,13 @@ def docstrings(modules: tuple[str, ...]) -> tuple[Docstring, ...]:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError) as error:
             raise UserError(f"A file of Python's library cannot be read: {error}", where=str(file)) from error
-        place = file.relative_to(root).as_posix()
-        inner = place.partition("/")[2].removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
+        path = file.relative_to(root).as_posix()
+        inner = path.partition("/")[2].removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
         for name, arguments, text in _documented(tree, ""):
             words = " ".join(text.split())
             if len(words) >= MIN_LENGTH and words not in found:
                 call = ".".join(part for part in (inner, name) if part) + arguments
-                found[words] = Docstring(f"{place}:{name}", f"{call}: {words}" if call else words)
+                found[words] = Docstring(f"{path}:{name}", f"{call}: {words}" if call else words)
     return tuple(found.values())
 
 

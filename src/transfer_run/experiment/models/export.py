@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
-from transfer_run.experiment.models.export_folder import check_place, replaced
+from transfer_run.experiment.models.export_folder import check_target, replaced
 from transfer_run.experiment.models.handover import as_full
 from transfer_run.experiment.models.model_files import backbone_config, load_model, tasks_of
 from transfer_run.files import write_json
@@ -101,7 +101,7 @@ def export_run(run: Path, out: Path) -> Path:
     Raises:
         UserError: the run made no model, or `out` holds other things already or belongs to a run.
     """
-    check_place(run, out)
+    check_target(run, out)
     source = model_folder(run)
     if not has_model(source) and any(source.glob("*.safetensors")):
         with replaced(run, out) as folder:  # merged files are in their library's form already

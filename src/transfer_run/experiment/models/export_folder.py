@@ -23,23 +23,23 @@ MANIFEST = "export.json"
 SCHEMA = 1
 
 
-def check_place(run: Path, out: Path) -> Path:
+def check_target(run: Path, out: Path) -> Path:
     """Where the export of `run` goes, absolute.
 
     Raises:
         UserError: `out` is, holds or lies in a run's folder, is a file, or holds things that no export wrote.
     """
-    place, home = out.expanduser().resolve(), run.resolve()
-    inside = next((folder for folder in (place, *place.parents) if folder == home or is_run(folder)), None)
-    if inside is not None or place in home.parents:
+    target, home = out.expanduser().resolve(), run.resolve()
+    inside = next((folder for folder in (target, *target.parents) if folder == home or is_run(folder)), None)
+    if inside is not None or target in home.parents:
         what = f"lies in the run {inside}" if inside else f"holds the run {home}"
-        what = "is a run's folder" if inside == place else what
+        what = "is a run's folder" if inside == target else what
         raise _refused(f"The folder {out} {what}, where an export would mix with what the run has recorded.", out)
-    if place.exists() and not place.is_dir():
+    if target.exists() and not target.is_dir():
         raise _refused(f"{out} is a file.", out)
-    if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise _refused(f"The folder {out} is not empty, and no export wrote what is in it.", out)
-    return place
+    return target
 
 
 def _refused(what: str, out: Path) -> UserError:
@@ -53,43 +53,43 @@ def replaced(run: Path, out: Path) -> Iterator[Path]:
     What breaks off while it is written leaves `out` as it was.
 
     Raises:
-        UserError: see `check_place`; or a file of this export would overwrite one that no export wrote.
+        UserError: see `check_target`; or a file of this export would overwrite one that no export wrote.
     """
-    place = check_place(run, out)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    target = check_target(run, out)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        _move(partial, place, out)
+        _move(partial, target, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _move(partial: Path, place: Path, out: Path) -> None:
+def _move(partial: Path, target: Path, out: Path) -> None:
     """File by file; at every moment `export.json` lists all that is ours, so that a second try may go on."""
     new = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-    old = _listed(place)
-    strange = [name for name in new if name not in old and os.path.lexists(place / name)]
+    old = _listed(target)
+    strange = [name for name in new if name not in old and os.path.lexists(target / name)]
     if strange:
         raise _refused(f"The export would overwrite {strange[0]}, which no export wrote.", out)
-    _list(place, sorted({*new, *old}))
+    _list(target, sorted({*new, *old}))
     for name in old:
         if name not in new:
-            (place / name).unlink(missing_ok=True)
+            (target / name).unlink(missing_ok=True)
     for name in new:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).replace(place / name)
-    within = {folder for name in old for folder in (place / name).parents if place in folder.parents}
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).replace(target / name)
+    within = {folder for name in old for folder in (target / name).parents if target in folder.parents}
     for folder in sorted(within, reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    _list(place, new)
+    _list(target, new)
 
 
-def _listed(place: Path) -> list[str]:
+def _listed(target: Path) -> list[str]:
     """The files of the earlier export; names that lead out of the folder are nobody's."""
-    file = place / MANIFEST
+    file = target / MANIFEST
     if not file.is_file():
         return []
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -103,5 +103,5 @@ def _listed(place: Path) -> list[str]:
     return [str(name) for name in names if not name.is_absolute() and ".." not in name.parts]
 
 
-def _list(place: Path, names: list[str]) -> None:
-    write_json(place / MANIFEST, {"schema": SCHEMA, "written_by": "transfer-run", "files": names})
+def _list(target: Path, names: list[str]) -> None:
+    write_json(target / MANIFEST, {"schema": SCHEMA, "written_by": "transfer-run", "files": names})
