@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,12 +21,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 SECONDS = 20
-"""Processor seconds of a file of tests/methods/; whole runs that several files need are shared (`finished_run`)."""
+"""Processor seconds of a file of tests/methods/; whole runs that several of them need are shared (`shared_runs`)."""
 FACTOR = float(os.environ.get("TRANSFER_RUN_TEST_BUDGET") or 0)
-SHARED = pytest.StashKey[float]()
-"""Of a session: processor seconds that went into what all files share."""
+STARTED = pytest.StashKey[float]()
 
 _spent: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder that all tests and all test processes of a session share: a run that several of them need, as
+    itself or as a source, is carried out once, for the runner knows a finished one and waits for one under way.
+
+    Nothing in it may be changed by hand, and nothing of it be expected to be missing.
+    """
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
 
 
 def processor_seconds() -> float:
@@ -35,8 +46,7 @@ def processor_seconds() -> float:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    shared = item.session.stash.get(SHARED, 0.0)
-    item.stash[SHARED] = processor_seconds() - shared
+    item.stash[STARTED] = processor_seconds()
     return (yield)
 
 
@@ -44,7 +54,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     report = yield
     if call.when == "teardown":  # an attribute of a report reaches the process that sums up
-        report.processor_seconds = processor_seconds() - item.session.stash.get(SHARED, 0.0) - item.stash[SHARED]
+        report.processor_seconds = processor_seconds() - item.stash[STARTED]
     return report
 
 

@@ -53,16 +53,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of whole runs by method, filled as the tests go."""
-    return {"output": tmp_path_factory.mktemp("matrix")}
-
-
-def whole_run(method: str, finished: dict[str, Path]) -> Path:
-    if method not in finished:
-        finished[method] = carry_out(compose(matrix.words(method, finished["output"] / "whole")))
-    return finished[method]
+def whole_run(method: str, shared_runs: Path) -> Path:
+    """The folder of the method's smallest run, carried out once a session."""
+    return carry_out(compose(matrix.words(method, shared_runs)))
 
 
 def settings_of(kind: type) -> dict[str, inspect.Parameter]:
@@ -152,8 +145,8 @@ def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path
 
 
 @pytest.mark.parametrize("method", grouped(RUN))
-def test_a_run_records_itself_and_its_plan_holds(method: str, finished: dict[str, Path]) -> None:
-    folder = whole_run(method, finished)
+def test_a_run_records_itself_and_its_plan_holds(method: str, shared_runs: Path) -> None:
+    folder = whole_run(method, shared_runs)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result["status"] == "finished"
     assert any(name.startswith("test/") for name in result["metrics"])
@@ -175,10 +168,10 @@ def test_only_methods_of_the_matrix_are_recorded() -> None:
 
 
 @pytest.mark.parametrize("method", grouped(recorded()))
-def test_the_first_losses_are_the_recorded_ones(method: str, finished: dict[str, Path]) -> None:
+def test_the_first_losses_are_the_recorded_ones(method: str, shared_runs: Path) -> None:
     """`python scripts/record_losses.py METHOD` writes them again, after a change that is meant to change them."""
     losses = json.loads((PINNED / f"{method}.json").read_text(encoding="utf-8"))
-    assert first_losses(whole_run(method, finished)) == pytest.approx(losses, rel=2e-3)
+    assert first_losses(whole_run(method, shared_runs)) == pytest.approx(losses, rel=2e-3)
 
 
 def first_losses(folder: Path) -> list[float]:
@@ -188,9 +181,9 @@ def first_losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("method", grouped(RUN))
-def test_an_interrupted_run_goes_on_to_the_same_bits(method: str, finished: dict[str, Path]) -> None:
-    whole = whole_run(method, finished)
-    cfg = compose([*matrix.words(method, finished["output"] / "broken"), "profiler=none"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(method: str, shared_runs: Path, tmp_path: Path) -> None:
+    whole = whole_run(method, shared_runs)
+    cfg = compose([*matrix.words(method, tmp_path), "profiler=none"])
     folder = matrix.carried_out_in_two(cfg)
     assert digest(folder) == digest(whole)
     assert first_losses(folder) == first_losses(whole)

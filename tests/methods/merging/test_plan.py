@@ -38,9 +38,9 @@ def test_a_dry_run_of_a_merge_shows_its_peak(tmp_path: Path, capsys: pytest.Capt
     assert "nothing to plan" not in said
 
 
-def test_a_fishers_gradients_are_in_plan_and_measurement(tmp_path: Path) -> None:
+def test_a_fishers_gradients_are_in_plan_and_measurement(shared_runs: Path) -> None:
     few = ("method.fisher.examples=4", "method.coefficients=[0.5,0.5]", "hardware=cpu")
-    _, result = merged_runs(tmp_path, "method=fisher_merging", *few)
+    _, result = merged_runs(shared_runs, "method=fisher_merging", *few)
     memory = result["memory"]
     assert (memory["source"], memory["peak_phase"]) == ("tracker", "prepare")
     assert memory["predicted_peak"] == pytest.approx(memory["peak"], rel=0.1)

@@ -167,9 +167,9 @@ def test_what_is_refused(more: tuple[str, ...], said: str, berts: Path, tmp_path
 
 
 # ---- finished runs
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+@pytest.fixture
+def runs(shared_runs: Path) -> Path:
+    return shared_runs
 
 
 def merged_runs(runs: Path, *more: str) -> tuple[Path, dict[str, Any]]:
@@ -208,8 +208,8 @@ def test_runs_are_merged_and_tested_on_every_task(runs: Path) -> None:
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["model"]
 
 
-def test_an_export_has_the_heads_of_all_tasks(runs: Path) -> None:
-    out = runs / "exported"
+def test_an_export_has_the_heads_of_all_tasks(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exported"
     _, result = merged_runs(runs, "method=average", f"export={out}")
     assert sorted(path.name for path in (out / "heads").iterdir()) == [
         "high.safetensors", "low.safetensors", "tasks.json"
@@ -232,10 +232,7 @@ def test_an_export_has_the_heads_of_all_tasks(runs: Path) -> None:
 
 def source_folders(runs: Path) -> list[Path]:
     """The run folders of LOW and HIGH."""
-    found = {}
-    for path in (runs / "runs" / "digits").glob("full-*/config.yaml"):
-        found[tuple(OmegaConf.load(path).dataset.classes)] = path.parent
-    return [found[5, 6], found[7, 8, 9]]
+    return [compose([*words.split(), f"output_dir={runs}"]).folder for words in (LOW, HIGH)]
 
 
 def load_start(runs: Path) -> dict[str, torch.Tensor]:
