@@ -267,6 +267,12 @@ def test_the_tokenizer_of_a_run_is_handed_on_and_may_be_said(tmp_path: Path) -> 
     assert compose([*words[:3], f"backbone.weights={model}"]).config["backbone"]["tokenizer"] == "someone/bert"
 
 
+def test_a_member_of_a_pool_reads_what_its_run_has_read() -> None:
+    member = "bert-base-uncased:run:method=full backbone=bert-base-uncased dataset=mqp"
+    run = compose(["method=tmi", "backbone=bert_tiny", "dataset=python_docs", f"method.pool=['{member}',bert_tiny]"])
+    assert [node["tokenizer"] for node in run.backbones["pool"].values()] == [HUB, "bytes"]
+
+
 def test_a_backbone_that_reads_no_text_gets_no_tokenizer() -> None:
     source = "run:method=full backbone=vit_base_patch16_224 dataset=vtab/cifar100"
     run = compose(["method=full", "backbone=vit_base_patch16_224", "dataset=vtab/dtd", f"backbone.weights={source}"])

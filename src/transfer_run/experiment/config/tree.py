@@ -36,26 +36,25 @@ class Sources:
 
     def followed(self, values: Mapping[str, Any], backbones: Backbones) -> Run:
         """The run of a valid config: its files read, its references followed."""
-        values = self._with_tokenizer(values, backbones)
+        if not without_data(values):
+            values = {**values, "backbone": _with_tokenizer(values["backbone"], self._weights(values, backbones))}
         return self._followed({**values, "contents": digests(values, backbones)}, backbones)
 
-    def _with_tokenizer(self, values: Mapping[str, Any], backbones: Backbones) -> Mapping[str, Any]:
-        """Weights that another run made read what that run has read: its tokenizer, where the config names none."""
-        node, weights = values["backbone"], Weights.of(values["backbone"])
-        if without_data(values) or node.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(node).reads):
-            return values
-        words = tokenizer_words(node) if weights.path is not None and has_model(weights.path) else None
+    def _weights(self, values: Mapping[str, Any], backbones: Backbones) -> Run | None:
+        """The run that made the backbone's weights, where it can be known before it is carried out."""
         for each in references(values, backbones, _folders(values)):
             if each.name == BACKBONE:
-                run = self._run(each, values)
-                found = each.finished(values["output_dir"]) if run is None else []
-                run = self.saved(found[0]) if found else run
-                words = words if run is None else tokenizer_words(run.config["backbone"])
-        return values if words in (None, BYTES) else {**values, "backbone": {**node, "tokenizer": words}}
+                found = each.finished(values["output_dir"])
+                return self.saved(found[0]) if found else self._run(each, values)
+        return None
 
     def _followed(self, values: Mapping[str, Any], backbones: Backbones) -> Run:
         named = references(values, backbones, _folders(values))
         runs = {each.name: self._run(each, values) for each in named}
+        backbones = {
+            key: {words: _with_tokenizer(node, runs.get(f"{key}.{words}")) for words, node in nodes.items()}
+            for key, nodes in backbones.items()
+        }
         return Run.of(values, named, {name: run for name, run in runs.items() if run is not None}, backbones)
 
     def _run(self, reference: Reference, asking: Mapping[str, Any]) -> Run | None:
@@ -90,6 +89,22 @@ class Sources:
             finally:
                 self.waiting.pop()
         return self.runs[words, search_path, output]
+
+
+def _with_tokenizer(backbone: Mapping[str, Any], run: Run | None) -> Mapping[str, Any]:
+    """A backbone on weights that a run made reads what the run has read: its tokenizer, where the config names none.
+
+    Args:
+        run: what made the weights, where they name one.
+    """
+    weights, told = Weights.of(backbone), None
+    if backbone.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(backbone).reads):
+        return backbone
+    if run is not None:
+        told = tokenizer_words(run.config["backbone"])
+    elif weights.path is not None and has_model(weights.path):
+        told = tokenizer_words(backbone)
+    return backbone if told in (None, BYTES) else {**backbone, "tokenizer": told}
 
 
 def _folders(values: Mapping[str, Any]) -> list[Path]:
