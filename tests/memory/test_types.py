@@ -75,3 +75,5 @@ def test_what_no_kernel_does_is_said_in_words() -> None:
         torch.fft.rfft(torch.ones(8, dtype=HALF))
     with pytest.raises(NotImplementedError), in_words():
         raise NotImplementedError("a method's own")
+    with pytest.raises(UserError, match="would fail"), in_words(), torch.autocast("cpu", dtype=torch.float16):
+        torch.cat([torch.ones(1, dtype=HALF), torch.ones(1, dtype=torch.float16)])

@@ -24,6 +24,7 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
   plan.profile=modern|paper  what a run does today (default), or what papers of 2022 did: eager attention, key/value
                              cache and gradients kept, amounts in their GB of 1000 MiB
   plan.budget=24GB           also the largest batch that fits (24GB: 10^9 bytes each, 24GiB: 2^30)
+  plan.advice=false          only the plan, not what would lower it (each line of that is a plan by itself)
   plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
   plan.expandable_segments=true  under PyTorch's allocator setting of that name
   hardware=cpu               the memory of a CPU; everything else plans for a GPU
@@ -87,6 +88,8 @@ def _print(run: Run) -> None:
         f"planned in {answer.seconds:.1f} s",
         highlight=False,
     )
+    for line in answer.advise() if run.config["plan"]["advice"] else ():
+        console.print(line, highlight=False, soft_wrap=False)
 
 
 def as_json(run: Run, answer: Any) -> dict[str, Any]:

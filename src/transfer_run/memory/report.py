@@ -1,9 +1,8 @@
-"""A memory plan or measurement in words: what makes up the peak, what would lower it and what would not."""
+"""A memory plan or measurement in words: what makes up the peak, and why a plan missed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -18,37 +17,6 @@ GIB, MIB, PAPER_GB = 2**30, 2**20, 1000 * 2**20
 PHASES = (PREPARE, "forward", "backward", "step", "evaluation")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the advice depends on.
-
-    Attributes:
-        batch_size: examples a device and step.
-        trainable_pct: share of the parameters that is trained.
-        through_backbone: does backward visit the backbone's blocks?
-        side: side-tuning methods of this family of backbones whose backward does not visit it.
-        lean: methods that train few weights on it.
-        checkpointing: are activations computed again in backward?
-        precision: `32-true`, `bf16-mixed`, ...
-        optimizer: its config name.
-        gradients_kept: zeroed gradients are kept between steps.
-        paper: amounts in the papers' GB of 1000 MiB.
-        generates: does an evaluation write answers, token by token?
-    """
-
-    batch_size: int
-    trainable_pct: float
-    through_backbone: bool = True
-    side: tuple[str, ...] = ("lst",)
-    lean: tuple[str, ...] = ("lora", "adapter", "bitfit")
-    checkpointing: bool = False
-    precision: str = "32-true"
-    optimizer: str = "adamw"
-    gradients_kept: bool = False
-    paper: bool = False
-    generates: bool = True
-
-
 def amount(size: float, paper: bool = False) -> str:
     """Bytes for people: GiB, below a tenth of one MiB; `paper`: the papers' GB of 1000 MiB."""
     if paper and size >= PAPER_GB / 10:
@@ -56,24 +24,25 @@ def amount(size: float, paper: bool = False) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / MIB:.1f} MiB"
 
 
-def memory_report(memory: Mapping[str, Any], facts: Facts, title: str = "memory plan") -> Group:
+def memory_report(memory: Mapping[str, Any], title: str = "memory plan", paper: bool = False) -> Group:
     """Tables of the phases and of the largest tensors, then the reasons.
 
     Args:
         memory: as in `result.json` (`MemoryReport.as_dict`).
+        paper: amounts in the papers' GB of 1000 MiB.
     """
-    return Group(title, _phases(memory, facts), _largest(memory, facts), *reasons(memory, facts))
+    return Group(title, _phases(memory, paper), _largest(memory, paper), *reasons(memory, paper))
 
 
-def _unit(memory: Mapping[str, Any], facts: Facts) -> tuple[str, int]:
+def _unit(memory: Mapping[str, Any], paper: bool) -> tuple[str, int]:
     """One unit for a whole table, by its largest number."""
-    if facts.paper:
+    if paper:
         return "GB of 1000 MiB", PAPER_GB
     return ("GiB", GIB) if memory["peak"] >= GIB / 2 else ("MiB", MIB)
 
 
-def _phases(memory: Mapping[str, Any], facts: Facts) -> Table:
-    unit, size = _unit(memory, facts)
+def _phases(memory: Mapping[str, Any], paper: bool) -> Table:
+    unit, size = _unit(memory, paper)
     title = f"peak of each phase, in {unit}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("phase", no_wrap=True)
@@ -89,9 +58,9 @@ def _phases(memory: Mapping[str, Any], facts: Facts) -> Table:
     return table
 
 
-def _largest(memory: Mapping[str, Any], facts: Facts) -> Table:
+def _largest(memory: Mapping[str, Any], paper: bool) -> Table:
     """The largest tensors alive at the peak, those of one shape and kind together."""
-    unit, size = _unit(memory, facts)
+    unit, size = _unit(memory, paper)
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for tensor in memory["largest"]:
         shape = "x".join(str(length) for length in tensor["shape"])
@@ -106,79 +75,23 @@ def _largest(memory: Mapping[str, Any], facts: Facts) -> Table:
     return table
 
 
-def reasons(memory: Mapping[str, Any], facts: Facts) -> list[str]:
-    """Why the peak is what it is, what would lower it and what would not; one sentence a line."""
+def reasons(memory: Mapping[str, Any], paper: bool = False) -> list[str]:
+    """What the peak is and what it is made up of; one sentence a line."""
     peak, kinds = max(1, memory["peak"]), memory["by_kind"]
     where = f" ({memory['peak_module']})" if memory.get("peak_module") else ""
     ordered = sorted((kind for kind in KINDS if kinds[kind] > 0), key=lambda kind: -kinds[kind])
     shares = [f"{kind} {_share(kinds[kind], peak)}" for kind in ordered]
     lines = [
-        f"The peak of {amount(peak, facts.paper)} is reached in {memory['peak_phase']}{where}.",
+        f"The peak of {amount(peak, paper)} is reached in {memory['peak_phase']}{where}.",
         f"It is made up of {', '.join(shares)}.",
     ]
-    lines += [f"+ {line}" for line in _lowers(kinds, memory["peak_phase"], facts)]
-    lines += [f"- {line}" for line in _does_not_lower(kinds, peak, facts)]
+    if memory["peak_phase"] == "step" and kinds["other"] > 0.05 * peak:
+        lines.append("Other is what the optimizer makes for its update, of all parameters at once.")
     return lines
 
 
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if part >= 0.005 * whole else "under 1 %"
-
-
-def _lowers(kinds: Mapping[str, int], phase: str, facts: Facts) -> list[str]:
-    """Changes that would lower the peak, with what they could save at most."""
-    activations, states, peak = kinds["activations"], kinds["gradients"] + kinds["optimizer"], sum(kinds.values())
-    heavy = activations > 0.25 * peak
-    lines = []
-    if heavy and facts.batch_size > 1:
-        half = amount(activations / 2, facts.paper)
-        lines.append(f"half the batch would save about {half}: activations grow with it")
-    if phase == PREPARE:
-        return lines
-    if phase == "evaluation":
-        if facts.generates:
-            lines.append("the peak is an evaluation's: shorter answers (dataset.max_target_length) lower it")
-        return lines
-    if heavy and facts.through_backbone:
-        if facts.side:
-            lines.append(f"side-tuning ({_methods(facts.side)}) would save most activations: backward does not visit "
-                         "the backbone")  # fmt: skip
-        if not facts.checkpointing:
-            lines.append("hardware.activation_checkpointing=true would keep one hidden state a block, for more time")
-    if heavy and facts.precision.startswith("32"):
-        lines.append("hardware.precision=bf16-mixed would keep most activations in half the bytes")
-    if facts.trainable_pct > 20 and states > 0.1 * peak:
-        if facts.lean:
-            most = amount(states, facts.paper)
-            lines.append(f"training few weights ({_methods(facts.lean)}) would save up to {most} of gradients and "
-                         "optimizer states")  # fmt: skip
-        if facts.optimizer in ("adam", "adamw") and kinds["optimizer"] > 0.05 * peak:
-            lines.append(f"optimizer=adafactor would save nearly {amount(kinds['optimizer'], facts.paper)} of states")
-    if facts.gradients_kept and kinds["gradients"] > 0.02 * peak:
-        lines.append("trainer.grads_to_none=true would free the gradients between the steps")
-    return lines
-
-
-def _does_not_lower(kinds: Mapping[str, int], peak: int, facts: Facts) -> list[str]:
-    """Changes that users try and that would not help here."""
-    lines = []
-    states, activations = kinds["gradients"] + kinds["optimizer"], kinds["activations"]
-    if facts.through_backbone and activations > 0.5 * peak and facts.lean:
-        lines.append(
-            f"activations are {_share(activations, peak)} of the peak; {_methods(facts.lean)} would keep most of them, "
-            "for backward still visits every block"
-        )
-    if facts.trainable_pct <= 20 and states < 0.1 * peak:
-        lines.append(f"training still fewer weights would not help: gradients and optimizer are {_share(states, peak)}")
-    if not facts.through_backbone and not facts.checkpointing:
-        lines.append("checkpointing the backbone would not help: its blocks keep nothing for backward")
-    if activations < 0.25 * peak:
-        lines.append(f"a smaller batch would hardly help: activations are {_share(activations, peak)}")
-    return lines
-
-
-def _methods(names: tuple[str, ...]) -> str:
-    return "method=" + ", ".join(names[:4])
 
 
 def explain_difference(

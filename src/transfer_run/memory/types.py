@@ -31,7 +31,8 @@ _ON_CUDA = {_ATEN.native_layer_norm.default: "a layer norm", _ATEN.native_group_
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """What PyTorch has no kernel for (a Fourier transform of bfloat16) ends a rehearsal as it would end the run.
+    """Ends a rehearsal as the run would end where PyTorch has no kernel for a type (a Fourier transform of bfloat16) or
+    cannot cast it (bfloat16 under float16's autocast).
 
     Raises:
         UserError: in the place of PyTorch's error on a type.
@@ -39,7 +40,7 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
-        if not re.search(r"nsupported dtype|not implemented for '", str(error)):
+        if not re.search(r"nsupported dtype|not implemented for '|Unexpected floating ScalarType", str(error)):
             raise
         raise UserError(f"The run would fail: {error}.", where=_WHERE, remedy=_REMEDY) from error
 

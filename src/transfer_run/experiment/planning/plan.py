@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from rich.console import Group
 from torch import Tensor
 
-from transfer_run.backbones.declared import family_of, takes
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import QUANTISED, pack
 from transfer_run.data.load import batch_spec, build_task
@@ -23,6 +22,7 @@ from transfer_run.data.text.lengths import cut_lengths
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.planning.advice import advise
 from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
 from transfer_run.experiment.sources.models import source_on_meta
@@ -34,13 +34,11 @@ from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.paper import attend_eagerly
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
-from transfer_run.memory.report import Facts, amount, memory_report
+from transfer_run.memory.report import amount, memory_report
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, on_meta
 
 Target = Literal["cuda", "cpu"]
-LEAN = ("lora", "adapter", "bitfit")
-"""Well-known methods that train few weights all over the backbone, for the report's advice."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Plan:
         left_out: what of `Method.prepare` is in no number, a line each.
         budget: the answer to `plan.budget`, of one device; None when it was not asked.
         assumptions: what was planned otherwise than the run's words say, or taken for granted.
+        advise: plans what would lower the peak, lines for people; takes a plan's time for each of them.
     """
 
     memory: dict[str, Any]
@@ -68,6 +67,7 @@ class Plan:
     budget: Budget | None = None
     left_out: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    advise: Callable[[], list[str]] = list
 
 
 def plan_run(run: Run, target: Target | None = None) -> Plan:
@@ -97,11 +97,26 @@ def plan_run(run: Run, target: Target | None = None) -> Plan:
     notes = [f"* {line}" for line in (*planned.beside, *assumed, *planned.left_out)]
     if budget is not None:
         notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
-    report = Group(memory_report(memory, planned.facts(share), planned.title(share)), *notes)
+    report = Group(memory_report(memory, planned.title(share), planned.setting.paper), *notes)
     seconds = round(time.perf_counter() - begin, 3)
     total = config["dataset"]["batch_size"]
     left_out = tuple(planned.left_out)
-    return Plan(memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed)
+    return Plan(
+        memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed,
+        lambda: _advice(run, planned, memory, target),
+    )  # fmt: skip
+
+
+def _advice(run: Run, planned: _Planned, memory: Mapping[str, Any], target: Target | None) -> list[str]:
+    """See `planning/advice.py`."""
+
+    def peak_of(changed: Run) -> int:
+        with torch.random.fork_rng(devices=[]):
+            share = -(-changed.config["dataset"]["batch_size"] // planned.devices)
+            other = any(changed.config[n] != run.config[n] for n in run.config if n != "dataset")
+            return (_Planned(changed, target) if other else planned).peak(share)
+
+    return advise(run, memory, planned.through_backbone, peak_of)
 
 
 def _plan_of_files(run: Run, begin: float) -> Plan:
@@ -177,7 +192,6 @@ class _Planned:
         method = _method_on_meta(run, paper=self.setting.paper)
         check_own_steps(method, config["method"]["name"], config["hardware"])
         node = config["optimizer"]
-        self.generates = method.form.writes
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)
@@ -227,43 +241,11 @@ class _Planned:
     def peak(self, batch_size: int) -> int:
         return int(self.memory(batch_size)["peak"])
 
-    def facts(self, batch_size: int) -> Facts:
-        return Facts(
-            batch_size=batch_size,
-            trainable_pct=self.parameters["trainable_pct"],
-            through_backbone=self.through_backbone,
-            side=_methods_for(self.config, family="side_tuning", through_backbone=False),
-            lean=tuple(name for name in _methods_for(self.config, family="tuning") if name in LEAN),
-            checkpointing=self.config["hardware"]["activation_checkpointing"],
-            precision=self.setting.precision,
-            optimizer=self.config["optimizer"]["name"],
-            gradients_kept=not self.setting.grads_to_none,
-            paper=self.setting.paper,
-            generates=self.generates,
-        )
-
     def title(self, batch_size: int) -> str:
         names = (self.config[group]["name"] for group in ("method", "backbone", "dataset"))
         each = f" a device, one of {self.devices} ({self.strategy})" if self.devices > 1 else ""
         where = "a GPU" if self.setting.target == "cuda" else "the CPU"
         return f"{' / '.join(names)}: batch {batch_size}{each}, {self.setting.precision}, on {where}"
-
-
-def _methods_for(config: Mapping[str, Any], family: str, *, through_backbone: bool = True) -> tuple[str, ...]:
-    """Other methods of a family that are defined on the run's backbone.
-
-    Args:
-        through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
-    """
-    backbone = family_of(config["backbone"])
-    entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
-    found = []
-    for entry in entries:
-        about = entry.content["method"]["about"]
-        fits = entry.family == family and takes(about, backbone)
-        if fits and entry.name != config["method"]["name"] and (through_backbone or not about.get("through_backbone")):
-            found.append(entry.name)
-    return tuple(found)
 
 
 def _setting(config: Mapping[str, Any], target: Target | None) -> Setting:

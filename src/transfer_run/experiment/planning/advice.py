@@ -1,0 +1,132 @@
+"""What would lower the peak: every change is planned as the run is, and what it saves is what the plans differ by.
+
+    the run's plan ──> changes that could save a twentieth of the peak ──> a plan of each ──> + lines, - lines
+
+Nothing is estimated. A change that the method or the backbone refuses is not mentioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transfer_run.backbones.declared import family_of, takes
+from transfer_run.errors import UserError
+from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.composed import Run
+from transfer_run.memory.report import amount
+
+WORTH = 0.05
+"""Share of the peak from which on a saving is worth a line."""
+LEAN = ("lora", "adapter", "bitfit")
+"""Well-known methods that train few weights all over the backbone."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a run's words.
+
+    Attributes:
+        words: as on the command line.
+        run: the run with it.
+        at_most: bytes of what it could touch at the peak.
+        price: what it costs, if not memory.
+    """
+
+    words: str
+    run: Run
+    at_most: int
+    price: str = ""
+
+
+def advise(run: Run, memory: Mapping[str, Any], through_backbone: bool, peak_of: Callable[[Run], int]) -> list[str]:
+    """Lines for the report, what saves most first, then what would not help.
+
+    Args:
+        memory: the run's own plan.
+        through_backbone: does backward visit the backbone's blocks?
+        peak_of: bytes of a changed run; UserError where it cannot be.
+    """
+    peak, paper = int(memory["peak"]), run.config["plan"]["profile"] == "paper"
+    found = []
+    for change in changes(run, memory["by_kind"], through_backbone):
+        if change.at_most < WORTH * peak:
+            continue
+        try:
+            found.append((peak - peak_of(change.run), change))
+        except UserError:
+            continue  # not for this method, or not on this backbone
+    found.sort(key=lambda each: -each[0])
+    lines = []
+    for saved, change in found:
+        needs = amount(peak - saved, paper)
+        if saved >= WORTH * peak:
+            price = f", {change.price}" if change.price else ""
+            lines.append(f"+ {change.words}: {needs}, {amount(saved, paper)} less{price}")
+        else:
+            lines.append(f"- {change.words} would not help: {needs}")
+    return lines
+
+
+def changes(run: Run, kinds: Mapping[str, int], through_backbone: bool) -> Iterator[Change]:
+    """Changes that users try, each with the most that it could save at the peak."""
+    config = run.config
+    hardware, backbone, batch = config["hardware"], config["backbone"], int(config["dataset"]["batch_size"])
+    growing = kinds["activations"] + kinds["inputs"] + kinds["other"]
+    states = kinds["gradients"] + kinds["optimizer"]
+    if batch > 1:
+        half = run.changed(dataset={"batch_size": batch // 2})
+        yield Change(f"dataset.batch_size={batch // 2}", half, growing)
+    if not hardware["activation_checkpointing"]:
+        again = run.changed(hardware={"activation_checkpointing": True})
+        yield Change("hardware.activation_checkpointing=true", again, kinds["activations"], "for more time")
+    for precision in {"32-true": ("bf16-mixed", "bf16-true")}.get(str(hardware["precision"]), ("bf16-true",)):
+        if precision != hardware["precision"]:
+            price = "with trained weights in half precision" if precision == "bf16-true" else ""
+            shorter = run.changed(hardware={"precision": precision})
+            yield Change(f"hardware.precision={precision}", shorter, sum(kinds.values()), price)
+    yield from _kept_smaller(run, kinds, backbone)
+    if not config["trainer"]["grads_to_none"]:
+        yield Change("trainer.grads_to_none=true", run.changed(trainer={"grads_to_none": True}), kinds["gradients"])
+    if config["optimizer"]["name"] != "adafactor":
+        yield Change("optimizer=adafactor", _other(run, "optimizer", "adafactor"), kinds["optimizer"])
+    if config["method"]["about"]["shape"] == "tune" and config["method"]["about"].get("pretrained", True):
+        if through_backbone:
+            for name in _methods(run, "side_tuning", through_backbone=False)[:1]:
+                yield Change(f"method={name}", _other(run, "method", name), kinds["activations"])
+        for name in [name for name in _methods(run, "tuning") if name in LEAN][:1]:
+            yield Change(f"method={name}", _other(run, "method", name), states)
+
+
+def _kept_smaller(run: Run, kinds: Mapping[str, int], backbone: Mapping[str, Any]) -> Iterator[Change]:
+    """The frozen weights in fewer bits, or elsewhere."""
+    weights = kinds["parameters"] + kinds["activations"]  # mixed precision keeps half copies of them
+    if not backbone.get("load"):
+        yield Change("backbone.load=bf16", run.changed(backbone={"load": "bf16"}), weights)
+    if backbone.get("load") in (None, "bf16") and not backbone.get("offload"):
+        yield Change("backbone.load=nf4", run.changed(backbone={"load": "nf4"}), weights, "with 4-bit weights")
+    if not backbone.get("offload"):
+        away = run.changed(backbone={"offload": "cpu"})
+        yield Change("backbone.offload=cpu", away, kinds["parameters"], "for more time")
+
+
+def _other(run: Run, group: str, name: str) -> Run:
+    """The run with another method or optimizer as its file has it; a rate of the optimizer's own goes on."""
+    node = dict(registry.entry(group, name, run.search_path).content[group]) | {"name": name}
+    return replace(run, config={**run.config, group: {**run.config[group], **node} if group == "optimizer" else node})
+
+
+def _methods(run: Run, family: str, *, through_backbone: bool = True) -> list[str]:
+    """Other methods of a family that are defined on the run's backbone.
+
+    Args:
+        through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
+    """
+    backbone, found = family_of(run.config["backbone"]), []
+    for entry in registry.entries("method", run.search_path):
+        about = entry.content["method"]["about"]
+        fits = entry.family == family and takes(about, backbone)
+        if fits and entry.name != run.chosen("method") and (through_backbone or not about.get("through_backbone")):
+            found.append(entry.name)
+    return found
