@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.base import DataModule
+from transfer_run.experiment.config.artifacts import Artifact
 from transfer_run.methods.base import Method
 from transfer_run.methods.form import Form
 
@@ -57,3 +59,12 @@ def test_the_drawing_names_every_room() -> None:
     rooms |= {path.name for path in (source / "experiment").iterdir() if path.is_dir() and path.name[0] != "_"}
     assert len(rooms) > 15
     assert {room for room in rooms if not re.search(rf"\b{room}\b", drawing[1])} == set()
+
+
+def test_every_kind_of_artifact_is_named() -> None:
+    section = PAGE.partition("## Add a kind of artifact")[2].partition("\n## ")[0]
+    kinds = {path.stem for path in (Path(__file__).parents[1] / "configs" / "artifact").glob("*.yaml")}
+    assert len(kinds) > 3
+    assert {kind for kind in kinds if f"`{kind}`" not in section} == set()
+    facts = {field.name for field in fields(Artifact)} - {"kind"}
+    assert {fact for fact in facts if not re.search(rf"^{fact}:", section, re.M)} == set()
