@@ -13,6 +13,7 @@ from datasets import Dataset
 from tests.data.conftest import nodes
 from transfer_run.data.load import build_data
 from transfer_run.data.reading.table import read_files, read_folder, read_hub
+from transfer_run.data.reading.text_tables import Dialect
 from transfer_run.errors import UserError
 from transfer_run.task import Task
 
@@ -42,13 +43,15 @@ def test_formats_hold_the_same_rows(write: Write, tmp_path: Path) -> None:
     write("rows.jsonl", "\n".join(lines))
     write("rows.json", f"[{', '.join(lines)}]")
     for ending in ("parquet", "csv", "tsv", "jsonl", "json"):
-        assert read_files([tmp_path / f"rows.{ending}"]).rows.to_list() == rows, ending
+        as_text = ending in ("csv", "tsv")  # whoever asks for numbers makes them
+        expected = [row | {"label": str(row["label"])} for row in rows] if as_text else rows
+        assert read_files([tmp_path / f"rows.{ending}"]).rows.to_list() == expected, ending
 
 
 def test_quotation_marks_may_mean_themselves(write: Write) -> None:
     file = write("train.tsv", 'text\tlabel\n"open\t1\nplain\t0\n')
-    assert read_files([file], "none").rows["text"][:] == ['"open', "plain"]
-    with pytest.raises(UserError, match="1 fields, the header 2") as caught:
+    assert read_files([file], Dialect(quotes=False)).rows["text"][:] == ['"open', "plain"]
+    with pytest.raises(UserError, match="unexpected end of data") as caught:
         read_files([file])
     assert "quoting=none" in caught.value.remedy
 

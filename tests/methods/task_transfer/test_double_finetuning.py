@@ -148,7 +148,7 @@ class TestMedicalQuestionPairs:
         rows = parsed(tmp_path / "mqp.csv")
         assert [row.label for row in rows] == [1, 0, 0, 1]
         assert rows[0].first == 'How long, in days, is "flu" contagious?'
-        assert {row.doctor for row in rows} == {1, 2}
+        assert {row.doctor for row in rows} == {"1", "2"}
         (tmp_path / "bad.csv").write_text(CSV + "3,only a question,1\n", encoding="utf-8")
         with pytest.raises(UserError, match="3 fields") as caught:
             parsed(tmp_path / "bad.csv")

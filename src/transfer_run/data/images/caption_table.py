@@ -19,6 +19,7 @@ import numpy as np
 
 from transfer_run.data.images.image_text import Captioned
 from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
+from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.errors import UserError
 
@@ -75,7 +76,8 @@ def captioned_splits(dataset: Mapping[str, Any], what: str, items: type[Items]) 
     path = path_of(dataset)
     found = existing(path)
     root = Path(dataset.get(f"{what}_folder") or (found.parent if found.is_file() else found)).expanduser()
-    tables = {"train": read_files([found])} if found.is_file() else read_folder(path, SPLITS)
+    dialect = dialect_of(dataset)
+    tables = {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
     splits = {name: _captioned(table, dataset, what, items, root) for name, table in tables.items()}
     unlabelled = {name: split.images.labels for name, split in splits.items()}
     parts = completed(unlabelled, dataset["split_shares"], str(path))
@@ -86,7 +88,7 @@ def _captioned(table: Table, dataset: Mapping[str, Any], what: str, items: type[
     column, caption = dataset[f"{what}_column"], dataset["caption_column"]
     table.require([column], f"dataset.{what}_column")
     table.require([caption], "dataset.caption_column")
-    table = Table(_undecoded(table.rows, column), table.source, table.numbers)
+    table = replace(table, rows=_undecoded(table.rows, column))
     captions: list[str] = []
     item_of: list[int] = []
     first: list[int] = []

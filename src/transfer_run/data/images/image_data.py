@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.images.augment import build_augment
 from transfer_run.data.images.transform import Transform, image_node
-from transfer_run.data.reading.labels import is_unlabelled
+from transfer_run.data.reading.labels import is_unlabelled, said_of_classes
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError
@@ -126,6 +126,8 @@ class ImageData(DataModule):
             missing = sum(map(is_unlabelled, rows.labels.tolist()))
             if missing:
                 self.notes.append(f"{name}: {missing} of {len(rows.labels)} rows have no label; predicted, not scored")
+        if "train" in self.images:
+            self.notes += said_of_classes(np.asarray(self.images["train"].labels), self.label_names)
         return {name: len(rows.labels) for name, rows in self.images.items()}
 
     def labels(self, split: str) -> np.ndarray:
@@ -204,4 +206,4 @@ def table_images(table: Table, image_column: str | None, label_column: str | Non
     rows = table.rows
     if not isinstance(features[image_column], ImageFeature) or features[image_column].decode:
         rows = rows.cast_column(image_column, ImageFeature(decode=False))
-    return Table(rows, table.source, table.numbers), image_column, label_column
+    return replace(table, rows=rows), image_column, label_column

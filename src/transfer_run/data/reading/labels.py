@@ -37,39 +37,103 @@ def class_labels(
     table.require([column], "dataset.label_column")
     values = table.rows[column][:]
     own = getattr(table.rows.features[column], "names", None)
-    if all(isinstance(v, str) for v in values):
-        known = _names_of(values, names, count)
-        if known is None:
-            values = [_as_number(table, i, column, v) for i, v in enumerate(values)]
-        else:
-            _check_count(table, column, values, known, count)
-            index = {name: number for number, name in enumerate(known)}
-            missing = next((i for i, v in enumerate(values) if v.strip() and v not in index), None)
-            if missing is not None:
-                raise UserError(
-                    f"'{values[missing]}' is none of the {len(known)} labels.",
-                    where=table.locate(missing, column),
-                    nearest=nearest_names(values[missing], known),
-                    remedy="correct the row, or name all labels: dataset.label_names=[...]",
-                )
-            return np.array([index.get(v, UNLABELLED) for v in values]), tuple(known)
-    numbers = np.array([UNLABELLED if v is None or v != v else v for v in values], dtype=float)
-    known = list(names or own or [])
-    if own and set(own) <= set(known) and list(own) != known:  # the data number the same names otherwise
+    if own:
+        return _numbered(table, column, values, list(own), names, count)
+    written = [_written(table, i, column, v, names) for i, v in enumerate(values)]
+    seen = {v for v in written if v.strip()}
+    if seen and all(map(_is_number, seen)) and not (names and not all(map(_is_number, names)) and seen <= set(names)):
+        numbers = np.array([_as_number(table, i, column, v) for i, v in enumerate(written)])
+        return _of_numbers(table, column, numbers, names, count)
+    known = list(names) if names else sorted(seen)
+    _check_count(table, column, written, known, count)
+    index = {name: number for number, name in enumerate(known)}
+    missing = next((i for i, v in enumerate(written) if v.strip() and v not in index), None)
+    if missing is not None:
+        raise _no_label(table, missing, column, written[missing], known)
+    return np.array([index.get(v, UNLABELLED) for v in written], dtype=np.int64), tuple(known)
+
+
+def _numbered(
+    table: Table, column: str, values: list[Any], own: list[str], names: Sequence[str] | None, count: int | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of a column that names its own classes, in the order of `names` where these are given."""
+    numbers = np.array([UNLABELLED if v is None else v for v in values], dtype=float)
+    known = list(names or own)
+    if set(own) <= set(known) and own != known:  # the data number the same names otherwise
         _check_range(table, column, numbers, len(own))
         renumbered = np.array([*(known.index(name) for name in own), UNLABELLED])
         return renumbered[numbers.astype(np.int64)], tuple(known)
-    limit = count or len(known) or int(numbers.max(initial=0)) + 1
-    _check_range(table, column, numbers, limit)
-    return numbers.astype(np.int64), tuple(known or (str(n) for n in range(limit)))
+    _check_range(table, column, numbers, count or len(known))
+    return numbers.astype(np.int64), tuple(known)
 
 
-def _names_of(values: list[str], names: Sequence[str] | None, count: int | None) -> list[str] | None:
-    """The class names in a column of texts; None when the texts are the numbers of named classes."""
-    seen = sorted({v for v in values if v.strip()})
-    if all(_is_number(v) for v in seen) and not set(seen) <= set(names or ()):
-        return None
-    return list(names) if names else seen
+def _of_numbers(
+    table: Table, column: str, numbers: np.ndarray, names: Sequence[str] | None, count: int | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels written as numbers: the values that occur are the classes, unless names or their number say otherwise.
+
+    Names that are numbers are matched with the values, whatever their order; other names, or a number of classes that
+    all values lie below, number the classes from 0.
+    """
+    if names and all(map(_is_number, names)):
+        values = [float(name) for name in names]
+    else:
+        occurring = sorted({float(n) for n in numbers if n != UNLABELLED})
+        limit = count or len(names or ())
+        given = names or not limit or len(occurring) != limit
+        values = [float(n) for n in range(limit)] if limit and given else occurring
+        _check_range(table, column, numbers, int(max(values, default=0)) + 1)
+    index = {float(UNLABELLED): UNLABELLED} | {value: number for number, value in enumerate(values)}
+    known = tuple(names or (str(int(value)) for value in values))
+    missing = next((i for i, n in enumerate(numbers) if float(n) not in index), None)
+    if missing is not None:
+        raise _no_label(table, missing, column, f"{numbers[missing]:g}", known)
+    return np.array([index[float(n)] for n in numbers], dtype=np.int64), known
+
+
+def said_of_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What a user may not expect of the training labels (n,)."""
+    found = np.unique(labels[labels >= 0])
+    if len(found) == 1:
+        return [f"train: every row has the label '{names[int(found[0])]}': nothing can be learned from it"]
+    return []
+
+
+def _no_label(table: Table, row: int, column: str, value: str, known: Sequence[str]) -> UserError:
+    return UserError(
+        f"'{shortened(value)}' is none of the {len(known)} labels.",
+        where=table.locate(row, column),
+        nearest=nearest_names(value, known),
+        remedy="correct the row, or name all labels: dataset.label_names=[...]",
+    )
+
+
+def shortened(value: Any, most: int = 300) -> str:
+    """A value as a message shows it."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def _written(table: Table, row: int, column: str, value: Any, names: Sequence[str] | None) -> str:
+    """A label as text; empty where there is none.
+
+    Raises:
+        UserError: a list, an object, a date or bytes.
+    """
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return str(value) if not names or str(value) in names else str(int(value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, str | int):
+        return str(value)
+    several = "; several labels a row are not trained on" if isinstance(value, list) else ""
+    raise UserError(
+        f"A label is a word or a number, not {shortened(value, 60)} ({type(value).__name__}){several}.",
+        where=table.locate(row, column),
+        remedy="write one word or number a row, or name another column: dataset.label_column=...",
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -96,11 +160,16 @@ def _as_number(table: Table, row: int, column: str, value: str) -> float:
     if not value.strip():
         return UNLABELLED
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         raise UserError(
-            f"'{value}' is no number.", where=table.locate(row, column), remedy="correct the row, or leave it empty"
-        ) from None
+            f"'{shortened(value)}' is no number.",
+            where=table.locate(row, column),
+            remedy="correct the row, or leave it empty",
+        )
+    return number
 
 
 def _check_range(table: Table, column: str, numbers: np.ndarray, limit: int) -> None:
@@ -126,17 +195,29 @@ def value_labels(table: Table, column: str, unlabelled: float | None = None) -> 
     for i, value in enumerate(values):
         if isinstance(value, str):
             value = _as_number(table, i, column, value) if value.strip() else None
+        elif value is not None and (not isinstance(value, int | float) or math.isinf(value)):
+            raise UserError(
+                f"{shortened(value, 60)} is no finite number.",
+                where=table.locate(i, column),
+                remedy="correct the row, or leave it empty",
+            )
         if value is not None and value != unlabelled:
             numbers[i] = value
     return numbers
 
 
 def check_texts(table: Table, columns: Sequence[str]) -> None:
-    """Every row has a text in each of `columns`."""
+    """Every row has a text, or a number, in each of `columns`."""
     table.require(columns, "dataset.text_columns")
     for column in columns:
-        empty = next((i for i, value in enumerate(table.rows[column]) if value is None), None)
-        if empty is not None:
-            raise UserError(
-                "A row has no text.", where=table.locate(empty, column), remedy="fill it in, or take the row out"
-            )
+        for row, value in enumerate(table.rows[column]):
+            if value is None:
+                raise UserError(
+                    "A row has no text.", where=table.locate(row, column), remedy="fill it in, or take the row out"
+                )
+            if not isinstance(value, str | int | float):
+                raise UserError(
+                    f"A text is expected, not {shortened(value, 60)} ({type(value).__name__}).",
+                    where=table.locate(row, column),
+                    remedy="write it as one text, or name another column: dataset.text_columns=[...]",
+                )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
+from transfer_run.data.reading.pictures import is_leftover
+from transfer_run.data.reading.text_tables import Dialect, kind_of, read_text_table, stem_of
 from transfer_run.errors import UserError, nearest_names
 
 FORMATS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt")
+PLAIN = Dialect()
 _ALIASES = {"validation": ("validation", "val", "valid", "dev")}
 
 
@@ -26,17 +29,19 @@ class Table:
         rows: a `datasets.Dataset`.
         source: the file or hub data set that the rows stand in.
         numbers: row numbers in `source`, counted from 1 (a header is not counted).
+        notes: what a user may not expect of how it was read.
     """
 
     rows: Any
     source: str
     numbers: np.ndarray = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def select(self, indices: Sequence[int]) -> Table:
-        return Table(self.rows.select(indices), self.source, self.numbers[np.asarray(indices, dtype=int)])
+        return replace(self, rows=self.rows.select(indices), numbers=self.numbers[np.asarray(indices, dtype=int)])
 
     def locate(self, index: int, column: str) -> str:
         """Where a value stands, for an error's `where`."""
@@ -48,30 +53,43 @@ class Table:
             if column not in self.rows.column_names:
                 raise UserError(
                     f"The data have no column '{column}'.",
-                    where=f"{self.source}, which has the columns {', '.join(self.rows.column_names)}",
+                    where=f"{self.source}, which has the columns {_shown(self.rows.column_names)}",
                     nearest=nearest_names(column, self.rows.column_names),
                     remedy=f"name the right column: {key}=...",
                 )
 
 
-def table_of(rows: Any, source: str) -> Table:
+def _shown(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:60] for name in names[:most]) + more
+
+
+def table_of(rows: Any, source: str, notes: Sequence[str] = ()) -> Table:
     """A table of all rows of a `datasets.Dataset`; an empty one is refused."""
     if len(rows) == 0:
         raise UserError("A split has no rows.", where=source, remedy="give it rows, or leave the file out")
-    return Table(rows, source, np.arange(1, len(rows) + 1))
+    return Table(rows, source, np.arange(1, len(rows) + 1), tuple(notes))
 
 
-def read_folder(path: str, splits: Sequence[str], quoting: str = "standard") -> dict[str, Table]:
-    """The splits found in a folder of files named by split (`train.parquet`, `dev.tsv`, `test-00000-of-00002.csv`).
+def is_table(path: Path) -> bool:
+    """Is this a table by its name, and no leftover of an archive?"""
+    return kind_of(path) in FORMATS and not is_leftover(path.name)
+
+
+def read_folder(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> dict[str, Table]:
+    """The splits found in a folder of files named by split (`train.parquet`, `Dev.tsv`, `test-00000-of-00002.csv.gz`).
 
     Args:
         path: the folder; files may also stand in its sub-folder `data`.
         splits: wanted names, such as `train`, `validation`, `validation_matched`; missing ones are left out.
-        quoting: `standard`, or `none` for files (GLUE's own .tsv) in which a quotation mark means itself.
+
+    Raises:
+        UserError: no such file, several that cannot be meant together, or a part that is missing.
     """
     folder = existing(path)
-    files = [f for d in (folder, folder / "data") if d.is_dir() for f in sorted(d.iterdir()) if f.suffix in FORMATS]
-    found = {name: [f for f in files if _is_split(f.stem, name, splits)] for name in splits}
+    inside = (folder, folder / "data")
+    files = [f for d in inside if d.is_dir() for f in sorted(d.iterdir()) if f.is_file() and is_table(f)]
+    found = {name: [f for f in files if _is_split(stem_of(f), name, splits)] for name in splits}
     if not any(found.values()):
         raise UserError(
             f"The folder holds no file named after a split ({', '.join(splits)}).",
@@ -79,7 +97,34 @@ def read_folder(path: str, splits: Sequence[str], quoting: str = "standard") -> 
             nearest=sorted(f.name for f in folder.iterdir())[:3],
             remedy=f"name the files train, validation and test, with one of the endings {', '.join(FORMATS)}",
         )
-    return {name: read_files(shards, quoting) for name, shards in found.items() if shards}
+    for name, parts in found.items():
+        _check_parts(name, parts)
+    read = {name: read_files(parts, dialect) for name, parts in found.items() if parts}
+    others = [f.name for f in files if not any(f in parts for parts in found.values())]
+    if others:
+        first = next(iter(read))
+        read[first] = replace(read[first], notes=(*read[first].notes, f"{_shown(others)}: no split, left out"))
+    return read
+
+
+def _check_parts(name: str, files: Sequence[Path]) -> None:
+    """Several files of a split are its numbered parts, of one kind, all of them there."""
+    if len(files) < 2 and not any(_PARTS.search(stem_of(file)) for file in files):
+        return
+    named = {(_NUMBERED.sub("", stem_of(file)), file.parent, kind_of(file)) for file in files}
+    if len(named) > 1:
+        raise UserError(
+            f"The split '{name}' stands in several files that are not numbered parts of one.",
+            where=f"{files[0].parent}: {_shown([f.name for f in files])}",
+            remedy="leave the right one, or number parts of one kind: train-00000-of-00002.csv",
+        )
+    for file in files:
+        if (counted := _PARTS.search(stem_of(file))) and len(files) != int(counted[1]):
+            raise UserError(
+                f"{file.name} is one of {int(counted[1])} parts, of which {len(files)} are there.",
+                where=str(file.parent),
+                remedy="add the missing parts, or rename the file",
+            )
 
 
 def path_of(dataset: Mapping[str, Any]) -> str:
@@ -108,111 +153,60 @@ def existing(path: str) -> Path:
     return found
 
 
+_NUMBERED = re.compile(r"[-_.]?(?:part|shard)?[-_.]?\d+(?:[-_.]of[-_.]\d+)?$", re.IGNORECASE)
+_PARTS = re.compile(r"[-_.]of[-_.](\d+)$", re.IGNORECASE)
+
+
 def _is_split(stem: str, name: str, splits: Sequence[str]) -> bool:
-    """Does a file's stem stand for split `name`? The longest split name that fits decides."""
-
-    def fits(split: str) -> bool:
-        names = _ALIASES.get(split, (split,))
-        return any(stem == n or stem.startswith((f"{n}-", f"{n}_", f"{n}.")) for n in names)
-
-    fitting = [split for split in splits if fits(split)]
-    return name == max(fitting, key=len, default=None)
+    """Does a file's stem, in any case, stand for split `name` or a numbered part of it?"""
+    stem = stem.lower()
+    plain = (
+        stem if any(stem == n for split in splits for n in _ALIASES.get(split, (split,))) else _NUMBERED.sub("", stem)
+    )
+    return plain in _ALIASES.get(name, (name,))
 
 
-def read_files(files: Sequence[Path], quoting: str = "standard") -> Table:
-    """One table of one or more files (shards) of the same format."""
+def read_files(files: Sequence[Path], dialect: Dialect = PLAIN) -> Table:
+    """One table of one or more files (parts) of the same format."""
     from datasets import Dataset, concatenate_datasets
 
-    tables = [(f, _read_file(f, quoting)) for f in files]
+    for file in files:
+        if kind_of(file) not in FORMATS:
+            raise UserError(
+                f"Files that end in '{file.suffix}' cannot be read.",
+                where=str(existing(str(file))),
+                remedy=f"use one of {', '.join(FORMATS)}, or one of them compressed (.gz, .bz2, .xz)",
+            )
+        if existing(str(file)).stat().st_size == 0:
+            raise UserError("The file is empty.", where=str(file), remedy="give it rows, or leave the file out")
     source = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    rows: Dataset = tables[0][1] if len(tables) == 1 else concatenate_datasets([t for _, t in tables])
-    return table_of(rows, source)
+    if kind_of(files[0]) != ".parquet":
+        rows, notes = read_text_table(files, dialect)
+        return table_of(Dataset(rows, fingerprint=token_hex(8)), source, notes)
+    tables = [_parquet(file) for file in files]
+    try:
+        whole = tables[0] if len(tables) == 1 else concatenate_datasets(tables)
+    except ValueError as error:
+        what = f"Parts of a split have other columns or types: {str(error).splitlines()[0]}"
+        raise UserError(what, where=source, remedy="give all parts the same columns") from error
+    return table_of(whole, source)
 
 
-def _read_file(file: Path, quoting: str) -> Any:
+def _parquet(file: Path) -> Any:
     import datasets
     from datasets import Dataset
 
-    none = {"quoting": csv.QUOTE_NONE} if quoting == "none" else {}
-    # Texts such as "NA" or "null" are words: nothing is taken for a missing value.
-    table = {"na_filter": False, "keep_default_na": False} | none
-    readers: dict[str, Callable[[], Any]] = {
-        ".parquet": lambda: Dataset.from_parquet(str(file)),
-        ".csv": lambda: Dataset.from_csv(str(file), **table),
-        ".tsv": lambda: Dataset.from_csv(str(file), sep="\t", **table),
-        ".json": lambda: Dataset.from_json(str(file)),
-        ".jsonl": lambda: Dataset.from_json(str(file)),
-        ".txt": lambda: Dataset.from_text(str(file)),
-    }
-    if file.suffix not in readers:
-        raise UserError(
-            f"Files that end in '{file.suffix}' cannot be read.",
-            where=str(existing(str(file))),
-            remedy=f"use one of {', '.join(FORMATS)}",
-        )
-    if existing(str(file)).stat().st_size == 0:
-        raise UserError("The file is empty.", where=str(file), remedy="give it rows, or leave the file out")
-    if file.suffix in (".csv", ".tsv"):
-        _check_fields(file, "\t" if file.suffix == ".tsv" else ",", none)
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
-        return readers[file.suffix]()
+        return Dataset.from_parquet(str(file))
     except Exception as error:
-        if file.suffix in (".json", ".jsonl"):
-            _check_json(file)
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"The file cannot be read: {reason}", where=str(file), remedy="repair the file") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
         datasets.enable_progress_bars()
-
-
-def _check_fields(file: Path, delimiter: str, dialect: dict[str, Any]) -> None:
-    """Every row has as many fields as the header; the reader would fill short rows up in silence."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, **dialect)
-        row = 0
-        try:
-            header = next(reader)
-            for row, fields in enumerate(reader, 1):
-                if fields and len(fields) != len(header):
-                    column = header[min(len(fields), len(header)) - 1]
-                    raise UserError(
-                        f"A row has {len(fields)} fields, the header {len(header)}.",
-                        where=f"{file}, row {row} (ends at line {reader.line_num}), column '{column}'",
-                        remedy="repair the row; dataset.quoting=none takes quotation marks as they stand",
-                    )
-            if row == 0:
-                raise UserError(
-                    "The file holds a header, but no rows.",
-                    where=str(file),
-                    remedy="give it rows, or leave the file out",
-                )
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(
-                f"A row cannot be read: {error}",
-                where=f"{file}, row {row + 1} (after line {reader.line_num}), column '{header[0] if row else '?'}'",
-                remedy="save the file as UTF-8 with the delimiter that its ending promises",
-            ) from error
-
-
-def _check_json(file: Path) -> None:
-    """Name the first line that is no JSON object, if the file has one object a line."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if text.lstrip().startswith("["):
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            if line.strip() and not isinstance(json.loads(line), dict):
-                raise ValueError("not an object of columns")
-        except ValueError as error:
-            raise UserError(
-                f"A row cannot be read: {error}",
-                where=f"{file}, row {number}, column ?",
-                remedy='write one object a line: {"column": value, ...}',
-            ) from error
 
 
 def read_hub(name: str, config: str | None, revision: str | None, splits: Sequence[str]) -> dict[str, Table]:

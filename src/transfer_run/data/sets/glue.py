@@ -9,7 +9,8 @@ import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
-from transfer_run.data.reading.table import FORMATS, Table, existing, read_folder, read_hub
+from transfer_run.data.reading.table import Table, existing, is_table, read_folder, read_hub
+from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import shuffled
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
@@ -46,9 +47,9 @@ class Glue(TextData):
         if not path:
             return read_hub(self.dataset["hub"], task, self.dataset["revision"], wanted)
         folder: Path = existing(path)
-        if (folder / task).is_dir() and not any(f.suffix in FORMATS for f in folder.iterdir()):
+        if (folder / task).is_dir() and not any(map(is_table, folder.iterdir())):
             folder = folder / task
-        return read_folder(str(folder), wanted, self.dataset["quoting"])
+        return read_folder(str(folder), wanted, dialect_of(self.dataset))
 
     def _as_in_lst(self, task: str, tables: dict[str, Table]) -> dict[str, Table]:
         if task == "mnli":

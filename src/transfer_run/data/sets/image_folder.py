@@ -10,8 +10,9 @@ import numpy as np
 
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
 from transfer_run.data.reading.labels import class_labels
-from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, is_leftover, pictures_below, said_of
-from transfer_run.data.reading.table import FORMATS, Table, existing, path_of, read_files, read_folder
+from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, pictures_below, said_of
+from transfer_run.data.reading.table import FORMATS, Table, existing, is_table, path_of, read_files, read_folder
+from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Task
@@ -32,7 +33,8 @@ class ImageFolder(ImageData):
     @property
     def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
-        if self.dataset.get("num_labels") is None and not self.dataset.get("label_names"):
+        found = self._names or self.dataset.get("label_names")
+        if self.dataset.get("num_labels") is None and not found:
             self.setup()
         names = list(self._names or self.dataset.get("label_names") or ()) or None
         return self.describe({**self.dataset, "label_names": names}, self.backbone)
@@ -46,19 +48,21 @@ class ImageFolder(ImageData):
     def found_images(self, folder: Path) -> dict[str, ImageRows]:
         """The splits that stand in `folder`, under the names that they have there."""
         if folder.is_file():
-            return {"train": self._of_table(read_files([folder]), folder.parent)}
+            return {"train": self._of_table(read_files([folder], dialect_of(self.dataset)), folder.parent)}
         splits = split_folders(folder)
         if splits:
             others = [path.name for path in folders_in(folder) if path not in splits.values()]
             if others:
                 self.notes.append(f"{folder}: {', '.join(others)} beside the splits' folders: left out")
             return self._of_folders(splits)
-        if any(file.suffix in FORMATS for file in folder.iterdir() if not is_leftover(file.name)):
-            return {name: self._of_table(t, folder) for name, t in read_folder(str(folder), SPLITS).items()}
+        if any(file.is_file() and is_table(file) for file in folder.iterdir()):
+            tables = read_folder(str(folder), SPLITS, dialect_of(self.dataset))
+            return {name: self._of_table(table, folder) for name, table in tables.items()}
         return self._of_folders({"train": folder})
 
     def _of_table(self, table: Table, root: Path = Path()) -> ImageRows:
         table, image, label = table_images(table, self.dataset.get("image_column"), self.dataset.get("label_column"))
+        self.notes += table.notes
         names = self._names or self.dataset.get("label_names")
         labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels") or None)
         return TableImages(table, image, labels, root)

@@ -6,15 +6,15 @@ much the same words.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from transfer_run.data.reading.labels import check_texts, class_labels
 from transfer_run.data.reading.table import Table, existing, read_folder, read_hub, table_of
+from transfer_run.data.reading.text_tables import headerless
 from transfer_run.data.rows.splits import SPLITS, shuffled
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
@@ -27,7 +27,7 @@ FIELDS = ("dr_id", "question_1", "question_2", "label")
 class Row:
     """One line of the data's own file."""
 
-    doctor: int
+    doctor: str
     first: str
     second: str
     label: int
@@ -63,7 +63,7 @@ class MedicalQuestionPairs(TextData):
         loaded = read_hub(self.dataset["hub"], None, self.dataset["revision"], ["train"])["train"]
         names = dict(zip(FIELDS, ("doctor", *columns, "label"), strict=True))
         known = {old: new for old, new in names.items() if old in loaded.rows.column_names}
-        return {"train": Table(loaded.rows.rename_columns(known), loaded.source, loaded.numbers)}
+        return {"train": replace(loaded, rows=loaded.rows.rename_columns(known))}
 
     def _share(self, train: Table, question: str) -> Table:
         """`dataset.train_fraction` of the original questions of the training split."""
@@ -85,18 +85,16 @@ def parsed(file: Path) -> list[Row]:
     Raises:
         UserError: a row has other than four fields, or a label that is neither 0 nor 1.
     """
-    found = []
-    with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.reader(lines)
-        for number, fields in enumerate(reader, 1):
-            if len(fields) != len(FIELDS) or fields[3].strip() not in ("0", "1"):
-                raise UserError(
-                    f"A row of {len(fields)} fields is not doctor, question, question, 0 or 1.",
-                    where=f"{file}, row {number} (ends at line {reader.line_num})",
-                    remedy="give the file as it is published, or a folder of files named train, validation, test",
-                )
-            found.append(Row(int(fields[0]), fields[1], fields[2], int(fields[3])))
-    return found
+    table = headerless(file, FIELDS)
+    wrong = next((i for i, label in enumerate(table["label"].to_pylist()) if label.strip() not in ("0", "1")), None)
+    if wrong is not None:
+        raise UserError(
+            f"The label is {table['label'][wrong].as_py()!r}, neither 0 nor 1.",
+            where=f"{file}, row {wrong + 1}, column 'label'",
+            remedy="give the file as it is published, or a folder of files named train, validation, test",
+        )
+    fields = zip(*(table[name].to_pylist() for name in FIELDS), strict=True)
+    return [Row(doctor, first, second, int(label)) for doctor, first, second, label in fields]
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str], source: str) -> Table:

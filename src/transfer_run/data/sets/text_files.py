@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from transfer_run.data.asked import asked
-from transfer_run.data.reading.labels import check_texts, class_labels, value_labels
+from transfer_run.data.reading.labels import UNLABELLED, check_texts, class_labels, value_labels
 from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
+from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
 from transfer_run.task import Task
+
+NOTHING: dict[str, float | None] = {"classification": UNLABELLED, "regression": math.nan, "text_to_text": None}
+"""What a row without a label has in its place: a test may be to predict alone."""
 
 
 class TextFiles(TextData):
@@ -41,15 +46,21 @@ class TextFiles(TextData):
         return self._names or super().label_names
 
     def read_rows(self) -> dict[str, TextRows]:
-        rows = {name: self._rows(table) for name, table in split_tables(self.dataset).items()}
+        tables = split_tables(self.dataset)
+        self.notes += [note for table in tables.values() for note in table.notes]
+        rows = {name: self._rows(table, name) for name, table in tables.items()}
         strata = {name: self._strata(rows[name]) for name in rows}
         parts = completed(strata, self.dataset["split_shares"], path_of(self.dataset))
         return {name: _chosen(rows[source], picked) for name, (source, picked) in parts.items()}
 
-    def _rows(self, table: Table) -> TextRows:
+    def _rows(self, table: Table, split: str) -> TextRows:
         columns, label, row = list(self.dataset["text_columns"]), self.dataset["label_column"], asked(self.dataset)
         check_texts(table, columns)
         rows = table.rows.select_columns(columns)
+        if split == "test" and label not in table.rows.column_names and self.dataset["form"] in NOTHING:
+            self.notes.append(f"test: there is no column '{label}'")
+            nothing = NOTHING[self.dataset["form"]]
+            return TextRows(rows, [None] * len(table) if nothing is None else np.full(len(table), nothing))
         if row.classes:
             names = self._names or self.dataset.get("label_names")
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
@@ -67,9 +78,9 @@ class TextFiles(TextData):
 
 def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:
     """The tables that `dataset.path` holds, by split; one file alone is `train`."""
-    path, quoting = path_of(dataset), dataset["quoting"]
+    path, dialect = path_of(dataset), dialect_of(dataset)
     found = existing(path)
-    return {"train": read_files([found], quoting)} if found.is_file() else read_folder(path, SPLITS, quoting)
+    return {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
 
 
 def _chosen(rows: TextRows, picked: list[int]) -> TextRows:

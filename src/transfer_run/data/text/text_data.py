@@ -12,7 +12,7 @@ import torch
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
-from transfer_run.data.reading.labels import is_unlabelled
+from transfer_run.data.reading.labels import is_unlabelled, said_of_classes
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
@@ -82,6 +82,8 @@ class TextData(DataModule):
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
             if missing:
                 self.notes.append(f"{name}: {missing} of {len(split)} rows have no label; predicted, not scored")
+        if "train" in rows and self.dataset["form"] == "classification":
+            self.notes += said_of_classes(np.asarray(rows["train"].labels), self.label_names)
         return {name: len(encoder) for name, encoder in self.encoders.items()}
 
     def _encoder(self, rows: TextRows) -> Encoder:
