@@ -17,9 +17,6 @@ from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
 from transfer_run.task import Task
 
-NOTHING: dict[str, float | None] = {"classification": UNLABELLED, "regression": math.nan, "text_to_text": None}
-"""What a row without a label has in its place: a test may be to predict alone."""
-
 
 class TextFiles(TextData):
     """`dataset.path` is one file, or a folder of files named train, validation, test.
@@ -57,10 +54,10 @@ class TextFiles(TextData):
         columns, label, row = list(self.dataset["text_columns"]), self.dataset["label_column"], asked(self.dataset)
         check_texts(table, columns)
         rows = table.rows.select_columns(columns)
-        if split == "test" and label not in table.rows.column_names and self.dataset["form"] in NOTHING:
+        if split == "test" and not row.running and label not in table.rows.column_names:
             self.notes.append(f"test: there is no column '{label}'")
-            nothing = NOTHING[self.dataset["form"]]
-            return TextRows(rows, [None] * len(table) if nothing is None else np.full(len(table), nothing))
+            nothing = UNLABELLED if row.classes else math.nan
+            return TextRows(rows, np.full(len(table), nothing) if row.labelled else [None] * len(table))
         if row.classes:
             names = self._names or self.dataset.get("label_names")
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))

@@ -82,7 +82,7 @@ class TextData(DataModule):
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
             if missing:
                 self.notes.append(f"{name}: {missing} of {len(split)} rows have no label; predicted, not scored")
-        if "train" in rows and self.dataset["form"] == "classification":
+        if "train" in rows and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(rows["train"].labels), self.label_names)
         return {name: len(encoder) for name, encoder in self.encoders.items()}
 
