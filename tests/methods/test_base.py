@@ -46,3 +46,16 @@ def test_more_padding_changes_no_answer(name: str) -> None:
     method, batch = plain(name, "classification"), small.batch(name, "classification")
     longer = {key: F.pad(batch[key], (0, 3)) for key in ("input_ids", "attention_mask")} | {"labels": batch["labels"]}
     torch.testing.assert_close(method(longer), method(batch))
+
+
+def test_methods_on_one_backbone_keep_their_own_heads() -> None:
+    """Neither the backbone nor another method on it changes; a plain view has the same weights, head included."""
+    backbone = small.backbone("bert")
+    before = backbone.head
+    first, second = (Method(backbone, small.task("bert", form)) for form in ("classification", "regression"))
+    assert backbone.head is before
+    assert (first.backbone.head.out_features, second.backbone.head.out_features) == (small.CLASSES, 1)
+    assert first.backbone.model is second.backbone.model is backbone.model
+    plain_view = first.plain()
+    assert {n: id(p) for n, p in plain_view.named_parameters()} == {n: id(p) for n, p in first.named_parameters()}
+    assert "backbone.head.weight" in first.state_dict()
