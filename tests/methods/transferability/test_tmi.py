@@ -259,6 +259,7 @@ def test_finished_runs_from_the_same_weights_are_the_reference(context: Context,
     finished(beside / "full-vit_tiny-1", model.provenance["checksum"], 0.9)
     finished(beside / "full-cnn_tiny-1", cnn, 0.7)
     finished(beside / "full-cnn_tiny-2", "of other weights", 0.99)
+    context.found = {"tuned": sorted(beside.glob("full-*"))}
     named = finished(beside.parent / "elsewhere", cnn, 0.8, method="linear_probe")
     settings: dict[str, Any] = {"pool": ["cnn_tiny"], "scores": ["lfc"]}
     assert carried_out(context, model, **settings)["reference"] == {"vit_tiny": 0.9, "cnn_tiny": 0.7}
