@@ -78,7 +78,7 @@ def test_at_most_two_blocks_are_there() -> None:
     stream = made.backbone.stream
     assert stream is not None
     sizes: list[int] = []
-    homes = {id(t) for t in stream.homes()}
+    homes = {id(t) for t in stream.host_tensors()}
     for block in made.backbone.blocks("image"):
 
         def look(module: nn.Module, inputs: Any) -> None:
@@ -89,7 +89,7 @@ def test_at_most_two_blocks_are_there() -> None:
     with torch.no_grad():
         made(batch)
     assert sizes == [2] * (len(sizes) - 1) + [1]
-    assert homes == {id(t) for t in stream.homes()}
+    assert homes == {id(t) for t in stream.host_tensors()}
 
 
 def test_streamed_blocks_stay_at_home() -> None:
@@ -102,12 +102,12 @@ def test_streamed_blocks_stay_at_home() -> None:
     move = lambda t: t.detach().as_subclass(Elsewhere)  # noqa: E731
     stream = made.backbone.stream
     assert stream is not None
-    homes = [id(t.untyped_storage()._cdata) for t in stream.homes()]
+    homes = [id(t.untyped_storage()._cdata) for t in stream.host_tensors()]
     made.double()
-    assert {t.dtype for t in stream.homes() if t.is_floating_point()} == {torch.float64}
+    assert {t.dtype for t in stream.host_tensors() if t.is_floating_point()} == {torch.float64}
     made.backbone._apply(move)
-    assert len(homes) == len(stream.homes())
-    assert not any(isinstance(t.data, Elsewhere) for t in stream.homes())
+    assert len(homes) == len(stream.host_tensors())
+    assert not any(isinstance(t.data, Elsewhere) for t in stream.host_tensors())
 
 
 @pytest.mark.long

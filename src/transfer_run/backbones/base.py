@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.declared import HAS
 from transfer_run.backbones.precise import in_half, precise, restore
-from transfer_run.backbones.stream import BlockStream, staying
+from transfer_run.backbones.stream import BlockStream, all_but_streamed
 from transfer_run.backbones.taps.replay import Replay
 from transfer_run.backbones.weights.checkpoints import save_timm
 from transfer_run.errors import UserError
@@ -255,23 +255,23 @@ class Backbone(nn.Module, ABC):
             context = dict(state.context)
 
             def block(hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-                after = self._brought(replace(state, hidden=hidden, context=dict(context)))
+                after = self._step_on_device(replace(state, hidden=hidden, context=dict(context)))
                 return after.hidden, after.context
 
             hidden, after = checkpoint(block, state.hidden, use_reentrant=False)
             return replace(state, hidden=hidden, index=state.index + 1, context=after)
-        return replace(self._brought(state), index=state.index + 1)
+        return replace(self._step_on_device(state), index=state.index + 1)
 
-    def _brought(self, state: State) -> State:
+    def _step_on_device(self, state: State) -> State:
         if self.stream is None or self.stream.differentiated(state.stack, state.index):
             return self._step(state)
-        with self.stream.there((state.stack, state.index), state.hidden.device):
+        with self.stream.on_device((state.stack, state.index), state.hidden.device):
             return self._step(state)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
         """Streamed blocks stay in CPU memory, wherever the rest is moved; what needs its type keeps it."""
         kept = list(precise(self))
-        super()._apply(fn if self.stream is None else staying(self.stream, fn), recurse)
+        super()._apply(fn if self.stream is None else all_but_streamed(self.stream, fn), recurse)
         restore(kept)
         return self
 

@@ -20,7 +20,7 @@ from transfer_run.data.asked import asked
 from transfer_run.data.loss import with_loss
 from transfer_run.data.rows.beside import Beside
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
-from transfer_run.data.rows.subset import Rows, read_kept_rows
+from transfer_run.data.rows.subset import Rows, read_subset
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Batch, BatchSpec, Task
 
@@ -49,7 +49,7 @@ class DataModule(ABC):
         self.notes: list[str] = []
         """What a user should know of the data (unlabelled rows, cut texts), for the log."""
         self._sizes: dict[str, int] | None = None
-        self.kept: dict[str, Rows] = {}
+        self.subset: dict[str, Rows] = {}
         """Rows of the whole split that are read (`dataset.rows`); a split that is not named is whole."""
 
     # ---- from the configs alone
@@ -151,10 +151,10 @@ class DataModule(ABC):
         if self._sizes is None:
             self._sizes = self.read()
             if self.dataset.get("rows"):
-                self.kept = read_kept_rows(
+                self.subset = read_subset(
                     str(self.dataset["rows"]), str(self.dataset["name"]), self.label_names, self._sizes
                 )
-                self._sizes |= {split: len(rows) for split, rows in self.kept.items()}
+                self._sizes |= {split: len(rows) for split, rows in self.subset.items()}
             empty = [name for name, size in self._sizes.items() if size == 0]
             if empty:
                 raise UserError(
@@ -263,7 +263,7 @@ class Split(Sequence[Example]):
 
     def draw(self, draw: Draw) -> Example:
         """One row as a loader reads it; of a part of the split, row i is the i-th one that was kept."""
-        kept = self.data.kept.get(self.name)
+        kept = self.data.subset.get(self.name)
         return self.data.example(self.name, draw if kept is None else draw._replace(row=int(kept[draw.row])))
 
     def augmented(self, draw: Draw) -> Example:

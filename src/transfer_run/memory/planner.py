@@ -161,9 +161,9 @@ class Rehearsal:
         """Blocks that stay in CPU memory are no part of a GPU's; the copies of those that run are."""
         stream = getattr(getattr(self.method, "backbone", None), "stream", None)
         if stream is not None:
-            stream.noted = lambda copies: self.tracker.hold(copies, "parameters")
+            stream.on_copies = lambda copies: self.tracker.hold(copies, "parameters")
             if self.setting.target == "cuda":
-                self.tracker.forget(stream.homes())
+                self.tracker.forget(stream.host_tensors())
 
     # ---- the steps
     def _train_step(self, batch: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.data.rows.subset import digest, read_kept_rows, write_kept_rows
+from transfer_run.data.rows.subset import digest, read_subset, write_subset
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.identity import identity
@@ -29,7 +29,7 @@ def digits(rows: Path | None = None, **changes: Any) -> DataModule:
 
 def whole_rows(folder: Path, data: DataModule, **rows: list[int]) -> Path:
     kept = {split: np.asarray(kept) for split, kept in rows.items()}
-    return write_kept_rows(folder, "digits", data.label_names, data.sizes, kept)
+    return write_subset(folder, "digits", data.label_names, data.sizes, kept)
 
 
 def test_only_the_kept_rows_are_read_under_their_labels(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_rows_of_another_data_set_are_refused(tmp_path: Path) -> None:
 def test_a_wrong_file_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "rows.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        read_kept_rows(str(tmp_path), "digits", [], {"train": 5})
+        read_subset(str(tmp_path), "digits", [], {"train": 5})
 
 
 def test_a_file_by_hand_needs_rows_alone(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"rows": {"train": [4, 1]}}), encoding="utf-8")
-    assert read_kept_rows(str(file), "digits", [], {"train": 5, "test": 2})["train"].tolist() == [4, 1]
+    assert read_subset(str(file), "digits", [], {"train": 5, "test": 2})["train"].tolist() == [4, 1]
 
 
 def test_an_empty_split_and_a_missing_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.methods.distillation.models import BERT, TASK, bert, distiller, image
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.distillation.objectives.critics import Critic
-from transfer_run.methods.distillation.teachers.observe import attention_map, observe
+from transfer_run.methods.distillation.teachers.activations import attention_map, collect_activations
 from transfer_run.methods.tuning.full import Full
 from transfer_run.task import Task
 
@@ -147,7 +147,7 @@ def test_the_last_small_batch_of_an_epoch_has_no_bound() -> None:
 
 def test_layer_zero_is_the_embedding_and_the_last_is_the_last_block() -> None:
     student, batch = Full(bert(1), TASK).eval(), text()
-    seen = observe(student, batch, layers=range(5))
+    seen = collect_activations(student, batch, layers=range(5))
     inner = student.backbone.model
     theirs = inner(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
     real = batch["attention_mask"].bool()
@@ -158,7 +158,7 @@ def test_layer_zero_is_the_embedding_and_the_last_is_the_last_block() -> None:
 
 def test_attention_maps_are_those_of_the_library() -> None:
     method, batch = Full(bert(1), TASK).eval(), text()
-    seen = observe(method, batch, feature="attention", layers=range(4))
+    seen = collect_activations(method, batch, feature="attention", layers=range(4))
     method.backbone.set_attention("eager")
     theirs = method.backbone.model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_attentions=True

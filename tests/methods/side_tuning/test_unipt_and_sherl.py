@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.methods.side_tuning import models
 from tests.methods.side_tuning.parallel_models import EXTRA, NAMES, batch, tracked, tuned
 from transfer_run.errors import UserError
-from transfer_run.methods.side_tuning.parallel.tap_tuning import PARTS, TapTuning, narrowed, recomputed
+from transfer_run.methods.side_tuning.parallel.tap_tuning import PARTS, TapTuning, in_autocast_dtype, recomputed
 from transfer_run.methods.side_tuning.sherl import SHERL
 from transfer_run.methods.side_tuning.unipt import UniPT
 
@@ -53,8 +53,8 @@ def test_taps_carry_no_gradient_and_are_handed_on(kind: type[TapTuning], name: s
     assert not any(tap.requires_grad for tap in taps.values())
     assert taps[last.index] is last.hidden
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert narrowed(torch.ones(2)).dtype == torch.bfloat16
-        assert narrowed(taps[1]).dtype == torch.float64
+        assert in_autocast_dtype(torch.ones(2)).dtype == torch.bfloat16
+        assert in_autocast_dtype(taps[1]).dtype == torch.float64
 
 
 @BOTH

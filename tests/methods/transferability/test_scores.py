@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from transfer_run.methods.transferability.scores.class_entropy import class_entropies, kth_distances, tmi
-from transfer_run.methods.transferability.scores.classes import balanced, narrowed, one_hot
+from transfer_run.methods.transferability.scores.classes import balanced, one_hot, without_empty_directions
 from transfer_run.methods.transferability.scores.gbc import gbc, reduced
 from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg, shrinkage
 from transfer_run.methods.transferability.scores.leep import leep, nce
@@ -268,7 +268,7 @@ def test_digits_and_shuffled_digits() -> None:
 @pytest.mark.parametrize("size", [(20, 40), (40, 20)])
 def test_narrowing_keeps_inner_products_and_the_evidence(size: tuple[int, int]) -> None:
     features, labels = classes(0, *size)
-    turned = narrowed(features)
+    turned = without_empty_directions(features)
     assert turned.shape == (size[0], min(size))
     assert_allclose(turned @ turned.T, features @ features.T, rtol=1e-9, atol=1e-9)
     assert_allclose(logme(features, labels), evidence(features, one_hot(labels)).values.mean(), rtol=1e-9)

@@ -101,7 +101,7 @@ class ImageData(DataModule):
         self.transform = Transform(image_node(dataset, backbone))
         self.images: dict[str, ImageRows] = {}
         self.augment = build_augment(dataset, backbone, self.transform)
-        self._kept: dict[tuple[str, int], Any] = {}
+        self._decoded: dict[tuple[str, int], Any] = {}
 
     @abstractmethod
     def read_images(self) -> dict[str, ImageRows]:
@@ -132,7 +132,7 @@ class ImageData(DataModule):
 
     def labels(self, split: str) -> np.ndarray:
         rows = len(self.split(split))  # reads the data, or says that there is no such split
-        found = np.asarray(self.images[split].labels, dtype=np.int64)[self.kept.get(split, slice(rows))]
+        found = np.asarray(self.images[split].labels, dtype=np.int64)[self.subset.get(split, slice(rows))]
         return np.where(found < 0, -100, found)
 
     def example(self, split: str, draw: Draw) -> Example:
@@ -146,11 +146,11 @@ class ImageData(DataModule):
 
     def _once(self, kind: str, decode: Callable[[Image.Image], Any], split: str, row: int) -> Any:
         """An image decoded in one of two ways; with `keep_in_memory` only once."""
-        if (kind, row) in self._kept:
-            return self._kept[kind, row]
+        if (kind, row) in self._decoded:
+            return self._decoded[kind, row]
         found = decoded(decode, self.images[split], row)
         if self.dataset.get("keep_in_memory"):
-            self._kept[kind, row] = found
+            self._decoded[kind, row] = found
         return found
 
     def collate(self, examples: Sequence[Example]) -> Batch:

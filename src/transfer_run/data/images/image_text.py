@@ -67,7 +67,7 @@ class ImageText(DataModule):
         self.augment = build_augment(dataset, backbone, self.transform)
         self.pairs: Mapping[str, Captioned[Any]] = {}
         self._padding = 0
-        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._decoded: dict[tuple[str, int], Tensor] = {}
 
     @abstractmethod
     def read_pairs(self) -> Mapping[str, Captioned[Any]]:
@@ -102,11 +102,11 @@ class ImageText(DataModule):
     def example(self, split: str, draw: Draw) -> Example:
         pairs = self.pairs[split]
         number = int(pairs.image_of[draw.row])
-        pixels = self._view(draw, pairs.images, number) if draw.augmented else self._kept.get((split, number))
+        pixels = self._view(draw, pairs.images, number) if draw.augmented else self._decoded.get((split, number))
         if pixels is None:
             pixels = self.pixels(split, number)
             if self.dataset.get("keep_in_memory"):
-                self._kept[split, number] = pixels
+                self._decoded[split, number] = pixels
         ids = pair_ids(self.tokenizer, [pairs.captions[draw.row]], source_length(self.dataset, self.backbone))
         return {"pixel_values": pixels, "input_ids": ids["input_ids"], "labels": number if draw.scored else -100}
 

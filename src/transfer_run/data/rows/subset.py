@@ -26,7 +26,7 @@ FILE = "rows.json"
 Rows = NDArray[np.int64]
 
 
-def write_kept_rows(
+def write_subset(
     folder: Path, dataset: str, labels: Sequence[str], sizes: Mapping[str, int], rows: Mapping[str, Rows]
 ) -> Path:
     """Write `rows.json` into `folder`, atomically; returns its path.
@@ -41,7 +41,7 @@ def write_kept_rows(
     return folder / FILE
 
 
-def read_kept_rows(source: str, dataset: str, labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Rows]:
+def read_subset(source: str, dataset: str, labels: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Rows]:
     """The kept rows by split, checked against the data set that they are rows of.
 
     Args:

@@ -121,7 +121,7 @@ class TextData(DataModule):
                 where=f"dataset={self.dataset['name']}",
                 remedy="choose a dataset of classification",
             )
-        found = np.asarray(encoder.rows.labels, dtype=np.int64)[self.kept.get(split, slice(rows))]
+        found = np.asarray(encoder.rows.labels, dtype=np.int64)[self.subset.get(split, slice(rows))]
         return np.where(found < 0, -100, found)
 
     def example(self, split: str, draw: Draw) -> Example:

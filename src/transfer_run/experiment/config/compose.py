@@ -42,7 +42,7 @@ from transfer_run.experiment.config.hydra_parts import (
 )
 from transfer_run.experiment.config.references import named_backbones
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
-from transfer_run.experiment.config.subdatasets import name_members, name_tests
+from transfer_run.experiment.config.subdatasets import name_subdatasets, name_tests
 from transfer_run.experiment.config.tree import Composed, Sources
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
@@ -124,7 +124,7 @@ class Composer:
         check_about(values, where, self.folders)
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
-        name_members(values, self.folders)
+        name_subdatasets(values, self.folders)
         name_tests(values, self.folders)
         if before is not None:
             start_from(values, before)

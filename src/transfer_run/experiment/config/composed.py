@@ -54,7 +54,9 @@ class Run:
         backbones: Backbones,
     ) -> Run:
         """The run of a valid config whose references have been followed."""
-        told = {each: each.told(sources[each.name].identity if each.name in sources else None) for each in references}
+        told = {
+            each: each.canonical(sources[each.name].identity if each.name in sources else None) for each in references
+        }
         return cls(config, identity(config, told, backbones), references, sources, backbones)
 
     def chosen(self, group: str) -> str:

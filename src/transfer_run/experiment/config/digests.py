@@ -36,7 +36,7 @@ PARTLY = "+sizes"
 """Ends the digest of files that were not all read: some are told by their names and sizes."""
 
 LARGE = 8 * 2**20
-"""Bytes from which on a file's digest is kept."""
+"""Bytes from which on a file's digest is cached."""
 
 WEIGHTS = (".safetensors",)
 PICKLED = (".bin", ".pt", ".pth")
@@ -160,20 +160,20 @@ def _short(text: str) -> str:
 
 
 def _bytes(path: Path) -> str:
-    """SHA-256 of a file; of a large one that has not been touched since it was last read, the one that is kept."""
+    """SHA-256 of a file; of a large one that has not been touched since it was last read, the one that is cached."""
     about = path.stat()
     stamp = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
     if about.st_size < LARGE:
         return _read(path)
-    kept, name = _kept(), str(path.resolve())
-    if kept.get(name, [None])[:-1] == stamp:
-        return str(kept[name][-1])
+    cached, name = _cached(), str(path.resolve())
+    if cached.get(name, [None])[:-1] == stamp:
+        return str(cached[name][-1])
     if about.st_size > 100 * LARGE:
         print(f"reading {path} ({about.st_size / 1e9:.1f} GB) once, to know it again", file=sys.stderr, flush=True)
     digest = _read(path)
     if time.time() - max(about.st_mtime, about.st_ctime) > 2:  # else a change within a clock's tick could be missed
         with contextlib.suppress(OSError):  # nowhere to keep it: it is read again
-            write_json(_file(), {**_kept(), name: [*stamp, digest]})
+            write_json(_file(), {**_cached(), name: [*stamp, digest]})
     return digest
 
 
@@ -186,7 +186,7 @@ def _file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transfer-run" / "digests.json"
 
 
-def _kept() -> dict[str, list[Any]]:
+def _cached() -> dict[str, list[Any]]:
     try:
         content = json.loads(_file().read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}

@@ -42,26 +42,28 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
         told: its references, each in the form that all ways of naming it share.
         backbones: those that the method's keys name, by key and words.
     """
-    kept = _kept(config, "")
+    significant = _significant(config, "")
     for node, key in SILENT:
-        if _below(kept, [node]).get(key) in (None, [], {}):
-            _below(kept, [node]).pop(key, None)
+        if _below(significant, [node]).get(key) in (None, [], {}):
+            _below(significant, [node]).pop(key, None)
     if backbones:
-        kept["candidates"] = {words: _kept(node, "") for nodes in backbones.values() for words, node in nodes.items()}
+        significant["candidates"] = {
+            words: _significant(node, "") for nodes in backbones.values() for words, node in nodes.items()
+        }
     for reference, form in told.items():
         *parents, leaf = reference.place
-        _below(kept, parents)[leaf] = form
-    for place in told_by_contents(kept.get("contents") or {}):  # the same files elsewhere make the same run
+        _below(significant, parents)[leaf] = form
+    for place in told_by_contents(significant.get("contents") or {}):  # the same files elsewhere make the same run
         *parents, leaf = place.split(".")
-        _below(kept, parents).pop(leaf, None)
-    if not kept.get("contents"):  # no files are named
-        kept.pop("contents", None)
-    return hashlib.sha256(canonical(kept).encode()).hexdigest()
+        _below(significant, parents).pop(leaf, None)
+    if not significant.get("contents"):  # no files are named
+        significant.pop("contents", None)
+    return hashlib.sha256(canonical(significant).encode()).hexdigest()
 
 
 def differ_in_nothing(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Are two configs, or parts of them, the same but for what cannot change a result?"""
-    return _kept(one, "") == _kept(other, "")
+    return _significant(one, "") == _significant(other, "")
 
 
 def _below(node: Any, keys: list[str]) -> dict[str, Any]:
@@ -80,10 +82,10 @@ def canonical(values: Any) -> str:
     return json.dumps(_numbers(values), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _kept(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _significant(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """A copy without neutral keys and without the nodes that only describe."""
     return {
-        key: _kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        key: _significant(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in values.items()
         if key != ABOUT and f"{prefix}{key}" not in NEUTRAL
     }

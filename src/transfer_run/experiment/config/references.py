@@ -77,7 +77,7 @@ class Reference:
         found = (Path(output_dir) / "runs").glob(f"**/*-{self.words[:8]}*/{RESULT}") if self.is_identity else ()
         return sorted(result.parent for result in found)
 
-    def told(self, identity: str | None) -> str:
+    def canonical(self, identity: str | None) -> str:
         """The form that all ways of naming it share: the first 8 digits of the run's identity, or the folder.
 
         Args:

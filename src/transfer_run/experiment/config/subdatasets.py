@@ -32,7 +32,7 @@ Begin = Callable[[dict[str, Any]], dict[str, Any]]
 OmegaConf.register_new_resolver("length", len, replace=True)
 
 
-def name_members(values: dict[str, Any], folders: Sequence[Path]) -> None:
+def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
     """Fill `dataset.beside`, and `dataset.nodes` of a data set whose keys name others (`about.reads`).
 
     Under the last part of the key: of a list, name -> `dataset` node; of a single one its node, or null.

@@ -40,12 +40,12 @@ class StopOnNan(Callback):
     ) -> None:
         self.loss = outputs["loss"]
         if trainer.global_step % self.every == 0 or trainer.is_last_batch:
-            self.look(trainer.global_step)
+            self.check(trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.look(trainer.global_step)
+        self.check(trainer.global_step)
 
-    def look(self, step: int) -> None:
+    def check(self, step: int) -> None:
         value = 0.0 if self.loss is None else float(self.loss)
         if not math.isfinite(value):
             raise diverged(f"The training loss is {value} at step {step}.", self.run_log)

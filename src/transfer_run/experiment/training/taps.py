@@ -57,7 +57,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "device": device_of(config["hardware"]).type,  # a GPU's kernels round otherwise than the CPU's
         "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows", *TRAINING)},
         **({"contents": files} if files else {}),
-        **({"kept": digest(data.kept)} if data.kept else {}),
+        **({"kept": digest(data.subset)} if data.subset else {}),
         "transform": data.transform_description,
         "rows": dict(data.sizes),
         "taps": [[*tap, *shape, str(narrow or dtype)] for tap, (shape, dtype) in asked.items()],

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
-from transfer_run.data.rows.subset import write_kept_rows
+from transfer_run.data.rows.subset import write_subset
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.data_selection.pruning.groups import (
@@ -100,7 +100,7 @@ class DP4TL(Judging):
             np.save(context.folder / record["row_scores"], scores)
         else:
             rows, record = self._of_groups(context, data, model)
-        write_kept_rows(context.folder, str(data.dataset["name"]), data.label_names, data.sizes, rows)
+        write_subset(context.folder, str(data.dataset["name"]), data.label_names, data.sizes, rows)
         counts = {split: {"kept": len(kept), "of": data.sizes[split]} for split, kept in rows.items()}
         share = 100 * counts["train"]["kept"] / counts["train"]["of"]
         self.results = {

@@ -28,7 +28,12 @@ from transfer_run.methods.distillation.objectives.critics import Critic
 from transfer_run.methods.distillation.objectives.information import BOUNDS, SMALLEST_BATCH, mi_bound, weight_of
 from transfer_run.methods.distillation.objectives.mapping import adapted_weights, layer_pairs, transport_plan
 from transfer_run.methods.distillation.objectives.objectives import ATTENTION, HIDDEN, PREDICTION, WIDTH_FREE
-from transfer_run.methods.distillation.teachers.observe import Seen, observe, refuse_own_path, refuse_without_maps
+from transfer_run.methods.distillation.teachers.activations import (
+    Activations,
+    collect_activations,
+    refuse_own_path,
+    refuse_without_maps,
+)
 from transfer_run.methods.distillation.teachers.teachers import refuse_stranger, shared_tokenizer
 from transfer_run.task import Task
 
@@ -216,7 +221,7 @@ class Distiller(Method):
             return super().loss(batch)
         given, change = self._augmented(batch)
         feature, layers = self.inter["feature"], {i for i, _ in self.pairs}
-        student = observe(self, given, feature=feature, layers=layers, change=change)
+        student = collect_activations(self, given, feature=feature, layers=layers, change=change)
         hard = self.task_loss(student.logits[: len(batch["labels"])], batch["labels"])
         total = self.kd["hard_weight"] * hard
         if not (self.kd["soft_weight"] or self.pairs):
@@ -234,10 +239,12 @@ class Distiller(Method):
         return first * layered + (1 - first) * total
 
     @torch.no_grad()
-    def _taught(self, teacher: Method, batch: Batch, change: Callable[[Tensor], Tensor] | None) -> Seen:
+    def _taught(self, teacher: Method, batch: Batch, change: Callable[[Tensor], Tensor] | None) -> Activations:
         if not self.pairs and change is None:
-            return Seen(teacher(batch))  # whatever path it has
-        return observe(teacher, batch, feature=self.inter["feature"], layers={j for _, j in self.pairs}, change=change)
+            return Activations(teacher(batch))  # whatever path it has
+        return collect_activations(
+            teacher, batch, feature=self.inter["feature"], layers={j for _, j in self.pairs}, change=change
+        )
 
     def _augmented(self, batch: Batch) -> tuple[Batch, Callable[[Tensor], Tensor] | None]:
         settings = self.augmentation
@@ -257,7 +264,7 @@ class Distiller(Method):
                 changed = augment_by.delete(changed, special, share, pad)
         return augment_by.doubled(batch, changed), None
 
-    def intermediate(self, student: Seen, teacher: Seen) -> Tensor:
+    def intermediate(self, student: Activations, teacher: Activations) -> Tensor:
         """sum over the mapped pairs of L_inter; under `emd` each weighted by its flow."""
         costs = [self._cost(student, teacher, i, j) for i, j in self.pairs]
         if self.inter["mapping"] != "emd":
@@ -272,7 +279,7 @@ class Distiller(Method):
         for weights, each in ((self.student_weights, spent.sum(1)), (self.teacher_weights, spent.sum(0))):
             weights.copy_(adapted_weights(weights, each, self.inter["emd_temperature"]))  # type: ignore[operator, arg-type]
 
-    def _cost(self, student: Seen, teacher: Seen, i: int, j: int) -> Tensor:
+    def _cost(self, student: Activations, teacher: Activations, i: int, j: int) -> Tensor:
         inter, loss = self.inter, self.inter["loss"]
         s, t = student.layer(inter["feature"], i), teacher.layer(inter["feature"], j)
         mask = student.mask

@@ -27,7 +27,7 @@ from transfer_run.methods.side_tuning.parallel.tap_tuning import (
     TapTuning,
     chosen,
     divided,
-    narrowed,
+    in_autocast_dtype,
     normal,
     settled,
     variant_of,
@@ -208,7 +208,7 @@ class SHERL(TapTuning):
             for unit in units[: len(units) - self.late]:
                 hidden = unit(hidden)
         if -1 in wanted:
-            taps[-1] = narrowed(hidden)
+            taps[-1] = in_autocast_dtype(hidden)
         hidden = self.sides["image"]([taps[index] for index in wanted], hidden).to(hidden.dtype)
         for unit in units[len(units) - self.late :]:
             hidden = unit(hidden)

@@ -72,12 +72,12 @@ class TapTuning(Method, ABC):
 
         A tap nobody wants is freed as soon as the next block has read it.
         """
-        taps = {0: narrowed(state.hidden)} if 0 in wanted else {}
+        taps = {0: in_autocast_dtype(state.hidden)} if 0 in wanted else {}
         with self.frozen():
             for after in self.backbone.taps(state, stop):
                 state = after
                 if state.index in wanted:
-                    taps[state.index] = narrowed(state.hidden)
+                    taps[state.index] = in_autocast_dtype(state.hidden)
         assert not state.hidden.requires_grad, "nothing below the taps may be trained: they would carry a graph"
         return taps, state
 
@@ -162,7 +162,7 @@ def recomputed(lean: bool, function: Callable[..., Tensor], *tensors: Tensor | N
     return torch.cat(done)
 
 
-def narrowed(tap: Tensor) -> Tensor:
+def in_autocast_dtype(tap: Tensor) -> Tensor:
     """Under autocast the tap in the precision in which the first map reads it: one copy is kept, the narrow one."""
     device = tap.device.type
     if not torch.is_autocast_enabled(device) or tap.dtype == torch.float64:

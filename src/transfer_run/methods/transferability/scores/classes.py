@@ -19,7 +19,7 @@ def class_rows(features: Array, labels: Labels) -> list[Array]:
     return [features[labels == label] for label in np.unique(labels)]
 
 
-def narrowed(features: Array) -> Array:
+def without_empty_directions(features: Array) -> Array:
     """(N, min(N, D)): the rows of (N, D) turned so that the directions without data fall away; inner products stay."""
     samples, width = features.shape
     return np.asarray(np.linalg.qr(features.T, mode="r")).T if width > samples else features

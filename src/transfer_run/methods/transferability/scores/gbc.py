@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from sklearn.decomposition import PCA
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, narrowed
+from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, without_empty_directions
 
 SMALLEST_VARIANCE = 1e-4
 
@@ -16,7 +16,9 @@ def reduced(features: Array, components: int | None) -> Array:
     """The features (N, D) on their first principal components, (N, min(components, N, D)); None: as they are."""
     if components is None:
         return features
-    scores: Array = PCA(min(components, *features.shape), svd_solver="full").fit_transform(narrowed(features))
+    scores: Array = PCA(min(components, *features.shape), svd_solver="full").fit_transform(
+        without_empty_directions(features)
+    )
     return scores
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import svd
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, narrowed
+from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, without_empty_directions
 
 
 def _between(features: Array, labels: Labels) -> tuple[Array, Array]:
     """Singular values (k,) of the centred features (N, D), and the share |P u_j|^2 (k,) that lies between classes."""
-    left, singular, _ = svd(narrowed(features - features.mean(0)), full_matrices=False)
+    left, singular, _ = svd(without_empty_directions(features - features.mean(0)), full_matrices=False)
     sums = np.stack([rows.sum(0) / np.sqrt(len(rows)) for rows in class_rows(left, labels)])
     return singular, (sums**2).sum(0)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, narrowed, one_hot
+from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot, without_empty_directions
 
 
 def lfc(features: Array, labels: Labels, *, norm: Literal["fro", "spectral"] = "fro") -> float:
@@ -19,7 +19,7 @@ def lfc(features: Array, labels: Labels, *, norm: Literal["fro", "spectral"] = "
         labels: (N,).
         norm: `fro` makes it a cosine; `spectral`, seen in some code, can exceed 1.
     """
-    samples, features = len(labels), narrowed(features)
+    samples, features = len(labels), without_empty_directions(features)
     target, ones = one_hot(labels), np.ones((samples, 1))
     alike = float((features.sum(0) ** 2).sum()) / samples**2  # mean entry of F F^T
     same = 2 * float((target.sum(0) ** 2).sum()) / samples**2  # mean entry of L, plus 1

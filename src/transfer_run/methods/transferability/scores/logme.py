@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.linalg import svd
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, narrowed, one_hot
+from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot, without_empty_directions
 
 Variant = Literal["fixed_point", "icml"]
 ROUNDS = 11
@@ -48,7 +48,7 @@ def evidence(
         variant: `fixed_point` (the later, faster and tighter recursion) or `icml` (the first release).
         full_rank_term: False leaves out the D - N directions without data when N < D, as the released fixed-point
             code does; its values are then far off.
-        dimensions: D of features that were `narrowed`; None: the columns given.
+        dimensions: D of features that went through `without_empty_directions`; None: the columns given.
     """
     samples, width = len(features), dimensions or features.shape[1]
     left, singular, right = svd(features, full_matrices=False)
@@ -99,7 +99,7 @@ def logme_regression(
 ) -> float:
     """LogME of real-valued targets (N, Q) or (N,), the mean over their columns; higher is better."""
     found = evidence(
-        narrowed(features),
+        without_empty_directions(features),
         targets.reshape(len(targets), -1),
         variant=variant,
         full_rank_term=full_rank_term,

@@ -15,7 +15,7 @@ from transfer_run.methods.base import Method
 
 
 @dataclass
-class Seen:
+class Activations:
     """What one pass leaves.
 
     Attributes:
@@ -34,14 +34,14 @@ class Seen:
         return self.hidden[index] if feature == "hidden" else self.attention[index]
 
 
-def observe(
+def collect_activations(
     method: Method,
     batch: Batch,
     *,
     feature: str = "hidden",
     layers: Collection[int] = (),
     change: Callable[[Tensor], Tensor] | None = None,
-) -> Seen:
+) -> Activations:
     """Run the model's own path and keep the named layers.
 
     Args:
@@ -65,7 +65,7 @@ def observe(
         hidden[state.index] = last
     logits = backbone.head(backbone.pool(backbone.finish(state), state))
     mask = last.new_ones(last.shape[:2]) if state.mask is None else state.mask[:, state.prefix :]
-    return Seen(logits, hidden, attention, mask)
+    return Activations(logits, hidden, attention, mask)
 
 
 def attention_map(backbone: Backbone, state: State) -> Tensor:
