@@ -93,6 +93,17 @@ def test_what_own_steps_cannot_do_is_refused_before_anything_runs(tmp_path: Path
         assert error.value.where == word
 
 
+def test_a_plan_of_shards_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sharded"):
+        plan_run(composed(tmp_path, "method=bilevel", "plan.devices=2", "plan.strategy=fsdp"))
+
+
+def test_steps_that_are_told_are_updates_not_batches(tmp_path: Path) -> None:
+    words = ("dataset.batch_size=256", "trainer.accumulate=2", "trainer.max_epochs=1", "trainer.progress=lines")
+    folder = carry_out(composed(tmp_path, "method=bilevel", "profiler=none", *words))
+    assert f"training: {result(folder)['time']['steps']} steps, " in (folder / "run.log").read_text()
+
+
 @pytest.mark.slow
 def test_two_processes_average_the_gradients_of_both_losses(tmp_path: Path) -> None:
     """Masks are drawn anew in every process, so the policy lets all columns pass."""

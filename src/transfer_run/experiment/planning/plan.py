@@ -190,7 +190,7 @@ class _Planned:
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
         method = _method_on_meta(run, paper=self.setting.paper)
-        check_own_steps(method, config["method"]["name"], config["hardware"])
+        check_own_steps(method, config["method"]["name"], {**config["hardware"], "strategy": self.strategy})
         node = config["optimizer"]
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)

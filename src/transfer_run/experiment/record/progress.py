@@ -18,13 +18,14 @@ class ProgressLines(Callback):
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
         self._begin = self._last = time.monotonic()
-        self._first_step = 0
+        self._first_step = self._total = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin = self._last = time.monotonic()
         self._first_step = trainer.global_step
-        total = int(trainer.estimated_stepping_batches)
-        LOG.info("training: %s steps, %s batches an epoch", total, trainer.num_training_batches)
+        # Lightning counts a step for every batch where a method takes its steps itself
+        self._total = int(getattr(pl_module, "total_steps", 0) or trainer.estimated_stepping_batches)
+        LOG.info("training: %s steps, %s batches an epoch", self._total, trainer.num_training_batches)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -39,7 +40,7 @@ class ProgressLines(Callback):
 
     def _say(self, trainer: pl.Trainer, where: str) -> None:
         done = trainer.global_step - self._first_step
-        left = max(0, int(trainer.estimated_stepping_batches) - trainer.global_step)
+        left = max(0, self._total - trainer.global_step)
         pace = (time.monotonic() - self._begin) / max(1, done)
         values = "  ".join(f"{k} {float(v):.4g}" for k, v in sorted(trainer.callback_metrics.items()))
         epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""

@@ -140,7 +140,7 @@ class TransferModule(pl.LightningModule):
         if self.method.own_steps:
             named = dict(zip(self.optimizations, self.trainer.optimizers, strict=True))
             self.steps = TrainerSteps(self, named, self.config["trainer"], self.intervals.values())
-        self.method.start_fit(self._total_steps())
+        self.method.start_fit(self.total_steps)
 
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader
@@ -198,7 +198,7 @@ class TransferModule(pl.LightningModule):
         for name, made in self.optimizations.items():
             node = made.node(config)
             self.intervals[name] = interval = "step" if made.factor else node["interval"]
-            total = self._total_steps() if interval == "step" else self.trainer.max_epochs
+            total = self.total_steps if interval == "step" else self.trainer.max_epochs
             schedules.append(build_schedule(optimizers[name], node, total or 1, made.factor))
         if self.method.own_steps:
             return list(optimizers.values()), schedules
@@ -209,7 +209,8 @@ class TransferModule(pl.LightningModule):
         """Updates of a whole epoch."""
         return -(-len(self._loader("train")) // self.config["trainer"]["accumulate"])
 
-    def _total_steps(self) -> int:
+    @property
+    def total_steps(self) -> int:
         """Updates of the whole run."""
         return self.config["trainer"]["max_steps"] or self._epoch_steps() * self.config["trainer"]["max_epochs"]
 
