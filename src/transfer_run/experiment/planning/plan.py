@@ -29,12 +29,13 @@ from transfer_run.experiment.sources.models import source_on_meta
 from transfer_run.hardware.optimization import build_optimizers
 from transfer_run.hardware.steps import check_own_steps
 from transfer_run.memory.budget import Budget, largest_batch, parse_budget
-from transfer_run.memory.devices import Units, one_of_many
+from transfer_run.memory.devices import one_of_many
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.paper import attend_eagerly
 from transfer_run.memory.planner import Rehearsal, Setting, Shapes
 from transfer_run.memory.report import amount, memory_report
+from transfer_run.memory.sharded import Units
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, on_meta
 
@@ -213,7 +214,10 @@ class _Planned:
         """The `memory` node at this batch on each device."""
         memory = self.rehearsal.measure(batch_size).as_dict("plan")
         if self.devices > 1:
-            memory, self.assumptions = one_of_many(memory, self.devices, self.strategy, self.units)
+            memory, self.assumptions = one_of_many(
+                memory, self.devices, self.strategy, self.units, self.rehearsal.tracker.allocations,
+                ahead=self.setting.target == "cuda",
+            )  # fmt: skip
         memory["predicted_peak"] = memory["peak"]
         if self.unplanned:
             memory["not_planned"] = [PREPARE]
