@@ -108,7 +108,7 @@ def test_words_of_a_source_are_looked_at_again(tmp_path: Path) -> None:
 
 
 class TestData:
-    def test_tables_are_told_by_their_bytes_and_pictures_by_their_sizes(self, tmp_path: Path) -> None:
+    def test_tables_and_pictures_are_told_by_their_bytes(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         data.mkdir()
         (data / "train.csv").write_text("text,label\na,0\n", encoding="utf-8")
@@ -116,11 +116,43 @@ class TestData:
         words = [*TEXT, "dataset=text_files", f"dataset.path={data}", "dataset.num_labels=2"]
         one = compose(words).identity
         (data / "a.png").write_bytes(b"321")
-        assert compose(words).identity == one
+        edited = compose(words).identity
+        assert edited != one
+        (data / ".hidden.png").write_bytes(b"321")
+        assert compose(words).identity == edited
         (data / "train.csv").write_text("text,label\na,1\n", encoding="utf-8")
         two = compose(words).identity
         (data / "a.png").write_bytes(b"1234")
-        assert len({one, two, compose(words).identity}) == 3
+        assert len({one, edited, two, compose(words).identity}) == 4
+
+    def test_a_picture_is_read_again_only_when_it_was_touched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        data, read = tmp_path / "data", []
+        data.mkdir()
+        for name in ("a.png", "b.png"):
+            (data / name).write_bytes(b"123")
+        monkeypatch.setattr(contents.time, "time", lambda: 1e12)  # all of it was written long ago
+        own = contents._read
+        monkeypatch.setattr(contents, "_read", lambda path: read.append(path.name) or own(path))
+        first = contents._tree(data)
+        assert contents._tree(data) == first
+        assert read == ["a.png", "b.png"]
+        (data / "b.png").write_bytes(b"321")
+        assert contents._tree(data) != first
+
+    def test_folders_behind_links_are_told_by_what_is_in_them(self, tmp_path: Path) -> None:
+        """Two data sets behind links of one name are two; a circle of links ends."""
+        for name in ("one", "two"):
+            (tmp_path / name / "real").mkdir(parents=True)
+            (tmp_path / name / "real" / "train.csv").write_text(f"text,label\n{name},0\n", encoding="utf-8")
+            (tmp_path / name / "data").mkdir()
+            (tmp_path / name / "data" / "data").symlink_to(tmp_path / name / "real")
+        found = {name: contents._tree(tmp_path / name / "data") for name in ("one", "two")}
+        assert found["one"] != found["two"]
+        (tmp_path / "one" / "real" / "again").symlink_to(tmp_path / "one" / "data")
+        assert contents._tree(tmp_path / "one" / "data") != found["one"]
 
     def test_a_file_and_files_of_a_pattern(self, tmp_path: Path) -> None:
         for place in (tmp_path / "a.csv", tmp_path / "*.csv"):
@@ -131,8 +163,7 @@ class TestData:
             assert compose(words).identity != before
 
     def test_the_same_table_elsewhere_is_the_same_run(self, tmp_path: Path) -> None:
-        """As DESIGN section 3 says of paths. A file's ending counts (it is how a table is read); so does the place of
-        files that are told by their sizes."""
+        """As DESIGN section 3 says of paths. A file's ending counts (it is how a table is read)."""
 
         def run_on(place: Path) -> str:
             return compose([*TEXT, "dataset=text_files", f"dataset.path={place}", "dataset.num_labels=2"]).identity
@@ -149,7 +180,7 @@ class TestData:
         assert run_on(tmp_path / "x") == run_on(tmp_path / "y")
         for name in ("x", "y"):
             (tmp_path / name / "cat.png").write_bytes(b"123")
-        assert run_on(tmp_path / "x") != run_on(tmp_path / "y")
+        assert run_on(tmp_path / "x") == run_on(tmp_path / "y")
 
     def test_rows_and_the_members_of_a_sequence(self, tmp_path: Path) -> None:
         rows = tmp_path / "rows.json"

@@ -4,11 +4,12 @@ or table is another run.
     {"backbone.weights": "9f2c...", "dataset.path": "1b77..."}     in config.yaml under `contents`; empty without files
 
 Checkpoints (weights, tokenizers, files of a method, folders among the sources): names and bytes of the folder's own
-weights and settings; of a run its model. Data: names and bytes of tables, names and sizes of all else (pictures), of
-folders with more than `MANY` files of the first `MANY`. Models of the hub are told by the revision in the config; a
-branch that moves is not seen (`model.json` says which commit was read).
+weights and settings; of a run its model. Data: names and bytes of tables, pictures and all else, through links, hidden
+files left out; of folders with more than `MANY` files of the first `MANY`. Models of the hub are told by the revision
+in the config; a branch that moves is not seen (`model.json` says which commit was read).
 
-Bytes of large files are read once: their digests are kept by path, size, times and inode. Imports nothing heavy.
+Bytes of large files, and of a folder's pictures, are read once: their digests are kept by path, size, times and inode.
+Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MANY = 20_000
 """Files of a data folder that are looked at."""
 
 PARTLY = "+sizes"
-"""Ends the digest of files that were not all read: some are told by their names and sizes."""
+"""Ends the digest of files that were not all read: where they lie then stays in the identity."""
 
 LARGE = 8 * 2**20
 """Bytes from which on a file's digest is cached."""
@@ -136,23 +137,56 @@ def _model(folder: Path) -> str:
 
 def _tree(folder: Path) -> str:
     found: list[tuple[Path, str]] = []
-    for parent, below, names in os.walk(folder):
-        below.sort()
-        found += [(Path(parent) / name, os.path.relpath(f"{parent}/{name}", folder)) for name in sorted(names)]
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a circle of links, or a folder that is linked twice: told once, by its first name
+            below.clear()
+            found.append((Path(parent), f"{os.path.relpath(parent, folder)} -> {real}"))
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        shown = sorted(name for name in names if not name.startswith("."))
+        found += [(Path(parent) / name, os.path.relpath(f"{parent}/{name}", folder)) for name in shown]
         if len(found) > MANY:
             break
-    return _lines(iter(found[:MANY]))
+    return _lines(iter(found[:MANY]), folder)
 
 
-def _lines(files: Iterator[tuple[Path, str]]) -> str:
-    """The digest of a list of names, each with what its file holds: bytes of weights and tables, else its size."""
-    known, lines, partly = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES), [], False
+def _lines(files: Iterator[tuple[Path, str]], folder: Path | None = None) -> str:
+    """The digest of a list of names, each with what its file holds.
+
+    Args:
+        folder: where they are from, if all of them are: the digest of its pictures is kept.
+    """
+    known, lines, others = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES), [], []
     for path, name in files:
-        if path.is_file():
-            read = path.suffix.lower() in known
-            partly = partly or not read
-            lines.append(f"{name} {_bytes(path) if read else path.stat().st_size}")
-    return _short("\n".join(lines)) + PARTLY * (partly or len(lines) >= MANY)
+        if path.is_dir():
+            lines.append(name)
+        elif path.is_file() and (path.suffix.lower() in known or folder is None):
+            lines.append(f"{name} {_bytes(path)}")
+        elif path.is_file():
+            others.append((path, name))
+    if others and folder is not None:
+        lines.append(_together(folder, others))
+    return _short("\n".join(lines)) + PARTLY * (len(lines) + len(others) >= MANY)
+
+
+def _together(folder: Path, files: list[tuple[Path, str]]) -> str:
+    """The digest of many small files' bytes; as long as none of them was touched, the one that is kept."""
+    stats = [(name, path.stat()) for path, name in files]
+    stamp = _short("\n".join(f"{n} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for n, s in stats))
+    kept = _kept().get(f"{folder.resolve()}/", [None])
+    if kept[0] == stamp:
+        return str(kept[-1])
+    size = sum(stat.st_size for _, stat in stats)
+    if size > 100 * LARGE:
+        print(f"reading {folder} ({size / 1e9:.1f} GB) once, to know it again", file=sys.stderr, flush=True)
+    digest = _short("\n".join(f"{name} {_read(path)}" for path, name in files))
+    if time.time() - max(max(stat.st_mtime, stat.st_ctime) for _, stat in stats) > 2:
+        with contextlib.suppress(OSError):  # nowhere to keep it: they are read again
+            write_json(_file(), {**_kept(), f"{folder.resolve()}/": [stamp, digest]})
+    return digest
 
 
 def _short(text: str) -> str:
