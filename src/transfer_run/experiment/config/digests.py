@@ -176,7 +176,7 @@ def _together(folder: Path, files: list[tuple[Path, str]]) -> str:
     """The digest of many small files' bytes; as long as none of them was touched, the one that is kept."""
     stats = [(name, path.stat()) for path, name in files]
     stamp = _short("\n".join(f"{n} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for n, s in stats))
-    kept = _kept().get(f"{folder.resolve()}/", [None])
+    kept = _cached().get(f"{folder.resolve()}/", [None])
     if kept[0] == stamp:
         return str(kept[-1])
     size = sum(stat.st_size for _, stat in stats)
@@ -185,7 +185,7 @@ def _together(folder: Path, files: list[tuple[Path, str]]) -> str:
     digest = _short("\n".join(f"{name} {_read(path)}" for path, name in files))
     if time.time() - max(max(stat.st_mtime, stat.st_ctime) for _, stat in stats) > 2:
         with contextlib.suppress(OSError):  # nowhere to keep it: they are read again
-            write_json(_file(), {**_kept(), f"{folder.resolve()}/": [stamp, digest]})
+            write_json(_file(), {**_cached(), f"{folder.resolve()}/": [stamp, digest]})
     return digest
 
 
