@@ -110,7 +110,7 @@ def test_words_that_name_no_fitting_data_set_are_refused(tests: str, says: str) 
 
 
 def test_a_sequence_is_tested_on_its_own_tasks() -> None:
-    with pytest.raises(UserError, match="its own tasks alone"):
+    with pytest.raises(UserError, match="made of others is tested on these alone"):
         compose(["method=zscl", "backbone=clip_tiny", "dataset=sequence", "dataset.tests={a: digits}"])
 
 
