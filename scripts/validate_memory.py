@@ -110,7 +110,7 @@ def _made_up(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
 def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], device: str) -> dict[str, Any]:
     import torch
 
-    from transfer_run.memory.meters import CudaGauge, Gauge, TrackerGauge
+    from transfer_run.memory.meters import CudaMeter, Meter, TrackerMeter
 
     half = config["hardware"]["precision"] == "bf16-mixed"
 
@@ -118,11 +118,11 @@ def _steps(method: Any, optimizer: Any, batch: Any, config: dict[str, Any], devi
         return torch.autocast(device, dtype=torch.bfloat16) if half else nullcontext()
 
     parameters = [p for p in method.parameters() if p.requires_grad]
-    gauge: Gauge | None = None
+    gauge: Meter | None = None
     for step in range(STEPS if optimizer is not None else 0):
         method.train()
         if step == STEPS - 1:
-            gauge = CudaGauge(method) if device == "cuda" else TrackerGauge(method)
+            gauge = CudaMeter(method) if device == "cuda" else TrackerMeter(method)
             gauge.open("forward", batch.values(), [optimizer])
         with autocast():
             loss = method.training_loss(batch)

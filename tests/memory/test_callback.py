@@ -14,7 +14,7 @@ from tests.memory import small
 from tests.memory.test_planner import fit
 from transfer_run.memory.account import KINDS
 from transfer_run.memory.callback import MemoryCallback
-from transfer_run.memory.meters import CudaGauge
+from transfer_run.memory.meters import CudaMeter
 from transfer_run.methods.tuning.full import Full
 
 
@@ -132,18 +132,18 @@ def test_counters_are_read_at_the_end_of_every_phase() -> None:
     weight = 128 * 128 * 4
     model.requires_grad_(True)
     cuda = Allocator(weight)
-    gauge = CudaGauge(model, cuda)
+    meter = CudaMeter(model, cuda)
     batch = torch.zeros(128)
-    gauge.open("forward", [batch], [])
+    meter.open("forward", [batch], [])
     cuda.use(500_000, 400_000)
-    gauge.mark("backward")
+    meter.mark("backward")
     cuda.use(600_000, 300_000)
     model.weight.grad = torch.zeros_like(model.weight)
-    gauge.mark("step")
+    meter.mark("step")
     cuda.use(350_000, 200_000)
-    gauge.close()
+    meter.close()
     cuda.use(550_000, 100_000)
-    report = gauge.report()
+    report = meter.report()
     assert (report.peak, report.phase) == (600_000, "backward")
     assert {name: phase.bytes for name, phase in report.phases.items()} == {
         "forward": 500_000, "backward": 600_000, "step": 350_000, "between": 550_000,
@@ -160,15 +160,15 @@ def test_counters_are_read_at_the_end_of_every_phase() -> None:
 
 def test_a_later_episode_raises_a_phase_but_never_lowers_it() -> None:
     cuda = Allocator(1000)
-    gauge = CudaGauge(nn.Linear(1, 1), cuda)
+    meter = CudaMeter(nn.Linear(1, 1), cuda)
     for peak in (5000, 9000, 7000):
-        gauge.open("evaluation", [], [])
+        meter.open("evaluation", [], [])
         cuda.use(peak, 1000)
-        gauge.close()
-    assert gauge.report().phases["evaluation"].bytes == 9000
+        meter.close()
+    assert meter.report().phases["evaluation"].bytes == 9000
 
 
-def test_the_gauge_is_chosen_by_the_device() -> None:
+def test_the_meter_is_chosen_by_the_device() -> None:
     callback = MemoryCallback()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                          enable_model_summary=False)  # fmt: skip

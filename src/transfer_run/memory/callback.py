@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from transfer_run.memory.meters import PREPARE, CudaGauge, Gauge, TrackerGauge
+from transfer_run.memory.meters import PREPARE, CudaMeter, Meter, TrackerMeter
 from transfer_run.memory.report import explain_difference
 
 
@@ -33,16 +33,16 @@ class MemoryCallback(Callback):
     def __init__(self, tracked_steps: int = 2) -> None:
         self.tracked_steps = tracked_steps
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the largest batch followed, by split
-        self._gauge: Gauge | None = None
+        self._meter: Meter | None = None
         self._first: int | None = None  # optimizer steps that were taken before this process
         self._open = False
 
     # ---- the result
     def result(self) -> dict[str, Any]:
         """The `memory` node of `result.json`, in bytes; empty when nothing was measured."""
-        if self._gauge is None:
+        if self._meter is None:
             return {}
-        return self._gauge.report().as_dict(self._gauge.source)
+        return self._meter.report().as_dict(self._meter.source)
 
     def compare(self, plan: Any) -> str:
         """Prediction beside measurement in words, with the reason where they differ by more than 2 %.
@@ -57,7 +57,7 @@ class MemoryCallback(Callback):
     @contextmanager
     def preparing(self, model: nn.Module, device: torch.device) -> Iterator[None]:
         """Follows what is done before the first step (`Method.prepare`) on the model's device."""
-        self._gauge = CudaGauge(model) if device.type == "cuda" else TrackerGauge(model)
+        self._meter = CudaMeter(model) if device.type == "cuda" else TrackerMeter(model)
         self._begin(PREPARE, {}, [])
         try:
             yield
@@ -67,11 +67,11 @@ class MemoryCallback(Callback):
     # ---- training
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         model, on_gpu = getattr(pl_module, "method", pl_module), trainer.strategy.root_device.type == "cuda"
-        if self._gauge is None or isinstance(self._gauge, CudaGauge) != on_gpu:  # or prepared on another device
-            self._gauge = CudaGauge(model) if on_gpu else TrackerGauge(model)
+        if self._meter is None or isinstance(self._meter, CudaMeter) != on_gpu:  # or prepared on another device
+            self._meter = CudaMeter(model) if on_gpu else TrackerMeter(model)
         replay = getattr(getattr(model, "backbone", None), "replay", None)
-        if isinstance(self._gauge, TrackerGauge) and replay is not None:
-            self._gauge.data = list(replay.store.tensors())
+        if isinstance(self._meter, TrackerMeter) and replay is not None:
+            self._meter.data = list(replay.store.tensors())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -127,18 +127,18 @@ class MemoryCallback(Callback):
         return True
 
     def _begin(self, phase: str, batch: Any, optimizers: list[Optimizer]) -> None:
-        assert self._gauge is not None
-        self._gauge.open(phase, [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], optimizers)
+        assert self._meter is not None
+        self._meter.open(phase, [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], optimizers)
         self._open = True
 
     def mark(self, phase: str) -> None:
         """What follows is of this phase."""
-        if self._open and self._gauge is not None:
-            self._gauge.mark(phase)
+        if self._open and self._meter is not None:
+            self._meter.mark(phase)
 
     def _end(self) -> None:
-        if self._open and self._gauge is not None:
-            self._gauge.close()
+        if self._open and self._meter is not None:
+            self._meter.close()
         self._open = False
 
 

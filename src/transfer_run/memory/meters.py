@@ -19,7 +19,7 @@ PREPARE = "prepare"
 """The phase of `Method.prepare`; what is made in it counts as `other`: copies, other models, statistics, pieces."""
 
 
-class Gauge(Protocol):
+class Meter(Protocol):
     """What the callback asks of a way to measure. An episode (`open` to `close`) is one batch that is followed."""
 
     source: str
@@ -30,7 +30,7 @@ class Gauge(Protocol):
     def report(self) -> MemoryReport: ...
 
 
-class TrackerGauge:
+class TrackerMeter:
     """Follows the storages of real tensors; between episodes nothing is followed and nothing is slowed down.
 
     Args:
@@ -81,7 +81,7 @@ class TrackerGauge:
             self.tracker.hold_optimizer(optimizer)
 
 
-class CudaGauge:
+class CudaMeter:
     """Reads the allocator's peak at the end of every phase; between episodes one counter runs on.
 
     The counters know no kinds: parameters, gradients (those that are there when the phase begins), optimizer states

@@ -108,26 +108,26 @@ def check_about(
             _check_keys(group, node[ABOUT], where)
     for group in ("method", "dataset", "optimizer"):
         if group in values and not (values[group].get(ABOUT) or {}).get("target"):
-            place = f"{group}.{ABOUT}"
+            dotted = f"{group}.{ABOUT}"
             says = facts(group)["target"].says
-            raise UserError(f"{place}.target is missing: {says}.", where=where(place), remedy="add it below `about:`")
+            raise UserError(f"{dotted}.target is missing: {says}.", where=where(dotted), remedy="add it below `about:`")
     _check_named(values.get("method", {}).get(ABOUT) or {}, where, folders)
 
 
 def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:
-    place, known = f"{group}.{ABOUT}", facts(group)
+    dotted, known = f"{group}.{ABOUT}", facts(group)
     if not isinstance(about, Mapping):
-        raise UserError(f"{place} is a group of keys, not a value.", where=where(place), nearest=sorted(known)[:3])
+        raise UserError(f"{dotted} is a group of keys, not a value.", where=where(dotted), nearest=sorted(known)[:3])
     for key, value in about.items():
         if key not in known:
             near = nearest_names(str(key), known)
             raise UserError(
-                f"There is no key '{place}.{key}'.",
-                where=where(f"{place}.{key}"),
-                nearest=[f"{place}.{name}" for name in near],
-                remedy="" if near else f"{place} knows {', '.join(sorted(known))}",
+                f"There is no key '{dotted}.{key}'.",
+                where=where(f"{dotted}.{key}"),
+                nearest=[f"{dotted}.{name}" for name in near],
+                remedy="" if near else f"{dotted} knows {', '.join(sorted(known))}",
             )
-        converted(f"{place}.{key}", value, parse_type(known[key].type), where)
+        converted(f"{dotted}.{key}", value, parse_type(known[key].type), where)
 
 
 def _check_named(about: Mapping[str, Any], where: Callable[[str], str], folders: Sequence[Path]) -> None:

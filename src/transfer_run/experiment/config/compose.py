@@ -322,8 +322,8 @@ def _user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None
         raise _missing(error, words, folders) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else ""
-        raise UserError(f"A config is not valid YAML: {getattr(error, 'problem', error)}.", where=place) from error
+        position = f"{mark.name}, line {mark.line + 1}" if mark else ""
+        raise UserError(f"A config is not valid YAML: {getattr(error, 'problem', error)}.", where=position) from error
     except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         text = str(cause).strip().splitlines()[0].rstrip(".")

@@ -53,8 +53,8 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
         backbones: those that the method's keys name, by key and words.
     """
     found = {}
-    for key, place in _places(values, backbones):
-        named = [str(each) for each in (place if isinstance(place, list) else [place])]
+    for key, named_path in _named_files(values, backbones):
+        named = [str(each) for each in (named_path if isinstance(named_path, list) else [named_path])]
         parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
         if parts:
             beside = values["dataset"].get("form") == "retrieval" or "feature_column" in values["dataset"]
@@ -73,12 +73,12 @@ def told_by_contents(contents: Mapping[str, str]) -> list[str]:
     return [key for key, digest in contents.items() if not digest.endswith(PARTLY)]
 
 
-def _names_run(place: Any) -> bool:
+def _names_run(named_path: Any) -> bool:
     """Is this the folder of a run? A run is told by its own identity."""
-    return is_run(Path(str(place)).expanduser())
+    return is_run(Path(str(named_path)).expanduser())
 
 
-def _places(values: Mapping[str, Any], backbones: Backbones) -> Iterator[tuple[str, Any]]:
+def _named_files(values: Mapping[str, Any], backbones: Backbones) -> Iterator[tuple[str, Any]]:
     """Every key that may name files, and what it says."""
     dataset, method = values["dataset"], values["method"]
     yield "dataset.path", dataset.get("path")
@@ -114,17 +114,17 @@ def members(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
         yield name, nodes.get(name) or {}
 
 
-def _digest(place: str, data: bool) -> str | None:
+def _digest(named_path: str, data: bool) -> str | None:
     """The digest of a file, of a folder, or of the data files that a pattern fits; None of what is no path."""
-    path = Path(place)
+    path = Path(named_path)
     if not path.is_absolute():  # composed configs have no other paths: this is `hub`, `random`, `run:WORDS`, `null`
         return None
     if path.is_file():  # its ending says how it is read
         return _short(f"{path.suffix} {_bytes(path)}")
     if path.is_dir():
         return _tree(path) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
-    if data and glob.has_magic(place):
-        return _lines((Path(file), file) for file in sorted(glob.glob(place, recursive=True)))
+    if data and glob.has_magic(named_path):
+        return _lines((Path(file), file) for file in sorted(glob.glob(named_path, recursive=True)))
     return None
 
 

@@ -54,24 +54,24 @@ def _check_artifact(dataset: Mapping[str, Any], where: Callable[[str], str]) -> 
     )
 
 
-def _absolute(place: Any) -> Any:
+def _absolute(named: Any) -> Any:
     """Paths that exist made absolute, in a list too; other words (hub names, `ones`) as they are."""
-    if isinstance(place, list):
-        return [_absolute(each) for each in place]
-    path = Path(place).expanduser() if isinstance(place, str) else None
-    return str(path.absolute()) if path is not None and path.exists() else place
+    if isinstance(named, list):
+        return [_absolute(each) for each in named]
+    path = Path(named).expanduser() if isinstance(named, str) else None
+    return str(path.absolute()) if path is not None and path.exists() else named
 
 
-def _existing(place: str, key: str, where: Callable[[str], str], words: list[str]) -> str:
-    path = Path(place).expanduser().absolute()
-    if path.exists() or (glob.has_magic(place) and glob.glob(str(path), recursive=True)):
+def _existing(named: str, key: str, where: Callable[[str], str], words: list[str]) -> str:
+    path = Path(named).expanduser().absolute()
+    if path.exists() or (glob.has_magic(named) and glob.glob(str(path), recursive=True)):
         return str(path.parent.resolve() / path.name)
     folder = next(parent for parent in path.parents if parent.is_dir())
-    beside = [str(Path(place).parent / entry.name) for entry in path.parent.glob("*")] if folder == path.parent else []
+    beside = [str(Path(named).parent / entry.name) for entry in path.parent.glob("*")] if folder == path.parent else []
     raise UserError(
-        f"{key}={place} does not exist.",
+        f"{key}={named} does not exist.",
         where=where(key),
-        nearest=nearest_names(place, words + beside),
+        nearest=nearest_names(named, words + beside),
         remedy=f"{folder} exists; name a file or folder in it"
         if folder != path.parent
         else "name a file or folder that exists",

@@ -51,10 +51,10 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
             words: _significant(node, "") for nodes in backbones.values() for words, node in nodes.items()
         }
     for reference, form in told.items():
-        *parents, leaf = reference.place
+        *parents, leaf = reference.key_path
         _below(significant, parents)[leaf] = form
-    for place in told_by_contents(significant.get("contents") or {}):  # the same files elsewhere make the same run
-        *parents, leaf = place.split(".")
+    for key in told_by_contents(significant.get("contents") or {}):  # the same files elsewhere make the same run
+        *parents, leaf = key.split(".")
         _below(significant, parents).pop(leaf, None)
     if not significant.get("contents"):  # no files are named
         significant.pop("contents", None)

@@ -43,7 +43,7 @@ class Reference:
         name: what the run calls it: `sources` of its context has it under this name.
         key: the config's key.
         words: what is named, without `run:` or `stage:`.
-        place: where it stands in what the identity is made of.
+        key_path: where it stands in what the identity is made of.
         start: `run:` or `stage:` before the words, where the identity keeps it.
         of_run: False where a file or folder of another kind is named.
         kinds: what the run may make; empty: the method says it (`sources.NAME`).
@@ -52,7 +52,7 @@ class Reference:
     name: str
     key: str
     words: str
-    place: tuple[str, ...]
+    key_path: tuple[str, ...]
     start: str = ""
     of_run: bool = True
     kinds: tuple[str, ...] = ()
@@ -114,8 +114,8 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
             if (weights := Weights.of(node)).of_run:
                 name = f"{key}.{words}"
                 kinds = fitting("backbone.weights", folders)
-                place = ("candidates", words, "weights")
-                yield Reference(name, f"method.{name}", weights.words, place, f"{weights.kind}:", True, kinds)
+                key_path = ("candidates", words, "weights")
+                yield Reference(name, f"method.{name}", weights.words, key_path, f"{weights.kind}:", True, kinds)
     if rows := (config.get("dataset") or {}).get("rows"):
         words = str(rows).removeprefix(RUN)
         yield Reference(ROWS, ROWS, words, ("dataset", "rows"), "", words != str(rows), fitting(ROWS, folders))

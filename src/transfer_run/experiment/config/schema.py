@@ -175,14 +175,14 @@ def options(declared: Mapping[str, Any]) -> dict[str, Type]:
     for name, node in declared.items():
         about = (node.get(ABOUT) if isinstance(node, Mapping) else None) or {}
         for key, option in (about.get("options") or {}).items():
-            place = f"{name}.about.options.{key}"
+            dotted = f"{name}.about.options.{key}"
             try:
                 found[f"{name}.{key}"] = parse_type(option)
             except ValueError as error:
-                raise UserError(f"{place}: {error}.", where=place) from error
+                raise UserError(f"{dotted}: {error}.", where=dotted) from error
             if not has(node, key):
                 keys = [leaf for leaf in flatten(node) if not leaf.startswith(f"{ABOUT}.")]
-                raise UserError(f"{place} describes a key that does not exist.", nearest=nearest_names(key, keys))
+                raise UserError(f"{dotted} describes a key that does not exist.", nearest=nearest_names(key, keys))
     return found
 
 

@@ -45,7 +45,7 @@ def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
     for name, words in dataset["beside"].items():
         dataset["beside"][name] = _member(str(words), f"dataset.beside.{name}", folders, None, _beside)[1]
     for entry, listed in list(keys(dataset, DATASETS)):
-        place, leaf = _node_and_key(dataset, entry.name)
+        holder, leaf = _node_and_key(dataset, entry.name)
         found: dict[str, Any] = {}
         for number, words in enumerate(listed):
             where = f"dataset.{entry.name}[{number}]"
@@ -58,13 +58,13 @@ def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
                 )
             found[name] = node
         dataset["nodes"] = {**dataset["nodes"], leaf: found}
-        place[leaf] = list(found)
+        holder[leaf] = list(found)
     for entry, words in list(keys(dataset, DATASET)):
-        place, leaf = _node_and_key(dataset, entry.name)
+        holder, leaf = _node_and_key(dataset, entry.name)
         only: dict[str, Any] | None = None
         if words is not None and words not in entry.words:
             where = f"dataset.{entry.name}"
-            place[leaf], only = _member(words, where, folders, dataset["path"], choices=entry.words)
+            holder[leaf], only = _member(words, where, folders, dataset["path"], choices=entry.words)
         dataset["nodes"] = {**dataset["nodes"], leaf: only}
 
 

@@ -35,24 +35,24 @@ def separate(words: Sequence[str], config_dir: str | None, search_path: Iterable
             found += value if isinstance(value, list) else [value]
         else:
             others.append(word)
-    return others, list(dict.fromkeys(_folder(str(place)) for place in found))
+    return others, list(dict.fromkeys(_folder(str(named)) for named in found))
 
 
-def _folder(place: str) -> Path:
-    if place.startswith("pkg://"):
-        module = place.removeprefix("pkg://").replace("/", ".")
+def _folder(named: str) -> Path:
+    if named.startswith("pkg://"):
+        module = named.removeprefix("pkg://").replace("/", ".")
         try:
             spec = importlib.util.find_spec(module)
         except ModuleNotFoundError:
             spec = None
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"There is no package {module!r}.", where=f"{SEARCH_PATH}: {place}", remedy="install it")
+            raise UserError(f"There is no package {module!r}.", where=f"{SEARCH_PATH}: {named}", remedy="install it")
         return Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = Path(place.removeprefix("file://")).expanduser().resolve()
+    folder = Path(named.removeprefix("file://")).expanduser().resolve()
     if not folder.is_dir():
         beside = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
         raise UserError(
-            f"The folder of configs {place} does not exist.",
+            f"The folder of configs {named} does not exist.",
             where=f"--config-dir or {SEARCH_PATH}",
             nearest=nearest_names(str(folder), beside),
             remedy="name a folder that holds method/, dataset/ and so on",

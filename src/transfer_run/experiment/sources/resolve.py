@@ -169,8 +169,8 @@ def read_back(run: Run, sources: Mapping[str, Path]) -> dict[str, Any]:
     """
     config: dict[str, Any] = copy.deepcopy(dict(run.config))
     for each in run.references:
-        if each.of_run and each.name in sources and each.place[0] in ("dataset", "method"):
-            *parents, leaf = each.place
+        if each.of_run and each.name in sources and each.key_path[0] in ("dataset", "method"):
+            *parents, leaf = each.key_path
             node = reduce(dict.__getitem__, parents, config)
             node[leaf] = str(made(sources[each.name]).path(sources[each.name]))
     return config
