@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from transfer_run.backbones.declared import families
 from transfer_run.cli.plan import plan
 from transfer_run.cli.run import run
 from transfer_run.errors import Preempted, UserError
@@ -244,3 +245,9 @@ def test_no_word_of_the_packages_data_sets_is_taken_for_a_form_by_accident() -> 
     cfg = compose(["method=full", "backbone=t5_tiny", "dataset=python_docs", "dataset.task=span_corruption"])
     assert cfg.config["dataset"]["form"] == "span_corruption"
     assert "span_corruption" not in packaged_forms()
+
+
+def test_a_family_that_writes_answers_an_own_form_as_it_is() -> None:
+    writes = families()["t5"]
+    assert writes.form({"name": "quarters", "form": "my_form:SeveralLabels"}) == "my_form:SeveralLabels"
+    assert writes.form({"name": "digits", "form": "classification"}) == "text_to_text"
