@@ -204,7 +204,7 @@ def stop_behind(patch: pytest.MonkeyPatch, step: int) -> None:
 
     def stop(self: Checkpoints, trainer: Any, *rest: Any) -> None:
         if trainer.global_step == step:
-            self._signal = signal.SIGTERM
+            self.signals.asked = signal.SIGTERM
         ordinary(self, trainer, *rest)
 
     patch.setattr(Checkpoints, "on_train_batch_end", stop)
