@@ -89,7 +89,8 @@ def test_the_report_tells_what_and_why(capfd: pytest.CaptureFixture[str]) -> Non
     assert plan([*TINY, "plan.budget=40MB"]) == 0
     out = capfd.readouterr().out
     for words in ("full / vit_tiny / digits", "backward", "largest tensors alive at the peak", "It is made up of",
-                  "the largest batch that fits", "parameters are trained (100.00 %)"):  # fmt: skip
+                  "the largest batch that fits", "for the CUDA context",
+                  "parameters are trained (100.00 %)"):  # fmt: skip
         assert words in out
 
 

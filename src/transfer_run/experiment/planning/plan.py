@@ -353,4 +353,9 @@ def _budget_line(budget: Budget, planned: _Planned, asked: str) -> str:
     more = "" if budget.next_peak is None else f", one more needs {amount(budget.next_peak, paper)}"
     over = f" a device ({budget.batch_size * planned.devices} in all)" if planned.devices > 1 else ""
     found = f"{budget.batch_size}{over}, with {amount(budget.peak, paper)}{more}"
-    return f"> the largest batch that fits {asked} ({amount(budget.bytes, paper)}): {found}"
+    beyond = (
+        ""
+        if planned.setting.target == "cpu"
+        else ("; counted is what is allocated: leave room for the CUDA context (0.3 to 1 GB) and for cached blocks")
+    )
+    return f"> the largest batch that fits {asked} ({amount(budget.bytes, paper)}): {found}{beyond}"
