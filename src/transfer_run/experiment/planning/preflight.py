@@ -8,6 +8,7 @@ from typing import Any
 from transfer_run.backbones.weights.names import Weights, hub_name
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.references import RUN
 
 
 def check_before(run: Run, *, sources_missing: bool) -> None:
@@ -84,7 +85,8 @@ def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[Us
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
-    if (sources_missing and dataset.get("path")) or (dataset.get("hub") and not dataset.get("path")):
+    local = dataset.get("path") and not str(dataset["path"]).startswith(RUN)  # what a run will make is not there yet
+    if (sources_missing and local) or (dataset.get("hub") and not dataset.get("path")):
         data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
     return data, weights
 
