@@ -32,7 +32,7 @@ def main(output: str = "outputs", *more: str) -> None:
             print(f"\n$ transfer-run {' '.join(words)}", flush=True)
             folder = carry_out(compose([*words, f"output_dir={output}"]))
             results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    rows = rows_of(results)
+    rows = rows_of(results, baseline="full")
     target = Path(output) / "demo"
     target.mkdir(parents=True, exist_ok=True)
     (target / "table.md").write_text(markdown(rows), encoding="utf-8")

@@ -42,6 +42,8 @@ class DataModule(ABC):
 
     augments: ClassVar[bool] = False
     """Does it read images one by one, so that `dataset.augment` can vary them?"""
+    no_taps: ClassVar[str] = ""
+    """Why `cache.taps` cannot keep what a frozen backbone makes of its rows; empty where it can."""
 
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         self.refuse_augment(dataset)

@@ -18,6 +18,10 @@ from transfer_run.task import Task
 T = TypeVar("T")
 
 
+WHOLE_BACKBONE = "full"
+"""The method that trains and ships all of a backbone: what a folded model is described by."""
+
+
 def method_class(target: str) -> type[Method]:
     """The class that `about.target` names, `package.module.Class`.
 

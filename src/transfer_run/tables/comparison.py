@@ -18,7 +18,7 @@ def headline(result: dict[str, Any]) -> float:
     return float(next(iter(tests.values()), float("nan")))
 
 
-def rows_of(results: Sequence[dict[str, Any]], baseline: str = "full") -> list[dict[str, Any]]:
+def rows_of(results: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """One row a run; `saving` is the share of the baseline's measured peak (same backbone and dataset) not needed."""
     peaks = {(r["backbone"], r["dataset"]): r["memory"]["peak"] for r in results if r["method"] == baseline}
     rows = []

@@ -36,6 +36,8 @@ class VideoText(ImageText):
     there is a frame, and as ever `input_ids`, `attention_mask` and `labels`, the numbers of the videos.
     """
 
+    no_taps = "holds videos: every frame would have taps of its own"
+
     augments = False  # the frames of a video would have to be varied alike
 
     @classmethod

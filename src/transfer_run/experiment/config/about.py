@@ -54,6 +54,8 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "pretrained": Fact("bool", "false: it starts from random weights, whatever the backbone names"),
         "through_backbone": Fact("bool", "true: its backward visits the backbone's blocks though they are frozen"),
         "reads": Fact("dict", "the runs, files, backbones, ... that it reads, by name or key of its own (`reads.py`)"),
+        "takes": Fact("dict", "what data sets hold beside their examples (`gives`), and its own key that is as wide"),
+        "saves": Fact(["activations", "states"], "what a plan's advice says that it saves, if well known for it"),
         "makes": Fact("str", "the kind of what its run leaves, where the shape does not tell (`artifacts.py`)"),
         "beside": Fact("dict", "data sets that every step reads too (`dataset.beside`): name, and what for"),
         "paper_profile": Fact("dict?", "what plan.profile=paper sets of its keys"),
@@ -61,6 +63,8 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
     },
     "dataset": {
         "target": Fact("str", "module.Class of the data set; needed"),
+        "gives": Fact("dict", "widths of what it holds beside its examples, and what that is; a method `takes` it"),
+        "elsewhere": Fact("bool", "true: `dataset.path` may name files that lie elsewhere"),
         "holds": Fact("str", "what its examples are: text, images, pairs, or a kind of your own"),
         "reads": Fact("dict", "what its own keys name: runs by what they make, files, data sets (`reads.py`)"),
         "needs_path": Fact("str", "what `dataset.path` must name; left out: it needs none"),

@@ -145,24 +145,36 @@ def _check_task(
 
 
 def _check_features(method: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]) -> None:
-    """Visual features beside the text (`dataset.feature_width`, 0 without) are what `method.extra_width` takes in."""
-    held, taken = int(dataset.get("feature_width") or 0), int(method.get("extra_width") or 0)
-    if held == taken:
-        return
-    data = f"dataset={dataset['name']}"
-    if "extra_width" not in method:
-        what = f"{data} holds visual features beside the text, which method={method['name']} does not take in."
-        able = [e.name for e in registry.entries("method", folders) if "extra_width" in e.content.get("method", {})]
-        remedy = f"choose method={', '.join(able)} with method.extra_width={held}, or a dataset of text alone"
-    elif not held:
-        what = f"{data} holds no visual features, which method.extra_width={taken} asks for."
-        nodes = {e.name: e.content.get("dataset", {}) for e in registry.entries("dataset", folders)}
-        able = [name for name, node in nodes.items() if node.get("feature_width")]
-        remedy = f"method.extra_width=0, or choose dataset={', '.join(able)}"
-    else:
-        what = f"The visual features of {data} are {held} wide, method.extra_width is {taken}."
-        remedy = f"method.extra_width={held}"
-    raise UserError(what, where="method.extra_width, dataset.feature_width", remedy=remedy)
+    """What a data set holds beside its examples is what the method takes in: equal widths, or none on both sides.
+
+    `dataset.about.gives: {WIDTH: what it is}`, `method.about.takes: {WIDTH: its own key}`; a width of 0 is none.
+    """
+    given, taken = ((node.get("about") or {}).get(key) or {} for node, key in ((dataset, "gives"), (method, "takes")))
+    for width in {**given, **taken}:
+        own = f"method.{taken[width]}" if width in taken else ""
+        held, asked = int(dataset.get(width) or 0), int(method.get(taken.get(width, "")) or 0)
+        if held != asked:
+            raise _no_fit(method["name"], dataset["name"], width, held, asked, own, folders)
+
+
+def _no_fit(
+    method: str, dataset: str, width: str, held: int, asked: int, own: str, folders: Sequence[Path]
+) -> UserError:
+    nodes = {e.name: e.content.get("dataset", {}) for e in registry.entries("dataset", folders)}
+    what = {name: ((node.get("about") or {}).get("gives") or {}).get(width) for name, node in nodes.items()}
+    able, says = [name for name in nodes if what[name]], next((text for text in what.values() if text), width)
+    data, where = f"dataset={dataset}", f"{own}, dataset.{width}".removeprefix(", ")
+    if not own:
+        takers = {e.name: e.content.get("method", {}).get("about") or {} for e in registry.entries("method", folders)}
+        keys = [f"method={name} with method.{about['takes'][width]}={held}" for name, about in takers.items()
+                if width in (about.get("takes") or {})]  # fmt: skip
+        said = f"{data} holds {says}, which method={method} does not take in."
+        return UserError(said, where=where, remedy=f"choose {', '.join(keys)}, or another dataset")
+    if not held:
+        said = f"{data} holds no {says}, which {own}={asked} asks for."
+        return UserError(said, where=where, remedy=f"{own}=0, or choose dataset={', '.join(able)}")
+    said = f"{data} holds {says}, {held} wide, {own} is {asked}."
+    return UserError(said, where=where, remedy=f"{own}={held}")
 
 
 def _check_augment(values: Mapping[str, Any], folders: Sequence[Path]) -> None:

@@ -57,8 +57,8 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
         named = [str(each) for each in (named_path if isinstance(named_path, list) else [named_path])]
         parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
         if parts:
-            beside = values["dataset"].get("form") == "retrieval" or "feature_column" in values["dataset"]
-            partly = beside and key == "dataset.path"  # images, or features of them, may lie elsewhere
+            about = values["dataset"].get("about") or {}
+            partly = key == "dataset.path" and bool(about.get("elsewhere"))  # what it names is not read here
             partly = partly or any(part.endswith(PARTLY) for part in parts)
             whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
             found[key] = whole + PARTLY * partly

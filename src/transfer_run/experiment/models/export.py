@@ -29,6 +29,7 @@ from transfer_run.experiment.models.handover import as_full
 from transfer_run.experiment.models.model_files import backbone_config, load_model, tasks_of
 from transfer_run.files import write_json
 from transfer_run.methods.base import Method
+from transfer_run.methods.build import WHOLE_BACKBONE
 from transfer_run.run_folder import (
     BODY_PREFIX,
     DESCRIPTION,
@@ -135,7 +136,7 @@ def _written(
     try:
         if not about["complete"] or any(not name.startswith((BODY_PREFIX, HEAD_PREFIX)) for name in method.shipped()):
             method = as_full(method, about, where=str(source))
-            about = {**about, "method": dict(registry.entry("method", "full").content["method"])}
+            about = {**about, "method": dict(registry.entry("method", WHOLE_BACKBONE).content["method"])}
     except UserError as error:
         shutil.copy2(source / WEIGHTS, out / WEIGHTS)
         why = f": {error.where.partition(': ')[2]} cannot be folded into the backbone"

@@ -28,7 +28,7 @@ from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import made
 from transfer_run.experiment.models.model_files import backbone_config, load_model, save_model
 from transfer_run.methods.base import Method
-from transfer_run.methods.build import build_method, method_settings
+from transfer_run.methods.build import WHOLE_BACKBONE, build_method, method_settings
 from transfer_run.run_folder import (
     BODY_PREFIX,
     HEAD_PREFIX,
@@ -148,7 +148,7 @@ def save_merged(method: Method, about: Mapping[str, Any], out: Path, where: str)
         UserError: naming what cannot be folded.
     """
     merged = as_full(method, about, where)
-    config = {"method": dict(registry.entry("method", "full").content["method"]), "backbone": about["backbone"]}
+    config = {"method": dict(registry.entry("method", WHOLE_BACKBONE).content["method"]), "backbone": about["backbone"]}
     save_model(merged, out, config, about["transform"])
     return merged
 
@@ -172,9 +172,9 @@ def as_full(method: Method, about: Mapping[str, Any], where: str) -> Method:
             f"What method={name} trained cannot be folded into the backbone{problem}.",
             where=f"{where}: {', '.join(added[:3])}",
             remedy=f"go on with method={name} and the same settings, or begin with a method that changes the "
-            "backbone's own weights (full, partial, bitfit, lora)",
+            "backbone's own weights",
         )
-    full = dict(registry.entry("method", "full").content["method"])
+    full = dict(registry.entry("method", WHOLE_BACKBONE).content["method"])
     merged = build_method(full, method.backbone, method.task)
     merged.backbone.head.load_state_dict(method.backbone.head.state_dict())
     return merged.eval()

@@ -19,8 +19,6 @@ from transfer_run.memory.report import amount
 
 WORTH = 0.05
 """Share of the peak from which on a saving is worth a line."""
-LEAN = ("lora", "adapter", "bitfit")
-"""Well-known methods that train few weights all over the backbone."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ def changes(run: Run, kinds: Mapping[str, int], through_backbone: bool) -> Itera
         yield Change("optimizer=adafactor", _other(run, "optimizer", "adafactor"), kinds["optimizer"])
     if config["method"]["about"]["shape"] == "tune" and config["method"]["about"].get("pretrained", True):
         if through_backbone:
-            for name in _methods(run, "side_tuning", through_backbone=False)[:1]:
+            for name in _methods_that_save("activations", run)[:1]:
                 yield Change(f"method={name}", _other(run, "method", name), kinds["activations"])
-        for name in [name for name in _methods(run, "tuning") if name in LEAN][:1]:
+        for name in _methods_that_save("states", run)[:1]:
             yield Change(f"method={name}", _other(run, "method", name), states)
 
 
@@ -117,16 +115,9 @@ def _other(run: Run, group: str, name: str) -> Run:
     return replace(run, config={**run.config, group: {**run.config[group], **node} if group == "optimizer" else node})
 
 
-def _methods(run: Run, family: str, *, through_backbone: bool = True) -> list[str]:
-    """Other methods of a family that are defined on the run's backbone.
-
-    Args:
-        through_backbone: also those whose backward visits the backbone's blocks (`about.through_backbone`).
-    """
-    backbone, found = family_of(run.config["backbone"]), []
-    for entry in registry.entries("method", run.search_path):
-        about = entry.content["method"]["about"]
-        fits = entry.family == family and takes(about, backbone)
-        if fits and entry.name != run.chosen("method") and (through_backbone or not about.get("through_backbone")):
-            found.append(entry.name)
-    return found
+def _methods_that_save(what: str, run: Run) -> list[str]:
+    """Other methods on the run's backbone that are well known to save this (`about.saves`)."""
+    backbone = family_of(run.config["backbone"])
+    about = {e.name: e.content["method"]["about"] for e in registry.entries("method", run.search_path)}
+    fits = (name for name, says in about.items() if says.get("saves") == what and takes(says, backbone))
+    return [name for name in fits if name != run.chosen("method")]

@@ -63,20 +63,17 @@ def memory_of_files(run: Run) -> tuple[dict[str, Any], list[str]]:
     """
     config = run.config
     make_importable(run)
-    method, models = _of_files(config), len(config["method"].get("models") or ()) + len(config["sources"])
-    size = method.bytes_for_files(models)
-    if size is None:
+    found = _of_files(config).memory_of_files(len(config["sources"]))
+    if found is None:
         raise UserError(
             f"What method={run.chosen('method')} takes to merge files depends on their largest layers.",
             where="dataset=none",
             remedy="carry it out: its result says what was measured",
         )
+    size, pieces = found
     kinds = dict.fromkeys(KINDS, 0) | {"other": size}
     memory = MemoryReport(size, PREPARE, "", kinds, {PREPARE: PhasePeak(size, "", kinds)}).as_dict("plan")
-    line = (
-        f"{models} checkpoints are merged as files, on the CPU: at most {amount(size)} of their pieces "
-        f"(method.chunk_bytes={config['method']['chunk_bytes']:.0f}) are in memory at once, whatever the models' size."
-    )
+    line = f"{pieces}, on the CPU: at most {amount(size)} are in memory at once, whatever the models' size."
     return {**memory, "predicted_peak": size}, [line]
 
 
@@ -116,7 +113,7 @@ def combine_files(run: Run, folder: Path, sources: dict[str, Path]) -> None:
             **{group: run.chosen(group) for group in ("method", "backbone", "dataset")},
             "seed": config["seed"],
             "metrics": {},
-            "parameters": {"total": extra["merge"]["parameters"], "trainable": 0, "trainable_pct": 0.0},
+            "parameters": {"total": method.merged_parameters(), "trainable": 0, "trainable_pct": 0.0},
             "memory": {**memory.result(), "predicted_peak": _predicted(run)} if memory else {},
             "time": {"fit_seconds": 0.0, "samples_per_second": 0.0, "steps": 0, "epochs": 0},
             "environment": environment(),

@@ -88,9 +88,9 @@ def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None
             where=where,
             remedy="set cache.taps=none",
         )
-    if "frame_mask" in batch_spec(config["dataset"], config["backbone"], 1):
+    if data.no_taps:
         raise UserError(
-            f"dataset={config['dataset']['name']} holds videos: every frame would have taps of its own.",
+            f"dataset={config['dataset']['name']} {data.no_taps}.",
             where=where,
             remedy="set cache.taps=none",
         )

@@ -139,9 +139,25 @@ class Merging(Method, ABC):
         """What is made of one source's model and data before anything is merged; what that leaves out, in lines."""
         return ()
 
-    def bytes_for_files(self, models: int) -> int | None:
-        """The most that a merge of files holds at once: n + 6 pieces. None: it is not done in pieces alone."""
-        return (models + 6) * piece_length(self.chunk_bytes, self.dtype) * self.dtype.itemsize
+    def memory_of_files(self, sources: int) -> tuple[int, str] | None:
+        """The most that a merge of files holds at once, n + 6 pieces, in bytes and in words; None: not in pieces alone.
+
+        Args:
+            sources: checkpoints beside `method.models`.
+        """
+        models = sources + len(self.models)
+        if (pieces := self.pieces_at_once(models)) is None:
+            return None
+        said = f"{models} checkpoints are merged as files, in pieces of method.chunk_bytes={self.chunk_bytes:.0f}"
+        return pieces * piece_length(self.chunk_bytes, self.dtype) * self.dtype.itemsize, said
+
+    def pieces_at_once(self, models: int) -> int | None:
+        """Pieces of checkpoints that are in memory together; None: it works on whole layers."""
+        return models + 6
+
+    def merged_parameters(self) -> int:
+        """Scalars of what was merged."""
+        return int(self.results["merge"]["parameters"])
 
     def conclude(self, context: Context) -> dict[str, Any]:
         return self.results

@@ -206,9 +206,9 @@ class FisherMerging(Merging):
         del source
         return ()
 
-    def bytes_for_files(self, models: int) -> int | None:
+    def pieces_at_once(self, models: int) -> int | None:
         """One model after the other."""
-        return super().bytes_for_files(0)
+        return super().pieces_at_once(0)
 
     def _fishers(self, context: Context, tasks: Sequence[SourceTask]) -> list[Checkpoint]:
         if self.fisher["paths"]:

@@ -164,7 +164,7 @@ class RegMean(Merging):
         del source
         return ["the least squares of one layer at a time: a Gram matrix a source in float64, on the CPU"]
 
-    def bytes_for_files(self, models: int) -> int | None:
+    def pieces_at_once(self, models: int) -> int | None:
         return None
 
     def _gram(self, task: SourceTask, context: Context) -> Checkpoint:
