@@ -80,6 +80,7 @@ class Context:
         found: the finished runs that the method looks for (`about.reads: {NAME: finished METHOD}`), by name.
         load_source: name of a source run -> its finished model, complete and in eval mode, on the run's device.
         load_data: name of a source run -> the whole data set that it was fitted on, as its backbone reads it.
+        source_config: name of a source run -> its config, with the files of its data where a run made them.
         sizes: rows of the data set by split.
         endless: (split, batch_size, first) -> endless batches as of `batches`, every pass in another order, from the
             batch of this number on: what a loop of `work` reads.
@@ -99,6 +100,7 @@ class Context:
     found: dict[str, list[Path]] = field(default_factory=dict)
     load_source: Callable[[str], Method] = field(default=_no_source)
     load_data: Callable[[str], DataModule] = field(default=_no_source)
+    source_config: Callable[[str], Mapping[str, Any]] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)
     endless: Callable[[str, int, int], Iterator[Batch]] = field(default=_no_batches)
     work: Work = field(default_factory=Work)

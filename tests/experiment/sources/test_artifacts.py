@@ -15,6 +15,8 @@ from transfer_run.experiment.config.compose import compose, make_importable
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
+from transfer_run.experiment.sources.resolve import config_with_data
+from transfer_run.experiment.training.train import _source_data
 
 PAINTER = '''
 from PIL import Image
@@ -88,6 +90,23 @@ def test_a_run_on_painted_pictures_goes_on_where_it_stopped(run_of: Callable[...
     one, two = ((run / "metrics.csv").read_text(encoding="utf-8") for run in (whole, folder))
     losses = [[line.split(",")[:3] for line in text.splitlines() if "," in line] for text in (one, two)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_on_painted_pictures_is_merged_and_its_data_opened_again(
+    run_of: Callable[..., Run], tmp_path: Path
+) -> None:
+    words = ["method=full", *READER[1:], f"dataset.path='run:{PAINTED}'", "trainer.max_steps=1", "profiler=none"]
+    one, two = (carry_out(run_of(*words, f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
+    merge = ["method=average", "dataset=none", f"sources={{a:{one},b:{two}}}", "hardware=cpu", "trainer.progress=none"]
+    result = json.loads((carry_out(run_of(*merge)) / "result.json").read_text(encoding="utf-8"))
+    assert [row["task"] for row in result["extra"]["tasks"]] == ["a", "b", "average"]
+    opened = _source_data({"a": one}, "a")
+    assert sum(opened.sizes.values()) == 24
+    (painted,) = (tmp_path / "out").glob("runs/digits/painter-*")
+    (painted / "result.json").unlink()
+    with pytest.raises(UserError, match=r"run that made dataset.path of full-\S+ is not there") as error:
+        config_with_data(one)
+    assert PAINTED in error.value.where
 
 
 FULL = f"method=full {VIT} dataset=digits trainer.max_steps=1"

@@ -24,7 +24,7 @@ from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
-from transfer_run.run_folder import BODY_PREFIX
+from transfer_run.run_folder import BODY_PREFIX, read_config
 
 START = "backbone=vit_tiny backbone.weights=random:0 dataset=digits trainer.max_steps=6"
 LOW = f"method=full {START} dataset.classes=[5,6]"
@@ -215,7 +215,7 @@ def test_an_export_has_the_heads_of_all_tasks(runs: Path, tmp_path: Path) -> Non
         "high.safetensors", "low.safetensors", "tasks.json"
     ]  # fmt: skip
     for row, folder in zip(result["extra"]["tasks"], source_folders(runs), strict=False):
-        task = SourceTask(row["task"], folder)
+        task = SourceTask(row["task"], folder, read_config(folder))
         loaded = transfer_run.load(out, task=row["task"])
         assert loaded.task == task.task
         data, right = task.batches("test", torch.device("cpu")), []

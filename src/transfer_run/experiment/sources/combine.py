@@ -17,14 +17,14 @@ from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.models.model_files import backbone_config
 from transfer_run.experiment.record.log import LOG, environment
-from transfer_run.experiment.sources.resolve import sources_of
+from transfer_run.experiment.sources.resolve import config_with_data, sources_of
 from transfer_run.files import write_json
 from transfer_run.memory.account import KINDS, MemoryReport, PhasePeak
 from transfer_run.memory.meters import PREPARE
 from transfer_run.memory.report import amount
 from transfer_run.methods.base import Context
 from transfer_run.methods.build import method_class, method_settings
-from transfer_run.run_folder import RESULT, has_model, is_run, model_folder, read_config, read_description
+from transfer_run.run_folder import RESULT, has_model, is_run, model_folder, read_description
 
 
 def on_first_source(run: Run, sources: Mapping[str, Path]) -> Run | None:
@@ -36,7 +36,7 @@ def on_first_source(run: Run, sources: Mapping[str, Path]) -> Run | None:
     runs = [folder for folder in sources.values() if is_run(folder) and has_model(model_folder(folder))]
     if not runs:
         return None
-    return _on(run, read_config(runs[0])["dataset"], backbone_config(read_description(model_folder(runs[0]))))
+    return _on(run, config_with_data(runs[0])["dataset"], backbone_config(read_description(model_folder(runs[0]))))
 
 
 def _on(run: Run, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Run:

@@ -20,11 +20,12 @@ from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.artifacts import made
+from transfer_run.experiment.config.compose import saved
 from transfer_run.experiment.config.composed import Run, naming
-from transfer_run.experiment.config.references import BACKBONE, Reference
+from transfer_run.experiment.config.references import BACKBONE, Reference, references
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, Source, Tree
-from transfer_run.run_folder import is_run, read_result
+from transfer_run.run_folder import is_run, read_config, read_result
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -174,3 +175,29 @@ def read_back(run: Run, sources: Mapping[str, Path]) -> dict[str, Any]:
             node = reduce(dict.__getitem__, parents, config)
             node[leaf] = str(made(sources[each.name]).path(sources[each.name]))
     return config
+
+
+def config_with_data(folder: Path) -> dict[str, Any]:
+    """The config of a finished run, whose data can be opened again: `config.yaml` keeps `dataset.path=run:WORDS`.
+
+    Raises:
+        UserError: the run that made the data is not there any more.
+    """
+    config = read_config(folder)
+    if not any(map(_of_data, references(config, {}, [Path(each) for each in config.get("search_path") or ()]))):
+        return config
+    run, there = saved(folder), {}
+    for each in filter(_of_data, run.references):
+        source = _resolve(each, run)
+        there[each.name] = source.folder or source.to_carry_out.folder  # type: ignore[union-attr]
+        if read_result(there[each.name]) is None:
+            raise UserError(
+                f"The run that made {each.key} of {folder.name} is not there any more.",
+                where=f"{folder}: {each.key}: {each.words}",
+                remedy="carry it out again: transfer-run and these words",
+            )
+    return read_back(run, there)
+
+
+def _of_data(reference: Reference) -> bool:
+    return reference.of_run and reference.key_path[0] == "dataset"

@@ -34,7 +34,7 @@ from transfer_run.experiment.record.metrics_csv import MetricsCsv, StepRows
 from transfer_run.experiment.record.progress import progress_callback
 from transfer_run.experiment.sources.combine import combine_files, on_first_source
 from transfer_run.experiment.sources.models import source_model
-from transfer_run.experiment.sources.resolve import read_back
+from transfer_run.experiment.sources.resolve import config_with_data, read_back
 from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
 from transfer_run.experiment.training.divergence import StopOnNan
 from transfer_run.experiment.training.module import TransferModule
@@ -48,7 +48,7 @@ from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
-from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, is_run, read_config
+from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, is_run
 
 
 def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
@@ -205,6 +205,7 @@ def _context(
         },
         load_source=lambda name: source_model(name, sources, config, data.task).to(device_of(config["hardware"])),
         load_data=partial(_source_data, sources),
+        source_config=lambda name: config_with_data(sources[name]),
         sizes=data.sizes,
         data=data,
         found=recorded_runs(config),
@@ -222,7 +223,7 @@ def _source_data(sources: dict[str, Path], name: str) -> DataModule:
             where=f"sources.{name}",
             remedy=f'sources.{name}="method=pretrain dataset=..."',
         )
-    values = read_config(folder)
+    values = config_with_data(folder)
     data = build_data({**values["dataset"], "rows": None}, values["backbone"], values["seed"])
     data.setup()
     return data

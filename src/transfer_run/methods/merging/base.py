@@ -198,13 +198,14 @@ class Merging(Method, ABC):
     # ---- runs in, a model with tasks out
     def _merge_runs(self, backbone: Backbone, context: Context) -> None:
         named = {name: folder for name, folder in context.sources.items() if name != "backbone"}
-        tasks = [SourceTask(name, folder) for name, folder in named.items() if SourceTask.is_run(folder)]
+        runs = {name: folder for name, folder in named.items() if SourceTask.is_run(folder)}
+        tasks = [SourceTask(name, folder, context.source_config(name)) for name, folder in runs.items()]
         check_one_start(tasks, backbone)
         own = self._own_task(tasks, backbone)
         known = {name: tensor.detach().clone() for name, tensor in body_tensors(backbone).items()}
         base = StateDict(known, "the backbone") if self.base is None else open_models([], self.base)[1]
         models = [body_of(task, known, context) for task in tasks]
-        models += [open_checkpoint(folder) for name, folder in named.items() if not SourceTask.is_run(folder)]
+        models += [open_checkpoint(folder) for name, folder in named.items() if name not in runs]
         models += [open_checkpoint(local_path(name)) for name in self.models]
         job = self._job(models, base)
         chosen = self._best(self.options(job, context, tasks), backbone, self.searched_on(tasks), context)

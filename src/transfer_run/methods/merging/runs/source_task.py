@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from transfer_run.run_folder import (
     has_model,
     is_run,
     model_folder,
-    read_config,
     read_description,
     read_result,
 )
@@ -41,12 +40,13 @@ class SourceTask:
     Args:
         name: under `sources.`.
         folder: the run's folder.
+        config: the run's, with the files of its data (`Context.source_config`).
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+        self.name, self.folder, self.config = name, folder, config
         self.model_folder = model_folder(folder)
-        self.about, self.config = read_description(self.model_folder), read_config(folder)
+        self.about = read_description(self.model_folder)
         names = self._tensors(lambda name: True, read=False)
         strange = sorted(name for name in names if not name.startswith((BODY_PREFIX, HEAD_PREFIX)))
         if strange:
