@@ -157,7 +157,7 @@ class TestDeclarations:
         assert found["vqt"][0].stage
 
     def test_one_that_cannot_be_read(self) -> None:
-        for words in ("model if", "model or rows", "finished"):
+        for words in ("model if", "model or rows", "finished full on"):
             with pytest.raises(UserError, match="cannot be read") as error:
                 reads({"name": "mine", "about": {"reads": {"teacher": words}}})
             assert "model?" in error.value.remedy

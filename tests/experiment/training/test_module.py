@@ -19,7 +19,11 @@ def test_training_alone_reads_augmented_rows() -> None:
     config = {"dataset": {"batch_size": 8}, "seed": 0, "hardware": {"num_workers": 0}}
     trainer = SimpleNamespace(world_size=1, global_rank=0)
     module: Any = SimpleNamespace(
-        trainer=trainer, data=data, config=config, method=SimpleNamespace(backbone=SimpleNamespace(replay=None))
+        trainer=trainer,
+        data=data,
+        config=config,
+        method=SimpleNamespace(backbone=SimpleNamespace(replay=None)),
+        _beside=lambda total, world: {},
     )
     for split in ("train", "validation", "test"):
         read = next(iter(TransferModule._loader(module, split)))["pixel_values"]
