@@ -23,8 +23,10 @@ def named(words: str, where: str, what: str, example: str) -> tuple[str, dict[st
         example: such words, for an error's remedy.
 
     Raises:
-        UserError: quotes that do not close, or a later word that is not KEY=VALUE.
+        UserError: no words, quotes that do not close, or a later word that is not KEY=VALUE.
     """
+    if not words.strip():
+        raise UserError(f"Nothing is named where {what} must be.", where=where, remedy=f'write it as "{example}"')
     try:
         name, *pairs = shlex.split(words)
         split: list[tuple[str, str, str]] = [pair.partition("=") for pair in pairs]

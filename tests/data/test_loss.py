@@ -91,6 +91,10 @@ def test_labels_of_tokens_are_smoothed(form: str) -> None:
         ({"label_smoothing": 1.0}, "classification", "nothing of the label"),
         ({"class_weights": "balance"}, "classification", "neither 'balanced' nor a list"),
         ({"class_weights": [1, -2]}, "classification", "neither 'balanced' nor a list"),
+        ({"class_weights": [0, 0]}, "classification", "not all 0"),
+        ({"class_weights": []}, "classification", "neither 'balanced' nor a list"),
+        ({"class_weights": False}, "classification", "neither 'balanced' nor a list"),
+        ({"class_weights": [1, 2], "num_labels": 3}, "classification", "2 weights for 3 classes"),
     ],
 )
 def test_what_the_loss_has_no_place_for_is_refused(keys: dict[str, Any], form: str, says: str) -> None:

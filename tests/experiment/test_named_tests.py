@@ -101,6 +101,10 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
         ('{a: "digits form=regression"}', "form is regression"),
         ('{a: "digits clases=[1,2]"}', "clases"),
         ("{a.b: digits}", "name of letters"),
+        ('{a: ""}', "Nothing is named where a data set must be"),
+        ('{a: "digits tests={b:digits}"}', "tests is a key of the run's own data set alone"),
+        ('{a: "digits beside.b=digits"}', "beside.b is a key of the run's own data set alone"),
+        ('{a: "digits metrics=[f1]"}', "metrics is a key of the run's own data set alone"),
         ("{a: 3}", "name of letters"),
     ],
 )

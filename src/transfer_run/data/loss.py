@@ -29,7 +29,7 @@ def check_loss(dataset: Mapping[str, Any], form: str) -> None:
     weights, smoothing = dataset.get("class_weights"), dataset.get("label_smoothing")
     named = f"dataset={dataset['name']}"
     for key, value, forms in (("class_weights", weights, SMOOTHED[:1]), ("label_smoothing", smoothing, SMOOTHED)):
-        if value and (form not in forms or "tasks" in dataset):
+        if value is not None and (form not in forms or "tasks" in dataset):
             what = "one task after another" if "tasks" in dataset else form
             raise UserError(
                 f"{named} is answered as {what}, whose loss has no {key}.",
@@ -38,11 +38,24 @@ def check_loss(dataset: Mapping[str, Any], form: str) -> None:
             )
     if smoothing and not smoothing < 1:
         raise UserError(f"{smoothing:g} would leave nothing of the label.", where="dataset.label_smoothing")
-    if weights and weights != BALANCED and not (isinstance(weights, Sequence) and all(map(_positive, weights))):
+    if weights is None or weights == BALANCED:
+        return
+    if not (isinstance(weights, Sequence) and all(map(_positive, weights)) and any(weights)):
         raise UserError(
-            f"{weights!r} is neither '{BALANCED}' nor a list of one number a class, of at least 0.",
+            f"{weights!r} is neither '{BALANCED}' nor a list of one number a class, of at least 0 and not all 0.",
             where="dataset.class_weights",
             nearest=[BALANCED],
+        )
+    if dataset.get("num_labels"):
+        _check_count(weights, int(dataset["num_labels"]), dataset.get("label_names") or ())
+
+
+def _check_count(weights: Sequence[float], classes: int, names: Sequence[str]) -> None:
+    if len(weights) != classes:
+        raise UserError(
+            f"There are {len(weights)} weights for {classes} classes.",
+            where="dataset.class_weights",
+            remedy=f"one number for each of {', '.join(names[:8])}" if names else "one number for each class",
         )
 
 
@@ -65,12 +78,8 @@ def with_loss(task: Task, dataset: Mapping[str, Any], counts: Callable[[], Seque
     check_loss(dataset, task.form)
     if weights == BALANCED:
         weights = balanced([1] * task.num_labels if counts is None else counts())
-    elif weights and len(weights) != task.num_labels:
-        raise UserError(
-            f"There are {len(weights)} weights for {task.num_labels} classes.",
-            where="dataset.class_weights",
-            remedy=f"one number for each of {', '.join(task.label_names[:8])}",
-        )
+    elif weights:
+        _check_count(weights, task.num_labels, task.label_names)
     return replace(task, class_weights=tuple(map(float, weights or ())), label_smoothing=float(smoothing or 0))
 
 

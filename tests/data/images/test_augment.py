@@ -144,6 +144,13 @@ def test_images_with_captions_vary_too_and_videos_do_not() -> None:
         (["rand_augment magnitud=3"], "has no argument 'magnitud'"),
         (["rotation"], "rotation needs degrees"),
         (["mixup"], "joins rows of a batch"),
+        ([""], "Nothing is named where an operation must be"),
+        (["horizontal_flip p=2"], "p of horizontal_flip must be a number from 0 to 1, not 2"),
+        (["rand_augment magnitude=strong"], "magnitude of rand_augment must be a whole number of at least 0"),
+        (["rand_augment magnitude=-7"], "magnitude of rand_augment must be a whole number of at least 0"),
+        (["rand_augment num_ops=0"], "num_ops of rand_augment must be a whole number of at least 1"),
+        (["posterize bits=9"], "bits of posterize must be a whole number from 0 to 8"),
+        (["invert p=true"], "p of invert must be a number from 0 to 1"),
         (["invert", "random_resized_crop"], "cuts from the image before it is resized"),
     ],
 )
@@ -157,7 +164,14 @@ def test_wrong_words_are_refused(words: list[str], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["horizontal_flip p=2", "elastic sigma=9", "timm policy=nothing", "auto_augment policy=mine"]
+    "words",
+    [
+        "rand_augment magnitude=99",
+        "elastic sigma=9",
+        "timm policy=nothing",
+        "auto_augment policy=mine",
+        "rotation degrees=x",
+    ],
 )
 def test_what_the_library_refuses_is_named(words: str) -> None:
     with pytest.raises(UserError, match="cannot be made like this"):

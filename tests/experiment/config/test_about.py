@@ -57,6 +57,9 @@ TOY = "target: toy.Toy, family: tuning, shape: tune"
         (f"{TOY}, asks: [prefixes]", "no part of a backbone's interface 'prefixes'", "prefix"),
         (f"{TOY}, tasks: [regresion]", "no form of data set 'regresion'", "regression"),
         ("family: tuning, shape: tune", "method.about.target is missing", None),
+        (f"{TOY}, makes: imagse", "no kind of artifact 'imagse'", "images"),
+        (f"{TOY}, reads: {{teacher: modl}}", "no kind of artifact 'modl'", "model"),
+        (f"{TOY}, paper_profile: {{dept: 1}}", "sets 'dept', which the method does not have", "depth"),
     ],
 )
 def test_a_slip_in_a_methods_file(tmp_path: Path, about: str, message: str, near: str | None) -> None:
@@ -65,6 +68,16 @@ def test_a_slip_in_a_methods_file(tmp_path: Path, about: str, message: str, near
         compose(["method=mine", *RUN], str(tmp_path))
     assert str(file) in caught.value.where
     assert near is None or near in caught.value.nearest
+
+
+@pytest.mark.parametrize("about", ["3", "[vit]", "null"])
+def test_an_about_that_is_no_group_of_keys(tmp_path: Path, about: str) -> None:
+    file = method(tmp_path, "")
+    file.write_text(f"# @package _global_\nmethod:\n  name: mine\n  about: {about}\n", encoding="utf-8")
+    assert registry.entry("method", "mine", [tmp_path]).name == "mine"
+    with pytest.raises(UserError, match=r"method\.about is a group of keys") as caught:
+        compose(["method=mine", *RUN], str(tmp_path))
+    assert str(file) in caught.value.where
 
 
 def test_a_slip_in_a_data_sets_file(tmp_path: Path) -> None:

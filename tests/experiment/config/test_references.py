@@ -46,6 +46,27 @@ def test_an_unknown_member_is_refused_by_composition() -> None:
     assert error.value.where == "method.pool: cnn_tniy"
 
 
+def test_weights_of_a_member_must_be_there_and_are_told_by_their_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"weights\.safetensors does not exist") as error:
+        compose([*WORDS, 'method.pool=["vit_tiny:weights.safetensors"]'])
+    assert error.value.where == "method.pool: vit_tiny:weights.safetensors"
+    Path("weights.safetensors").write_bytes(b"some")
+    first = compose([*WORDS, 'method.pool=["vit_tiny:weights.safetensors"]'])
+    Path("weights.safetensors").write_bytes(b"others")
+    assert compose([*WORDS, 'method.pool=["vit_tiny:weights.safetensors"]']).identity != first.identity
+
+
+@pytest.mark.parametrize("word", ["backbone.weights=run:", "dataset.rows=run:", "sources.teacher=null", "sources.a=''"])
+def test_a_key_that_reads_a_run_names_one(word: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(UserError, match=f"{key} names no run") as error:
+        compose([*WORDS[:3], word])
+    assert error.value.where == key
+
+
 def test_a_member_that_cannot_read_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="dataset=digits holds images, which backbone=bert_tiny"):
         compose([*WORDS, "method.pool=[bert_tiny]"])

@@ -55,6 +55,27 @@ def test_data_without_a_path_or_with_wrong_columns(refused, tmp_path: Path) -> N
     assert refused(*words).what == "The data have no column 'text'."
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("dataset.tests.a=image_folder", "The dataset has no path."),
+        ('dataset.tests.a="digits classes=[0,1]"', "The test set has the classes 0, 1, dataset=digits 5, 6, 7, 8, 9."),
+        ('dataset.augment=["random_resized_crop scale=[2,1]"]', "random_resized_crop cannot be made like this"),
+        ("dataset.metrics=[accurcy]", "The metric 'accurcy' does not score classification"),
+        ("dataset.class_weights=[1,2]", "There are 2 weights for 5 classes."),
+    ],
+)
+def test_what_its_own_keys_say_wrong_of_the_data(refused, words: str, says: str) -> None:  # type: ignore[no-untyped-def]
+    assert says in refused("method=full", "backbone=vit_tiny", "dataset=digits", words).what
+
+
+def test_data_beside_the_runs_own_without_a_path(refused) -> None:  # type: ignore[no-untyped-def]
+    words = ("method=full", "backbone=vit_tiny", "dataset=digits", "++method.about.beside={unlabeled: images}")
+    error = refused(*words, "dataset.beside.unlabeled=image_folder")
+    assert error.what == "The dataset has no path."
+    assert error.where == "dataset.beside.unlabeled: image_folder"
+
+
 @pytest.mark.parametrize("more", [(), ("hardware=1gpu",)])
 def test_all_that_is_missing_is_said_together(refused, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)

@@ -23,6 +23,9 @@ View = Callable[[Any], Any]
 ON_TENSORS = ("random_erasing",)
 """What works on normalised pixels: what is erased gets the mean colour, 0."""
 
+_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, NotImplementedError, RuntimeError)
+"""How the libraries answer arguments that do not suit them."""
+
 
 class Augment:
     """What `dataset.augment` names, built once.
@@ -61,7 +64,7 @@ class Augment:
             view = self._of_timm(arguments["policy"]) if name == "timm" else self._of_torchvision(name, arguments)
             self._try(name, view)
             return view
-        except (ValueError, TypeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        except _REFUSALS as error:
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise UserError(
                 f"{name} cannot be made like this: {reason}.",

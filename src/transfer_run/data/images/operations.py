@@ -63,6 +63,20 @@ OPERATIONS = {
     "random_erasing": Operation("RandomErasing", ("p", "scale", "ratio", "value")),
     "timm": Operation("", ("policy",), ("policy",)),
 }
+BOUNDS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    "p": (float, 0, 1),
+    "distortion_scale": (float, 0, 1),
+    "threshold": (float, 0, 255),
+    "sharpness_factor": (float, 0, float("inf")),
+    "bits": (int, 0, 8),
+    "num_ops": (int, 1, float("inf")),
+    "magnitude": (int, 0, float("inf")),
+    "num_magnitude_bins": (int, 2, float("inf")),
+    "severity": (int, 1, 10),
+    "mixture_width": (int, 1, float("inf")),
+}
+"""Arguments that are one number: whole or not, from, to. The libraries take some others without a word: a negative
+magnitude counts from the strongest one down, no operations change nothing. What is not here, they check."""
 MIXING = ("mixup", "cutmix")
 """Not here: they join rows of a batch, so that a result would depend on how many devices share it."""
 
@@ -107,6 +121,18 @@ def _check(name: str, arguments: Mapping[str, Any], where: str) -> None:
                 where=where,
                 nearest=nearest_names(key, operation.arguments) or list(operation.arguments),
             )
+        _check_number(name, key, arguments[key], where)
     missing = [key for key in operation.needs if key not in arguments]
     if missing:
         raise UserError(f"{name} needs {missing[0]}.", where=where, remedy=f'write "{name} {missing[0]}=VALUE"')
+
+
+def _check_number(name: str, key: str, value: Any, where: str) -> None:
+    if key not in BOUNDS:
+        return
+    kind, low, high = BOUNDS[key]
+    number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        span = f"of at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise UserError(f"{key} of {name} must be {what} {span}, not {value!r}.", where=where)

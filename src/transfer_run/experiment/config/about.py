@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config.artifacts import artifact
 from transfer_run.experiment.config.compatibility import known_families
+from transfer_run.experiment.config.reads import reads
 from transfer_run.experiment.config.schema import ABOUT, converted, parse_type
 from transfer_run.methods.known_forms import OWN, packaged_forms
 
@@ -116,6 +118,9 @@ def check_about(
             says = facts(group)["target"].says
             raise UserError(f"{dotted}.target is missing: {says}.", where=where(dotted), remedy="add it below `about:`")
     _check_named(values.get("method", {}).get(ABOUT) or {}, where, folders)
+    for group in ("method", "dataset"):
+        _check_kinds(group, values.get(group) or {}, where, folders)
+    _check_profile(values.get("method") or {}, where)
 
 
 def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:
@@ -153,3 +158,24 @@ def _check_named(about: Mapping[str, Any], where: Callable[[str], str], folders:
                     where=where(f"method.{ABOUT}.{key}"),
                     nearest=nearest_names(name, names) or sorted(names),
                 )
+
+
+def _check_kinds(group: str, node: Mapping[str, Any], where: Callable[[str], str], folders: Sequence[Path]) -> None:
+    """The kinds of artifacts that are made and read must be somebody's, too."""
+    said = {f"reads.{entry.name}": entry.kinds for entry in reads(node) if not entry.is_of_others}
+    said["makes"] = tuple(filter(None, [(node.get(ABOUT) or {}).get("makes")]))
+    for key, kinds in said.items():
+        for kind in kinds:
+            artifact(kind, folders, where(f"{group}.{ABOUT}.{key}"))
+
+
+def _check_profile(method: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """What plan.profile=paper sets must be keys of the method."""
+    for key in (method.get(ABOUT) or {}).get("paper_profile") or {}:
+        if key not in method:
+            own = [name for name in method if name not in ("name", ABOUT)]
+            raise UserError(
+                f"{ABOUT}.paper_profile sets {key!r}, which the method does not have.",
+                where=where(f"method.{ABOUT}.paper_profile"),
+                nearest=nearest_names(str(key), own) or own,
+            )

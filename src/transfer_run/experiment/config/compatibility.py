@@ -44,7 +44,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
-    if dataset.get("class_weights") or dataset.get("label_smoothing"):
+    if dataset.get("class_weights") is not None or dataset.get("label_smoothing") is not None:
         check_loss(dataset, family_of(backbone).form(dataset))
 
 

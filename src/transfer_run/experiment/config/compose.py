@@ -33,7 +33,7 @@ from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.config.files import check_files
+from transfer_run.experiment.config.files import check_files, check_weights
 from transfer_run.experiment.config.hydra_parts import (
     BasicSweeper,
     ConfigLoaderImpl,
@@ -137,6 +137,9 @@ class Composer:
         for backbone in (values["backbone"], *(node for nodes in backbones.values() for node in nodes.values())):
             check_fit({**values, "backbone": backbone}, self.folders)
         check_files(values, where)
+        for key, nodes in backbones.items():
+            for words, node in nodes.items():
+                check_weights(node, f"method.{key}: {words}", str)
         return values, backbones
 
     def types(self, words: Sequence[str]) -> dict[str, schema.Type]:

@@ -31,9 +31,7 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         dataset["path"] = _existing(dataset["path"], "dataset.path", where, [])
     if dataset.get("rows") and not dataset["rows"].startswith(RUN):
         dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
-    weights = Weights.of(backbone)
-    if weights.kind == "path":
-        backbone["weights"] = _existing(weights.words, "backbone.weights", where, ["hub", "random"])
+    check_weights(backbone, "backbone.weights", where)
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
@@ -41,6 +39,13 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         for entry, value in keys(owner, PATHS):
             *parents, leaf = entry.name.split(".")
             reduce(dict.__getitem__, parents, owner)[leaf] = _absolute(value)
+
+
+def check_weights(backbone: dict[str, Any], key: str, where: Callable[[str], str]) -> None:
+    """As `check_files`, of the weights of one backbone, which `key` names."""
+    weights = Weights.of(backbone)
+    if weights.kind == "path":
+        backbone["weights"] = _existing(weights.words, key, where, ["hub", "random"])
 
 
 def _check_artifact(dataset: Mapping[str, Any], where: Callable[[str], str]) -> None:

@@ -66,6 +66,11 @@ class Read:
         """Is it read with the values that the node's keys have?"""
         return not self.key or str(value_at(node, self.key)).lower() in [each.lower() for each in self.values]
 
+    @property
+    def is_of_others(self) -> bool:
+        """Does it name files, backbones or data sets, and no kind of artifact?"""
+        return bool(set(self.kinds) & {PATHS, BACKBONES, DATASETS, DATASET})
+
     def is_key_of(self, node: Mapping[str, Any]) -> bool:
         """Is it one of the node's own keys, and not a name below `sources`?"""
         *parents, leaf = self.name.split(".")
@@ -93,7 +98,7 @@ def keys(node: Mapping[str, Any], *kinds: str) -> Iterator[tuple[Read, Any]]:
 def artifact_keys(node: Mapping[str, Any]) -> Iterator[tuple[Read, Any]]:
     """The node's own keys that may name a run (`run:WORDS`) by what it makes."""
     for entry in reads(node):
-        if entry.is_key_of(node) and entry.kinds and not set(entry.kinds) & {PATHS, BACKBONES, DATASETS, DATASET}:
+        if entry.is_key_of(node) and entry.kinds and not entry.is_of_others:
             yield entry, value_at(node, entry.name)
 
 

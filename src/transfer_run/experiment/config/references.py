@@ -96,13 +96,24 @@ def references(config: Mapping[str, Any], backbones: Backbones, folders: Sequenc
     Args:
         backbones: those that the method's keys name, by key and words.
         folders: the user's own config folders.
+
+    Raises:
+        UserError: a key that reads a run names none (`run:`).
     """
-    return tuple(_references(config, backbones, folders))
+    found = tuple(_references(config, backbones, folders))
+    for each in found:
+        if each.of_run and not each.words.strip():
+            raise UserError(
+                f"{each.key} names no run.",
+                where=each.key,
+                remedy=f'write {each.key}="{each.start}method=full dataset=...", or its folder or identity',
+            )
+    return found
 
 
 def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequence[Path]) -> Iterator[Reference]:
     for name, words in (config.get("sources") or {}).items():
-        yield Reference(name, f"sources.{name}", str(words), ("sources", name))
+        yield Reference(name, f"sources.{name}", str(words or ""), ("sources", name))
     weights = Weights.of(config.get("backbone") or {})
     if weights.of_run:
         kinds = fitting("backbone.weights", folders)

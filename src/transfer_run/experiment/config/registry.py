@@ -92,14 +92,17 @@ def entry(group: str, name: str, folders: Sequence[Path] = ()) -> Entry:
     if name not in files:
         raise unknown_choice(group, name, folders)
     content = _read(group, name, files)
-    node = content.get(group)
-    node = node if isinstance(node, dict) else {}
-    about = node.get("about") or {}
+    node = _keys(content.get(group))
+    about = _keys(node.get("about"))  # what is wrong with it is said when it is chosen
     family = (
         name.rpartition("/")[0] if group == "table" else about.get("family") or node.get("family") or node.get("form")
     )
     title = about.get("title") or node.get("title") or _comment(files[name])
     return Entry(name, str(title), str(family or ""), files[name], content)
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def unknown_choice(group: str, name: str, folders: Sequence[Path] = (), where: str = "") -> UserError:

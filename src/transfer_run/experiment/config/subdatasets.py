@@ -97,7 +97,7 @@ def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
                 if not is_made_of_others(own)
                 else "dataset.tests={}",
             )
-        _, node = _member(words, key, folders, None, partial(_as_own, own=own))
+        _, node = _member(words, key, folders, None, partial(_as_own, own=own), fixed=("metrics",))
         for fact in ("form", "num_labels", "label_names"):
             if node.get(fact) is not None and own.get(fact) is not None and node[fact] != own[fact]:
                 raise UserError(
@@ -164,6 +164,7 @@ def _member(
     above: str | None,
     begin: Begin | None = None,
     choices: Sequence[str] = (),
+    fixed: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any]]:
     """The name and the complete `dataset` node that words stand for.
 
@@ -171,6 +172,7 @@ def _member(
         above: the folder that holds one folder a member, by name, for those that have no path of their own.
         begin: the keys that its file declares -> what the words begin from.
         choices: words that may stand in place of a data set's.
+        fixed: keys that are those of the run's own data set.
     """
     where = f"{key}: {words}"
     choice, settings = named(words, where, "a data set", "digits classes=[0,1,2]")
@@ -178,6 +180,10 @@ def _member(
         error = registry.unknown_choice("dataset", choice, folders, where=where)
         raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, choices)])
     declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
+    if taken := next((path for path in settings if path.partition(".")[0] in (*fixed, "tests", "beside")), None):
+        raise UserError(
+            f"{taken} is a key of the run's own data set alone.", where=where, remedy=f"set dataset.{taken} beside it"
+        )
     name = str(settings.pop("name", choice.replace("/", "_")))
     if is_made_of_others(declared):
         raise UserError("A data set that is made of others cannot be a part of one.", where=where)

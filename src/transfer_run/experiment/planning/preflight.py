@@ -8,7 +8,7 @@ from typing import Any
 from transfer_run.backbones.weights.names import Weights, hub_name
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.config.references import RUN
+from transfer_run.experiment.config.references import ROWS
 
 
 def check_before(run: Run, *, sources_missing: bool) -> None:
@@ -28,15 +28,12 @@ def check_before(run: Run, *, sources_missing: bool) -> None:
     if config["method"]["about"].get("pretrained", True) and run.weights.kind == "hub":
         hub_name(config["backbone"])
     _check_steps(run)
-    if config["dataset"]["about"].get("needs_path"):
-        from transfer_run.data.reading.table import path_of
-
-        path_of(config["dataset"])
+    _check_paths(config["dataset"])
     from transfer_run.hardware.devices import check_devices
 
     devices = _error_of(lambda: check_devices(config["hardware"], config["backbone"]))
     devices = devices or _error_of(lambda: _check_load(config["backbone"]))
-    missing = [error for error in (devices, *_missing_files(config, sources_missing)) if error]
+    missing = [error for error in (devices, *_missing_files(run, sources_missing)) if error]
     if len(missing) == 1:
         raise missing[0]
     if missing:
@@ -64,6 +61,24 @@ def check_shares(config: Mapping[str, Any]) -> None:
             )
 
 
+def _check_paths(dataset: Mapping[str, Any]) -> None:
+    """The data set has the path that it cannot do without, and so has each that stands beside it or tests it."""
+    nodes = {"": dataset}
+    nodes |= {f"dataset.{key}.{name}": node for key in ("beside", "tests") for name, node in dataset[key].items()}
+    for key, node in nodes.items():
+        if node["about"].get("needs_path"):
+            from transfer_run.data.reading.table import path_of
+
+            try:
+                path_of(node)
+            except UserError as error:
+                if not key:
+                    raise
+                needs = node["about"]["needs_path"]
+                remedy = f'{key}="{node["name"]} path={needs}"'
+                raise UserError(error.what, where=f"{key}: {node['name']}", remedy=remedy) from error
+
+
 def _check_steps(run: Run) -> None:
     """Shards and scaled losses do not suit every method; the method is asked where there are any."""
     hardware, method = run.config["hardware"], run.config["method"]
@@ -76,17 +91,18 @@ def _check_steps(run: Run) -> None:
         check_own_steps(method_class(method["about"]["target"]), method["name"], hardware)
 
 
-def _missing_files(config: Mapping[str, Any], sources_missing: bool) -> tuple[UserError | None, UserError | None]:
+def _missing_files(run: Run, sources_missing: bool) -> tuple[UserError | None, UserError | None]:
     """Data and weights of the hub are fetched, local data are read: what is wrong with the data, with the weights."""
+    config, weights, data = run.config, None, None
     dataset, backbone = config["dataset"], dict(config["backbone"])
-    weights = data = None
     read = config["method"]["about"].get("pretrained", True)
     if read and Weights.of(backbone).kind == "hub":
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
-    local = dataset.get("path") and not str(dataset["path"]).startswith(RUN)  # what a run will make is not there yet
-    if (sources_missing and local) or (dataset.get("hub") and not dataset.get("path")):
+    named = (each for each in run.references if each.of_run and each.key != ROWS)
+    made = any(each.place[0] == "dataset" for each in named)  # what a run will make is not there yet
+    if (sources_missing and not made) or (dataset.get("hub") and not dataset.get("path")):
         data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
     return data, weights
 
@@ -113,6 +129,10 @@ def _fetch(backbone: Mapping[str, Any]) -> None:
 
 
 def _read(dataset: dict[str, Any], backbone: dict[str, Any], seed: int) -> None:
-    from transfer_run.data.load import build_data
+    from transfer_run.data.load import build_data, build_tests
+    from transfer_run.methods.form import find_form
 
-    build_data(dataset, backbone, seed).setup()
+    data = build_data(dataset, backbone, seed)
+    data.setup()
+    build_tests(data)
+    find_form(data.task.form).scores(data, next(iter(data.sizes)))
