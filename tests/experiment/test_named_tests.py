@@ -104,6 +104,8 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
         ('{a: ""}', "Nothing is named where a data set must be"),
         ('{a: "digits tests={b:digits}"}', "tests is a key of the run's own data set alone"),
         ('{a: "digits beside.b=digits"}', "beside.b is a key of the run's own data set alone"),
+        ('{a: "digits about.target=os.path"}', "about.target is a fact that no words set"),
+        ("{a: python_docs}", "dataset=python_docs holds text, which backbone=vit_tiny"),
         ('{a: "digits metrics=[f1]"}', "metrics is a key of the run's own data set alone"),
         ("{a: 3}", "name of letters"),
     ],
@@ -111,6 +113,22 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
 def test_words_that_name_no_fitting_data_set_are_refused(tests: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         compose(["method=full", "backbone=vit_tiny", "dataset=digits", f"dataset.tests={tests}"])
+
+
+def test_data_beside_that_the_backbone_does_not_read_are_refused() -> None:
+    words = ["method=full", "backbone=vit_tiny", "dataset=digits", "++method.about.beside={other: images}"]
+    with pytest.raises(UserError, match="dataset=python_docs holds text, which backbone=vit_tiny") as error:
+        compose([*words, "dataset.beside.other=python_docs"])
+    assert error.value.where == "dataset.beside.other"
+    with pytest.raises(UserError, match="There is no operation 'flop'") as error:
+        compose([*words, 'dataset.beside.other="digits augment=[flop]"'])
+    assert error.value.where == "dataset.beside.other: augment[0]: flop"
+    compose([*words, "dataset.beside.other=digits"])
+
+
+def test_at_least_one_metric_is_named() -> None:
+    with pytest.raises(UserError, match="dataset=digits has no metric"):
+        compose(["method=full", "backbone=vit_tiny", "dataset=digits", "dataset.metrics=[]"])
 
 
 def test_a_sequence_is_tested_on_its_own_tasks() -> None:

@@ -77,6 +77,15 @@ def test_the_smallest_perplexity_is_the_best(tmp_path: Path) -> None:
     assert best["global_step"] == min(seen, key=lambda step: seen[step]) != max(seen, key=lambda step: seen[step])
 
 
+@pytest.mark.parametrize("more", [(), ("trainer.validate_steps=2",)])
+def test_a_run_without_a_validation_says_that_there_is_nothing_to_choose_by(
+    more: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = carry_out(config(tmp_path, "trainer.max_steps=2", "trainer.select=best", *more))
+    said = "before its first validation" in (folder / "run.log").read_text("utf-8")
+    assert said == (not validations(folder)) == (not more)
+
+
 @pytest.mark.parametrize(
     ("more", "at", "stop"),
     [

@@ -81,15 +81,18 @@ MIXING = ("mixup", "cutmix")
 """Not here: they join rows of a batch, so that a result would depend on how many devices share it."""
 
 
-def operations(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def operations(words: Sequence[str], key: str = KEY) -> list[tuple[str, dict[str, Any]]]:
     """The operations that `dataset.augment` names, in order, with the arguments that are set.
+
+    Args:
+        key: where the words stand, for an error.
 
     Raises:
         UserError: a name or an argument that does not exist, one that is missing, or a crop that does not stand first.
     """
     found = []
     for number, text in enumerate(words):
-        where = f"{KEY}[{number}]: {text}"
+        where = f"{key}[{number}]: {text}"
         name, arguments = named(text, where, "an operation", "random_resized_crop scale=[0.5,1]")
         _check(name, arguments, where)
         if name == FIRST and number:

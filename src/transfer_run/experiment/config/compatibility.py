@@ -40,6 +40,10 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
     _check_backbone(method, backbone, folders)
     _check_kind(method, backbone, dataset, folders)
+    for key in ("beside", "tests"):
+        for name, node in (dataset.get(key) or {}).items():
+            _check_readable(method, backbone, node, list(family_of(backbone).reads), folders, f"dataset.{key}.{name}")
+    _check_scored(dataset)
     _check_form(method, backbone, dataset, folders)
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
@@ -75,13 +79,23 @@ def _check_kind(
     method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any], folders: Sequence[Path]
 ) -> None:
     kind, family = reads(dataset), family_of(backbone)
-    if not (kind and family.reads):
-        return
     readable = list(family.reads)
     if kind in readable and family.towers and "tower" in backbone:
         _check_tower(method, backbone, dataset)
         readable = readable if backbone["tower"] == "both" else family.towers[backbone["tower"]]
-    if kind in readable:
+    _check_readable(method, backbone, dataset, readable, folders, "dataset, backbone")
+
+
+def _check_readable(
+    method: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    readable: Sequence[str],
+    folders: Sequence[Path],
+    where: str,
+) -> None:
+    kind = reads(dataset)
+    if kind in ("", *readable) or not readable:
         return
     fitting = [
         f.name for f in known_families(folders).values() if kind in f.reads and takes(method.get("about") or {}, f)
@@ -89,9 +103,18 @@ def _check_kind(
     datasets = [e.name for e in registry.entries("dataset", folders) if reads(e.content.get("dataset", {})) in readable]
     raise UserError(
         f"dataset={dataset['name']} holds {phrase(kind)}, which {_named(backbone)} does not read.",
-        where="dataset, backbone",
+        where=where,
         remedy=_instead(("backbone", _backbones(fitting, folders)), ("dataset", datasets)),
     )
+
+
+def _check_scored(dataset: Mapping[str, Any]) -> None:
+    if dataset.get("metrics") == []:
+        raise UserError(
+            f"dataset={dataset['name']} has no metric: nothing would be scored.",
+            where="dataset.metrics",
+            remedy="name at least one; the first is the headline",
+        )
 
 
 def _check_tower(method: Mapping[str, Any], backbone: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
@@ -180,6 +203,8 @@ def _no_fit(
 def _check_augment(values: Mapping[str, Any], folders: Sequence[Path]) -> None:
     """`dataset.augment` varies images, in training: text has none, and stored taps would be those of one view."""
     dataset = values["dataset"]
+    for name, node in (dataset.get("beside") or {}).items():
+        operations(node.get("augment") or (), f"dataset.beside.{name}: augment")
     if not dataset.get("augment"):
         return
     operations(dataset["augment"])

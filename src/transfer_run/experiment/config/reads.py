@@ -114,7 +114,7 @@ def _parsed(name: str, words: str, whose: str) -> Read:
     if found := _FINISHED.fullmatch(words):
         return Read(name, method=found["method"], here=bool(found["here"]), folder=found["folder"] or "")
     match = _GRAMMAR.fullmatch(words)
-    if match is None:
+    if match is None or words == "finished":  # of which method?
         raise UserError(
             f"about.reads.{name} cannot be read: {words!r}.",
             where=whose,

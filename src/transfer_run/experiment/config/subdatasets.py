@@ -180,10 +180,11 @@ def _member(
         error = registry.unknown_choice("dataset", choice, folders, where=where)
         raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, choices)])
     declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
-    if taken := next((path for path in settings if path.partition(".")[0] in (*fixed, "tests", "beside")), None):
-        raise UserError(
-            f"{taken} is a key of the run's own data set alone.", where=where, remedy=f"set dataset.{taken} beside it"
-        )
+    if taken := next(
+        (path for path in settings if path.partition(".")[0] in (*fixed, "tests", "beside", "about")), None
+    ):
+        whose = "a fact that no words set" if taken.startswith("about") else "a key of the run's own data set alone"
+        raise UserError(f"{taken} is {whose}.", where=where, remedy="leave it out here")
     name = str(settings.pop("name", choice.replace("/", "_")))
     if is_made_of_others(declared):
         raise UserError("A data set that is made of others cannot be a part of one.", where=where)

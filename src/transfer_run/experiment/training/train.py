@@ -276,6 +276,7 @@ def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> di
     """Fit; seconds of training and samples a second of this process's part."""
     if not module.method.trains:
         return {"fit_seconds": 0.0, "samples_per_second": 0.0}
+    _note_unvalidated(module)
     begin = time.perf_counter()
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
@@ -283,6 +284,23 @@ def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> di
         raise KeyboardInterrupt from error
     spent = time.perf_counter() - begin
     return {"fit_seconds": round(spent, 3), "samples_per_second": round(module.samples / max(spent, 1e-9), 3)}
+
+
+def _note_unvalidated(module: TransferModule) -> None:
+    """Say where training ends before its first validation, and there will be nothing to choose by."""
+    settings, rows = module.config["trainer"], module.data.sizes["train"]
+    if settings["select"] != "best" and settings["patience"] is None:
+        return
+    steps = -(-rows // (module.config["dataset"]["batch_size"] * settings["accumulate"]))  # of an epoch, at most
+    first = settings["validate_steps"] or settings["validate_every"] * steps
+    last = settings["max_steps"] or settings["max_epochs"] * steps
+    if last < first:
+        LOG.info(
+            "training ends after step %s, before its first validation after step %s: the last weights are kept "
+            "(trainer.validate_steps=N validates earlier)",
+            last,
+            first,
+        )
 
 
 def _step_of(checkpoint: Path) -> int:
