@@ -78,6 +78,26 @@ def test_the_pool_and_its_weights_are_part_of_the_identity() -> None:
     assert len(set(found)) == len(pools)
 
 
+def test_a_member_is_one_however_it_is_written() -> None:
+    forms = (
+        "[cnn_tiny,vit_tiny:random:1]",
+        "[cnn_tiny,vit_tiny weights=random:1]",
+        "['cnn_tiny','vit_tiny weights=random:1']",
+    )
+    found = [compose([*WORDS, f"method.pool={members}"]) for members in forms]
+    assert found[2].config["method"]["pool"] == ["cnn_tiny", "vit_tiny:random:1"]
+    assert len({run.identity for run in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "message"), [("vit_tiny weight=random", "no weight can be set"), ("vit_tiny random", "not KEY=VALUE")]
+)
+def test_words_of_a_member_that_cannot_be_read(member: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        compose([*WORDS, f"method.pool=['{member}']"])
+    assert error.value.where == f"method.pool: {member}"
+
+
 def test_weights_that_name_a_run_are_a_source() -> None:
     cfg = compose([*WORDS, "method.pool=[cnn_tiny,vit_tiny]"])
     (source,) = sources_of(cfg)

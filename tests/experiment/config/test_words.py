@@ -23,6 +23,7 @@ from transfer_run.experiment.config.words import parse, separate
         ("sources.t='method=full seed=1'", "sources.t", "method=full seed=1"),
         ("dataset.path=/a b/c(1).csv", "dataset.path", "/a b/c(1).csv"),
         ("++a.b=1", "a.b", 1),
+        ("a=[digits classes=[0, 1],b]", "a", ["digits classes=[0, 1]", "b"]),
     ],
 )
 def test_a_word_is_read(word: str, key: str, value: object) -> None:

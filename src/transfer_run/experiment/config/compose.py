@@ -9,7 +9,6 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,12 +39,13 @@ from transfer_run.experiment.config.hydra_parts import (
     ConfigSearchPathImpl,
     create_config_search_path,
 )
-from transfer_run.experiment.config.references import named_backbones
+from transfer_run.experiment.config.references import named_backbones, write_backbones
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_subdatasets, name_tests
 from transfer_run.experiment.config.tree import Composed, Sources
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
+from transfer_run.words import split
 
 CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
@@ -133,6 +133,7 @@ class Composer:
         if values["dataset"].get("form") == NO_DATA:
             values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
         values["search_path"] = list(dict.fromkeys([*map(str, self.folders), *values["search_path"]]))
+        write_backbones(values["method"])
         backbones = named_backbones(values, self.folders)
         for backbone in (values["backbone"], *(node for nodes in backbones.values() for node in nodes.values())):
             check_fit({**values, "backbone": backbone}, self.folders)
@@ -239,10 +240,7 @@ def _general() -> dict[str, Any]:
 @cache
 def _composed(words: str, search_path: tuple[str, ...]) -> Composed:
     """Composed once, whoever names it; what its files hold is looked at every time."""
-    try:
-        others, folders = separate(shlex.split(words), None, search_path)
-    except ValueError as error:
-        raise UserError(f"{error}.", where=words, remedy="close the quotes") from error
+    others, folders = separate(split(words, words, "method=full dataset=glue/rte"), None, search_path)
     return Composer(folders).composed(others)
 
 

@@ -9,7 +9,7 @@
         "*": "model?"                                any name; `surrogate*` any that begins so
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
         base: paths                                  its own key: files or folders, one or a list
-        pool: backbones                              its own key: a list of backbones, NAME or NAME:WEIGHTS
+        pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
         tasks: datasets                              its own key: a list of the words of data sets
         texts: dataset unless classes|random         its own key: the words of one, or one of these words
         tuned: finished full on this dataset         the finished runs of a method below OUTPUT_DIR/runs

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import fitting
 from transfer_run.experiment.config.reads import BACKBONES, artifact_keys, keys, reads, value_at
 from transfer_run.run_folder import RESULT, finished_runs, read_result
+from transfer_run.words import named
 
 BACKBONE, ROWS = "backbone", "dataset.rows"
 """Names of the sources that other keys than `sources` name."""
@@ -120,8 +122,8 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
         yield Reference(
             BACKBONE, "backbone.weights", weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds
         )
-    for key, named in backbones.items():
-        for words, node in named.items():
+    for key, nodes in backbones.items():
+        for words, node in nodes.items():
             if (weights := Weights.of(node)).of_run:
                 name = f"{key}.{words}"
                 kinds = fitting("backbone.weights", folders)
@@ -140,7 +142,7 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
 def named_backbones(config: Mapping[str, Any], folders: Sequence[Path] = ()) -> dict[str, dict[str, dict[str, Any]]]:
     """The `backbone` nodes that the method's keys name (`about.reads: {KEY: backbones}`), by key and words.
 
-    Words are a backbone's name, or NAME:WEIGHTS for one with other weights: `[cnn_tiny,"vit_tiny:random"]`.
+    Words are as `write_backbones` leaves them: a backbone's name, or NAME:WEIGHTS for one with other weights.
 
     Raises:
         UserError: there is no backbone of that name.
@@ -151,8 +153,29 @@ def named_backbones(config: Mapping[str, Any], folders: Sequence[Path] = ()) -> 
     return {key: nodes for key, nodes in found.items() if nodes}
 
 
+def write_backbones(method: dict[str, Any]) -> None:
+    """Each of the method's backbones in one form, in place: `vit_tiny weights=random` becomes `vit_tiny:random`.
+
+    Raises:
+        UserError: the words cannot be read, or set another key.
+    """
+    for entry, value in list(keys(method, BACKBONES)):
+        *parents, leaf = entry.name.split(".")
+        members = [_name_and_weights(words, f"method.{entry.name}: {words}") for words in value or ()]
+        written = [f"{name}:{weights}" if weights else name for name, weights in members]
+        reduce(dict.__getitem__, parents, method)[leaf] = written if value else value
+
+
+def _name_and_weights(words: str, where: str) -> tuple[str, str]:
+    name, settings = named(words, where, "a backbone", "vit_tiny weights=random", short="weights")
+    unknown = next((key for key in settings if key != "weights"), None)
+    if unknown is not None:
+        raise UserError(f"Of a backbone named here no {unknown} can be set.", where=where, nearest=["weights"])
+    return name, str(settings.get("weights") or "")
+
+
 def _backbone(words: str, where: str, folders: Sequence[Path]) -> dict[str, Any]:
-    name, _, weights = words.partition(":")
+    name, weights = _name_and_weights(words, where)
     if name not in registry.names("backbone", folders):
         raise registry.unknown_choice("backbone", name, folders, where=where)
     node = registry.entry("backbone", name, folders).content.get("backbone")

@@ -11,20 +11,19 @@ What a stage hands on: see `experiment/handover.py`. Imports nothing heavy.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.reads import reads
+from transfer_run.words import joined, pair, quoted, split
 
 KEY = "stages"
 OF_ONE_RUN = ("force", "dry_run", "export", "output_dir", "plan", "sweep", "hydra", KEY)
 """Keys that the run asked for has for itself: earlier stages run where it runs, and are never forced."""
 
 _EXAMPLE = "stages=[[dataset=A,trainer.max_epochs=1],[dataset=B]]"
-_CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 
 def stage_words(stages: Any) -> list[list[str]]:
@@ -40,7 +39,7 @@ def stage_words(stages: Any) -> list[list[str]]:
 
 def _words(stage: Any, number: int) -> list[str]:
     if isinstance(stage, str):
-        words = shlex.split(stage)
+        words = split(stage, f"{KEY}, stage {number}", _EXAMPLE)
     elif isinstance(stage, Mapping):
         words = list(_flat(stage))
     elif isinstance(stage, list) and all(isinstance(word, str) for word in stage):
@@ -48,9 +47,8 @@ def _words(stage: Any, number: int) -> list[str]:
     else:
         raise UserError(f"Stage {number} is no list of words.", where=f"{KEY}: {stage}", remedy=_EXAMPLE)
     for word in words:
-        key, equals, _ = word.partition("=")
-        if not equals and not key.startswith("~"):
-            raise UserError(f"{word!r} is not KEY=VALUE.", where=f"{KEY}, stage {number}", remedy=_EXAMPLE)
+        if not word.startswith("~"):
+            pair(word, f"{KEY}, stage {number}", _EXAMPLE)
         if _key(word).partition(".")[0] in OF_ONE_RUN:
             raise UserError(
                 f"{_key(word)} cannot be set for one stage.",
@@ -107,7 +105,7 @@ def weights_of(words: Sequence[str], stages: Sequence[Sequence[str]]) -> Weights
                 remedy="name them in the first stage, or beside stages",
             )
     shared = [word.lstrip("+") for word in words if _key(word).partition(".")[0] not in OF_ONE_RUN]
-    return Weights("stage", shlex.join([*shared, written(stages[:-1])]))
+    return Weights("stage", joined([*shared, written(stages[:-1])]))
 
 
 def start_from(values: dict[str, Any], weights: Weights) -> None:
@@ -139,44 +137,5 @@ def start_from(values: dict[str, Any], weights: Weights) -> None:
 
 def written(stages: Sequence[Sequence[str]]) -> str:
     """`stages=[...]` as a word that Hydra reads."""
-    lists = (f"[{','.join(map(_quoted, stage))}]" for stage in stages)
+    lists = (f"[{','.join(map(quoted, stage))}]" for stage in stages)
     return f"{KEY}=[{','.join(lists)}]"
-
-
-def readable(word: str) -> str:
-    """The word `stages=[[a=1,b=2],[c=3]]` with each inner word quoted, for Hydra's grammar knows no `=` in a list."""
-    name, _, value = word.partition("=")
-    stages = []
-    for stage in _split(value.strip()[1:-1]):
-        if stage.startswith("{"):
-            stages.append(stage)
-        elif stage.startswith("["):
-            stages.append(f"[{','.join(map(_quoted, _split(stage[1:-1])))}]")
-        else:
-            stages.append(_quoted(stage))
-    return f"{name}=[{','.join(stages)}]"
-
-
-def _quoted(word: str) -> str:
-    if word[:1] in ("'", '"') and word[-1:] == word[:1]:
-        return word
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _split(text: str) -> list[str]:
-    """The parts of `text` between commas that stand outside of brackets and quotes."""
-    parts, open_, quote = [""], [], ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in _CLOSING:
-            open_.append(_CLOSING[character])
-        elif open_ and character == open_[-1]:
-            open_.pop()
-        if character == "," and not open_ and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.experiment.config import registry, stages
+from transfer_run.experiment.config import registry
+from transfer_run.words import quoted_lists
 
 SEARCH_PATH = "hydra.searchpath"
 
@@ -72,8 +74,8 @@ def parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_overrides([word])[0]
     except OverrideParseException as error:
-        if key.lstrip("+") == stages.KEY and value.startswith("[") and (again := stages.readable(word)) != word:
-            return parse(again)
+        with suppress(OverrideParseException):
+            return OverridesParser.create().parse_overrides([quoted_lists(word)])[0]
         if re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) and not re.match(r"[\[{'\"]", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             return OverridesParser.create().parse_overrides([f"{key}='{escaped}'"])[0]
