@@ -140,7 +140,7 @@ def test_real_tables_of_images() -> None:
     batch = next(iter(data.loader("train", batch_size=4)))
     assert batch["pixel_values"].shape == (4, 3, 224, 224)
     assert 0.5 < float(batch["pixel_values"].std()) < 2
-    assert not data._kept
+    assert not data._decoded
 
 
 def test_kept_images_are_decoded_once(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
