@@ -60,7 +60,13 @@ def test_a_name_and_its_keys(words: str, found: tuple[str, dict[str, object]]) -
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("digits 'a=1", "' stands without"), ("digits a", "'a' is not KEY=VALUE"), ("digits a=[1", "'a=\\[1' cannot be")],
+    [
+        ("digits 'a=1", "quotation mark ' is not closed"),
+        ("digits a", "'a' is not KEY=VALUE"),
+        ("digits \\", "last backslash"),
+        ("''", "Nothing is named"),
+        ("digits a=[1", "'a=\\[1' cannot be"),
+    ],
 )
 def test_all_that_cannot_be_read_gets_one_remedy(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:

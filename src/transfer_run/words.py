@@ -160,7 +160,7 @@ def _characters(text: str) -> list[tuple[str, str, bool]]:
         else:
             found.append((character, character, True))
     if quote or escape:
-        raise ValueError(f"{quote or escape} stands without its second half")
+        raise ValueError(f"the quotation mark {quote} is not closed" if quote else "nothing follows the last backslash")
     return found
 
 

@@ -90,7 +90,11 @@ def test_a_member_is_one_however_it_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("member", "message"), [("vit_tiny weight=random", "no weight can be set"), ("vit_tiny random", "not KEY=VALUE")]
+    ("member", "message"),
+    [
+        ("vit_tiny weight=random", "Only the weights of a backbone can be set here"),
+        ("vit_tiny random", "not KEY=VALUE"),
+    ],
 )
 def test_words_of_a_member_that_cannot_be_read(member: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:

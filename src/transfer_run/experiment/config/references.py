@@ -170,7 +170,9 @@ def _name_and_weights(words: str, where: str) -> tuple[str, str]:
     name, settings = named(words, where, "a backbone", "vit_tiny weights=random", short="weights")
     unknown = next((key for key in settings if key != "weights"), None)
     if unknown is not None:
-        raise UserError(f"Of a backbone named here no {unknown} can be set.", where=where, nearest=["weights"])
+        raise UserError(
+            f"Only the weights of a backbone can be set here, not {unknown!r}.", where=where, nearest=["weights"]
+        )
     return name, str(settings.get("weights") or "")
 
 
