@@ -107,6 +107,8 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
         ('{a: "digits about.target=os.path"}', "about.target is a fact that no words set"),
         ("{a: python_docs}", "dataset=python_docs holds text, which backbone=vit_tiny"),
         ('{a: "digits metrics=[f1]"}', "metrics is a key of the run's own data set alone"),
+        ("{a: \"image_folder path='run:method=full seed=1'\"}", "reads what a run makes, not one .* by path"),
+        ('{a: "digits rows=run:3f9a01cc"}', "reads what a run makes, not one .* by rows"),
         ("{a: 3}", "name of letters"),
     ],
 )

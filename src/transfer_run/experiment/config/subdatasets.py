@@ -24,6 +24,7 @@ from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.files import check_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, keys
+from transfer_run.experiment.config.references import RUN
 from transfer_run.files import read_yaml
 from transfer_run.words import named
 
@@ -180,11 +181,7 @@ def _member(
         error = registry.unknown_choice("dataset", choice, folders, where=where)
         raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, choices)])
     declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
-    if taken := next(
-        (path for path in settings if path.partition(".")[0] in (*fixed, "tests", "beside", "about")), None
-    ):
-        whose = "a fact that no words set" if taken.startswith("about") else "a key of the run's own data set alone"
-        raise UserError(f"{taken} is {whose}.", where=where, remedy="leave it out here")
+    _check_settings(settings, fixed, where)
     name = str(settings.pop("name", choice.replace("/", "_")))
     if is_made_of_others(declared):
         raise UserError("A data set that is made of others cannot be a part of one.", where=where)
@@ -200,6 +197,18 @@ def _member(
         values["dataset"]["path"] = str(Path(above) / name)
     check_files({"dataset": values["dataset"], "backbone": {}, "method": {}}, lambda path: where)
     return name, values["dataset"]
+
+
+def _check_settings(settings: Mapping[str, Any], fixed: Sequence[str], where: str) -> None:
+    """Refuse what words inside words cannot set: keys of the run's own data set, facts, and what another run makes."""
+    taken = next((path for path in settings if path.partition(".")[0] in (*fixed, "tests", "beside", "about")), None)
+    if taken is not None:
+        whose = "a fact that no words set" if taken.startswith("about") else "a key of the run's own data set alone"
+        raise UserError(f"{taken} is {whose}.", where=where, remedy="leave it out here")
+    made = next((path for path, value in settings.items() if str(value).startswith(RUN)), None)
+    if made is not None:
+        what = f"Only the run's own data set reads what a run makes, not one that is named here by {made}."
+        raise UserError(what, where=where, remedy="carry out that run, and name the folder or file that it made")
 
 
 def _general() -> Mapping[str, Any]:
