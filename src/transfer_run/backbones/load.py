@@ -114,10 +114,6 @@ Loaded = tuple[Backbone, dict[str, Any]]
 
 def _random(config: dict[str, Any], words: str) -> Loaded:
     """Weights that depend on the seed alone, not on what was drawn before, so that a recorded seed gives them again."""
-    if words and not words.isdigit():
-        raise UserError(
-            f"{words!r} is no seed.", where="backbone.weights", remedy="backbone.weights=random or random:SEED"
-        )
     seed, kind = int(words) if words else torch.initial_seed(), backbone_class(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

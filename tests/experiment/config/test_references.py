@@ -59,6 +59,12 @@ def test_weights_of_a_member_must_be_there_and_are_told_by_their_contents(
     assert compose([*WORDS, 'method.pool=["vit_tiny:weights.safetensors"]']).identity != first.identity
 
 
+def test_a_seed_of_random_weights_is_a_number() -> None:
+    with pytest.raises(UserError, match="'many' is no seed") as error:
+        compose([*WORDS[:3], "backbone.weights=random:many"])
+    assert error.value.where == "backbone.weights=random:many"
+
+
 @pytest.mark.parametrize("word", ["backbone.weights=run:", "dataset.rows=run:", "sources.teacher=null", "sources.a=''"])
 def test_a_key_that_reads_a_run_names_one(word: str) -> None:
     key = word.partition("=")[0]

@@ -13,7 +13,7 @@ import torch
 import transfer_run
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose, make_importable
-from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.composed import Run, write_config
 from transfer_run.experiment.planning.plan import beside_the_model, plan_run
 from transfer_run.experiment.run import carry_out, ensure_sources
 from transfer_run.experiment.sources.models import source_model, source_on_meta
@@ -133,6 +133,20 @@ class TestRefusals:
         words = "run:method=pretrain backbone=t5_tiny dataset=python_docs"
         with pytest.raises(UserError, match="cannot come from a run on backbone=t5_tiny"):
             sources_of(config(tmp_path, f"backbone.weights={words}"))
+
+    def test_a_finished_run_of_another_family_however_it_is_named(self, tmp_path: Path) -> None:
+        run = compose(["method=pretrain", "backbone=vit_tiny", "dataset=digits", f"output_dir={tmp_path / 'out'}"])
+        write_config(run.folder, run.config)
+        (run.folder / "result.json").write_text('{"status": "finished"}', encoding="utf-8")
+        for named in (run.identity[:8], str(run.folder)):
+            with pytest.raises(UserError, match="cannot come from a run on backbone=vit_tiny"):
+                sources_of(config(tmp_path, f"backbone.weights=run:{named}"))
+
+    def test_merged_files_are_weights_of_any_family(self, tmp_path: Path) -> None:
+        words = "run:method=average dataset=none method.models=[one,two]"
+        (source,) = sources_of(config(tmp_path, f"backbone.weights='{words}'"))
+        assert source.config is not None
+        assert source.config["backbone"]["family"] == "none"
 
 
 class TestTheHub:

@@ -41,9 +41,17 @@ class Weights:
 
     @classmethod
     def of(cls, backbone: Mapping[str, Any]) -> Weights:
-        """The weights of a `backbone` node; none are said: random ones."""
+        """The weights of a `backbone` node; none are said: random ones.
+
+        Raises:
+            UserError: `random:` and no whole number.
+        """
         text = str(backbone.get("weights") or "random")
         start, colon, words = text.partition(":")
+        if start == "random" and words and not words.isdecimal():
+            raise UserError(
+                f"{words!r} is no seed.", where=f"backbone.weights={text}", remedy="write random or random:SEED"
+            )
         if text in ("hub", "random") or (colon and start in ("random", "run", "stage")):
             return cls(next(kind for kind in KINDS if kind == start), words)
         return cls("path", text)

@@ -16,7 +16,6 @@ from transfer_run.experiment.config.artifacts import artifact, makes
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.reads import Read, reads, value_at
 from transfer_run.experiment.sources.source import Source
-from transfer_run.run_folder import is_run, read_config
 
 
 def check_sources(run: Run, sources: Sequence[Source]) -> None:
@@ -66,9 +65,7 @@ def _entry(source: Source, wanted: Mapping[str, Read], method: Mapping[str, Any]
 
 
 def _check_kind(source: Source, kinds: Sequence[str], run: Run) -> None:
-    config = source.run.config if source.run is not None else None
-    if config is None and source.folder is not None and is_run(source.folder):
-        config = read_config(source.folder)  # named by its identity
+    config = source.config
     kind = "model" if config is None else makes(config)
     if kind in kinds:
         return

@@ -20,6 +20,7 @@ from typing import Any
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.artifacts import made
+from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.compose import saved
 from transfer_run.experiment.config.composed import Run, naming
 from transfer_run.experiment.config.references import BACKBONE, Reference, references
@@ -44,9 +45,10 @@ def _of_family(source: Source, run: Run) -> Source:
     """Weights come from a run on a backbone of the same kind."""
     own = {BACKBONE: run.config["backbone"]}
     own |= {f"{key}.{words}": node for key, nodes in run.backbones.items() for words, node in nodes.items()}
-    if source.to_carry_out is None or source.name not in own:
+    config = source.config
+    if config is None or source.name not in own or without_data(config):  # merged files have the families of theirs
         return source
-    backbone, other = own[source.name], source.to_carry_out.config["backbone"]
+    backbone, other = own[source.name], config["backbone"]
     if other["family"] != backbone["family"]:
         raise UserError(
             f"Weights for backbone={backbone['name']} (family {backbone['family']}) cannot come from a run on "

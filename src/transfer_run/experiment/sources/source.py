@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.references import BACKBONE, Reference
+from transfer_run.run_folder import is_run, read_config
 
 HUB = "hub:"
 
@@ -35,6 +37,13 @@ class Source:
     def to_carry_out(self) -> Run | None:
         """The run that is named by its words; None of what has to be there already."""
         return self.run if self.folder is None else None
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """Of the run, however it is named; None of a model of a library or the hub."""
+        if self.run is not None:
+            return self.run.config
+        return read_config(self.folder) if self.folder is not None and is_run(self.folder) else None
 
     @property
     def label(self) -> str:
