@@ -69,6 +69,13 @@ def test_what_its_own_keys_say_wrong_of_the_data(refused, words: str, says: str)
     assert says in refused("method=full", "backbone=vit_tiny", "dataset=digits", words).what
 
 
+def test_rows_that_are_none_of_the_data_set(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "rows.json"
+    file.write_text('{"rows": {"train": [100000]}}', encoding="utf-8")
+    error = refused("method=full", "backbone=vit_tiny", "dataset=digits", f"dataset.rows={file}")
+    assert error.where.startswith(f"dataset.rows: {file}")
+
+
 def test_data_beside_the_runs_own_without_a_path(refused) -> None:  # type: ignore[no-untyped-def]
     words = ("method=full", "backbone=vit_tiny", "dataset=digits", "++method.about.beside={unlabeled: images}")
     error = refused(*words, "dataset.beside.unlabeled=image_folder")

@@ -100,10 +100,11 @@ def _missing_files(run: Run, sources_missing: bool) -> tuple[UserError | None, U
         weights = _error_of(lambda: _fetch(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
-    named = (each for each in run.references if each.of_run and each.key != ROWS)
-    made = any(each.key_path[0] == "dataset" for each in named)  # what a run will make is not there yet
+    named = {each.key for each in run.references if each.of_run}  # what a run will make is not there yet
+    made = any(key.startswith("dataset.") for key in named - {ROWS})
     if (sources_missing and not made) or (dataset.get("hub") and not dataset.get("path")):
-        data = _error_of(lambda: _read({**dataset, "rows": None}, backbone, config["seed"]))
+        rows = None if ROWS in named else dataset["rows"]
+        data = _error_of(lambda: _read({**dataset, "rows": rows}, backbone, config["seed"]))
     return data, weights
 
 
