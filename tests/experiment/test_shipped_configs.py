@@ -118,7 +118,8 @@ def test_dataset(name: str) -> None:
     schema.check({"dataset": given}, {"dataset": node}, general=general())
     name, *words = READER[reads(node)]
     backbone = plain("backbone", name)["backbone"] | ({"tower": "both"} if words else {})
-    check_fit({"method": {"name": "any", **taking(node)}, "backbone": backbone, "dataset": node})
+    about = {"takes": {"feature_width": "extra_width"}} if taking(node) else {}
+    check_fit({"method": {"name": "any", "about": about, **taking(node)}, "backbone": backbone, "dataset": node})
 
 
 READER = {

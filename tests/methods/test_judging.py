@@ -51,7 +51,7 @@ def test_nothing_ships() -> None:
 def test_the_whole_backbone_is_trained_but_what_the_task_does_not_run() -> None:
     method = Method(small.backbone("t5"), small.task("t5", "classification"))
     method.train_backbone()
-    idle = {id(p) for p in method.backbone.idle_parameters(method.task)}
+    idle = {id(p) for p in method.idle_parameters()}
     assert idle
     assert {id(p) for p in method.parameters() if not p.requires_grad} == idle
 

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from transfer_run.backbones.taps.store import Place, Taps, TapStore, open_store, sizes
+from transfer_run.backbones.taps.store import Medium, Taps, TapStore, open_store, sizes
 from transfer_run.errors import UserError
 
 TAPS: Taps = {("encoder", 0): ((5, 3), torch.float32), ("encoder", 1): ((5, 3), torch.float32)}
 ABOUT = {"backbone": "sha256:1"}
 
 
-def open_(place: Place, folder: Path, **changes: Any) -> TapStore:
+def open_(place: Medium, folder: Path, **changes: Any) -> TapStore:
     return open_store(place, folder, ABOUT | changes, 7, TAPS)
 
 
 @pytest.mark.parametrize("place", ["disk", "ram"])
-def test_shorter_batches_and_scattered_rows_come_back(place: Place, tmp_path: Path) -> None:
+def test_shorter_batches_and_scattered_rows_come_back(place: Medium, tmp_path: Path) -> None:
     store, rows = open_(place, tmp_path), torch.tensor([6, 0, 3])
     values = {tap: torch.randn(3, 4, 3) for tap in TAPS}
     assert not store.has("encoder", rows)

@@ -11,7 +11,7 @@ from tests.methods.merging.toy import LONG, equal, flat, merged, random_models, 
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.dare_linear import DareLinearRule
 from transfer_run.methods.merging.dare_ties import DareTiesRule
-from transfer_run.methods.merging.engine.stream import Place
+from transfer_run.methods.merging.engine.stream import Piece
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
 from transfer_run.methods.merging.trimming.drop import Drop
@@ -22,14 +22,14 @@ def test_the_mean_over_many_seeds_is_the_change() -> None:
     change = torch.tensor([1.0, -2.0, 0.5, 0.0])
     total = torch.zeros(4)
     for seed in range(4000):
-        total += Drop(0.9, seed)(change.clone(), Place("x", 0, 4), 0)
+        total += Drop(0.9, seed)(change.clone(), Piece("x", 0, 4), 0)
     assert torch.allclose(total / 4000, change, atol=0.25)
 
 
 def test_kept_changes_are_rescaled_and_models_and_tensors_have_their_own_masks() -> None:
     ones = torch.ones(20000)
     masks = [
-        Drop(0.75, seed)(ones.clone(), Place(name, 0, len(ones)), model)
+        Drop(0.75, seed)(ones.clone(), Piece(name, 0, len(ones)), model)
         for seed, name, model in ((0, "x", 0), (0, "x", 1), (0, "y", 0), (1, "x", 0))
     ]
     for i, mask in enumerate(masks):

@@ -326,7 +326,7 @@ def test_the_experiments_and_tables_compose() -> None:
         cfg = compose([f"experiment={name}"])
         assert str(cfg.config["backbone"]["weights"]).startswith("stage:")
         assert len(cfg.config["stages"]) == 2
-    first = stage_words(dict(compose(["experiment=double_finetuning"]).config["stages"]))[0]
+    first = stage_words(compose(["experiment=double_finetuning"]).config["stages"])[0]
     assert any(word.startswith("dataset.exclude=hub:curaihealth/medical_questions_pairs@") for word in first)
     assert "dataset.category_column=category" in first
     spec = read("double_finetuning/headline")

@@ -172,7 +172,7 @@ def test_refusals(build: Make, task: Make) -> None:
         Adapter(build("bert"), task("bert"), reduction=64)
     with pytest.raises(UserError, match="No place is left"):
         ParallelAdapter(build("bert"), task("bert"), mlp=False)
-    with pytest.raises(UserError, match="no attention"):
+    with pytest.raises(UserError, match="does not have blocks whose projections"):
         Adapter(build("cnn"), task("cnn"))
 
 
