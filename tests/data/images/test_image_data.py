@@ -81,6 +81,8 @@ def test_digits_follow_the_classes(digits: Any) -> None:
     for wrong in ("[3]", "[3,3]", "[3,12]"):
         with pytest.raises(UserError, match="different digits"):
             build_task(*nodes("dataset=digits", "backbone=vit_tiny", f"dataset.classes={wrong}"))
+    with pytest.raises(UserError, match=r"There are 5 classes, dataset\.num_labels is 3"):
+        build_task(*nodes("dataset=digits", "backbone=vit_tiny", "dataset.num_labels=3"))
 
 
 def test_a_folder_of_classes_is_split(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def test_rows_do_not_depend_on_the_seed() -> None:
     assert first.split("test")[:20] == second.split("test")[:20]
 
 
+def test_at_least_one_column_is_read() -> None:
+    with pytest.raises(UserError, match="No column is read"):
+        data_of("dataset=python_docs", "backbone=bert_tiny", "dataset.text_columns=[]").setup()
+
+
 def test_pretraining_text_holds_no_test_row(parts: list[list[Any]]) -> None:
     data = data_of("dataset=python_docs", "dataset.task=span_corruption", "backbone=t5_tiny")
     read = "\n".join(row["text"] for row in data.read_rows()["train"].rows)

@@ -154,6 +154,7 @@ def test_the_same_tasks_in_other_words_are_the_same_run() -> None:
         ("digits classes=[0,x]", "must be a list of whole numbers", ""),
         ("digits 0,1", "not KEY=VALUE", ""),
         ("sequence", "cannot be a part of one", ""),
+        ("python_docs", "holds text, dataset=sequence is made of images", ""),
     ],
 )
 def test_wrong_words_are_answered_with_the_place(tasks: str, what: str, near: str) -> None:
@@ -167,8 +168,9 @@ def test_wrong_words_are_answered_with_the_place(tasks: str, what: str, near: st
 def test_two_tasks_of_one_name_and_no_task_are_refused() -> None:
     with pytest.raises(UserError, match="Two tasks are called 'digits'"):
         compose(models.words('dataset.tasks=["digits classes=[0,1]","digits classes=[2,3]"]'))
-    with pytest.raises(UserError, match="no task"):
-        models.data_of("dataset.tasks=[]", "trainer.max_epochs=1")
+    for words, message in (("[]", "dataset.tasks names no data set"), ("3", "dataset.tasks must be a list of text")):
+        with pytest.raises(UserError, match=message):
+            compose(models.words(f"dataset.tasks={words}"))
 
 
 def test_prompts_put_the_class_into_words() -> None:

@@ -277,3 +277,22 @@ def test_a_backbone_that_reads_no_text_gets_no_tokenizer() -> None:
     source = "run:method=full backbone=vit_base_patch16_224 dataset=vtab/cifar100"
     run = compose(["method=full", "backbone=vit_base_patch16_224", "dataset=vtab/dtd", f"backbone.weights={source}"])
     assert run.config["backbone"]["tokenizer"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "where"),
+    [
+        (["contents.x=1"], "contents is filled in", "contents.x=1"),
+        (["method=[lst]"], r"method=\[lst\] chooses no method", "method=[lst]"),
+        (
+            ["method=distiller", "backbone=bert_tiny", "sources.teacher='method=full dry_run=true'"],
+            "dry_run is of the run that is asked for",
+            "sources.teacher: method=full dry_run=true",
+        ),
+        (["stages=[[trainer.max_stps=3],[seed=1]]"], "no key 'trainer.max_stps'", "stages: trainer.max_stps=3"),
+    ],
+)
+def test_words_that_would_do_nothing_are_refused(words: list[str], message: str, where: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        compose(words)
+    assert error.value.where == where

@@ -154,6 +154,20 @@ def test_the_same_words_after_a_new_run_are_a_new_run(tmp_path: Path) -> None:
     assert compose([*words, "method.reference_method=null"]).config["contents"] == {}
 
 
+@pytest.mark.parametrize(
+    ("method", "word", "message"),
+    [
+        ("tmi", "method.reference_method=fll", "There is no method 'fll'"),
+        ("auto_distiller", "method.runs=nowhere", "method.runs=nowhere is no folder"),
+    ],
+)
+def test_finished_runs_of_nobody_or_nowhere(method: str, word: str, message: str) -> None:
+    bert = ("backbone=bert_tiny", "dataset=python_docs", "sources.teacher=method=full", "sources.baseline=method=full")
+    with pytest.raises(UserError, match=message) as error:
+        compose([f"method={method}", *(WORDS[1:3] if method == "tmi" else bert), "backbone.weights=random", word])
+    assert error.value.where.startswith(word.partition("=")[0])
+
+
 def test_a_source_looks_for_finished_runs_where_it_will_stand(tmp_path: Path) -> None:
     finished(tmp_path, "full", "3" * 64)
     words = ["method=tmi", *WORDS[1:], f"output_dir={tmp_path}"]

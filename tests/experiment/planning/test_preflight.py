@@ -69,6 +69,13 @@ def test_what_its_own_keys_say_wrong_of_the_data(refused, words: str, says: str)
     assert says in refused("method=full", "backbone=vit_tiny", "dataset=digits", words).what
 
 
+def test_a_task_without_a_path(refused) -> None:  # type: ignore[no-untyped-def]
+    weights = "backbone.weights='run:method=full backbone=clip_tiny dataset=digits'"
+    error = refused("method=zscl", "backbone=clip_tiny", weights, "dataset=sequence", "dataset.tasks=[image_folder]")
+    assert error.what == "The dataset has no path."
+    assert error.where == "dataset.nodes.image_folder: image_folder"
+
+
 def test_rows_that_are_none_of_the_data_set(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "rows.json"
     file.write_text('{"rows": {"train": [100000]}}', encoding="utf-8")

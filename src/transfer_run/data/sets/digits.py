@@ -26,6 +26,12 @@ class Digits(ImageData):
                 where=f"dataset.classes={classes}",
                 remedy="dataset.classes=[5,6,7,8,9]",
             )
+        if dataset.get("num_labels") not in (None, len(classes)):
+            raise UserError(
+                f"There are {len(classes)} classes, dataset.num_labels is {dataset['num_labels']}.",
+                where=f"dataset.num_labels={dataset['num_labels']}",
+                remedy="choose the digits by dataset.classes",
+            )
         return super().describe(
             {**dataset, "label_names": [str(digit) for digit in classes], "num_labels": len(classes)}, backbone
         )

@@ -50,7 +50,7 @@ class TaskSequence(DataModule):
 
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
-        nodes = _nodes(dataset)
+        nodes = dataset["nodes"]
         vary = {"augment": dataset.get("augment")}  # the tasks' images; those to refer to stay as they are
         self.members = {name: build_data({**node, **vary}, backbone, seed) for name, node in nodes["tasks"].items()}
         self.referred = build_data(nodes["images"], backbone, seed) if nodes["images"] else None
@@ -63,12 +63,12 @@ class TaskSequence(DataModule):
     def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
         counts = _class_counts(dataset, backbone)
         count = sum(counts) if dataset["scenario"] == "class" else max(counts)
-        names = tuple(_nodes(dataset)["tasks"])
+        names = tuple(dataset["nodes"]["tasks"])
         return Task(family_of(backbone).form(dataset), count, (), tuple(dataset["metrics"]), sequence=names)
 
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
-        first, nodes = next(iter(_nodes(dataset)["tasks"].values())), _nodes(dataset)
+        first, nodes = next(iter(dataset["nodes"]["tasks"].values())), dataset["nodes"]
         spec = dict(data_class(first).batch_spec(first, backbone, batch_size))
         counts, length = _class_counts(dataset, backbone), prompt_length(dataset, backbone)
         classes = sum(counts) if dataset["negatives"] == "previous" else max(counts)
@@ -277,17 +277,6 @@ class TaskSequence(DataModule):
         return first.transform_description | {"label_names": list(self.label_names), "tasks": described}
 
 
-def _nodes(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    nodes: Mapping[str, Any] = dataset["nodes"]
-    if not nodes.get("tasks"):
-        raise UserError(
-            "The sequence has no task.",
-            where="dataset.tasks",
-            remedy='dataset.tasks=["digits name=low classes=[0,1,2]","digits name=high classes=[3,4,5]"]',
-        )
-    return nodes
-
-
 def _class_counts(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[int]:
     """Classes of every task, from the configs alone."""
-    return [data_class(node).describe(node, backbone).num_labels for node in _nodes(dataset)["tasks"].values()]
+    return [data_class(node).describe(node, backbone).num_labels for node in dataset["nodes"]["tasks"].values()]

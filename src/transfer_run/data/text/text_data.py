@@ -102,6 +102,8 @@ class TextData(DataModule):
                 return windows
             density, mean = dataset["noise_density"], dataset["mean_span"]
             return Corrupted(windows, self.tokenizer, density=density, mean=mean, seed=self.seed)
+        if not dataset["text_columns"]:
+            raise UserError("No column is read.", where="dataset.text_columns", remedy="dataset.text_columns=[COLUMN]")
         return Labelled(
             rows,
             self.tokenizer,

@@ -121,6 +121,8 @@ class Composer:
         def where(key: str) -> str:
             return _where(key, words, contents, choices, self.folders)
 
+        if values["contents"]:
+            raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
         check_about(values, where, self.folders)
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
@@ -190,7 +192,8 @@ class Composer:
         if self.loader.repository.group_exists(key):
             if override.value() is None and key == "experiment":
                 return ""
-            if not isinstance(override.value(), str | list) and not override.is_sweep_override():
+            several = key == "experiment" and isinstance(override.value(), list)
+            if not isinstance(override.value(), str) and not several and not override.is_sweep_override():
                 names = registry.names(key, self.folders)
                 raise UserError(
                     f"{line} chooses no {key}.", where=line, nearest=nearest_names(str(override.value()), names)

@@ -23,7 +23,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import fitting
-from transfer_run.experiment.config.reads import BACKBONES, artifact_keys, keys, reads, value_at
+from transfer_run.experiment.config.reads import BACKBONES, Read, artifact_keys, keys, reads, value_at
 from transfer_run.run_folder import RESULT, finished_runs, read_result
 from transfer_run.words import named
 
@@ -119,9 +119,8 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
     weights = Weights.of(config.get("backbone") or {})
     if weights.of_run:
         kinds = fitting("backbone.weights", folders)
-        yield Reference(
-            BACKBONE, "backbone.weights", weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds
-        )
+        key = "stages" if weights.kind == "stage" else "backbone.weights"
+        yield Reference(BACKBONE, key, weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds)
     for key, nodes in backbones.items():
         for words, node in nodes.items():
             if (weights := Weights.of(node)).of_run:
@@ -190,14 +189,23 @@ def found_runs(config: Mapping[str, Any]) -> dict[str, list[tuple[Path, str]]]:
     """The finished runs that a method looks for (`about.reads: {NAME: finished METHOD ...}`): folders and identities.
 
     Runs of the method's own kind are never among them: a result that counts itself would never be final.
+
+    Raises:
+        UserError: a key names a method or a folder that there is not.
     """
     method, root = config.get("method") or {}, Path(str(config.get("output_dir"))) / "runs"
     found: dict[str, list[tuple[Path, str]]] = {}
     for entry in reads(method):
         if not entry.method:
             continue
-        whose = str(value_at(method, entry.method.strip("{}"))) if entry.method.startswith("{") else entry.method
+        whose = _method_of(entry, method, [Path(folder) for folder in config.get("search_path") or ()])
         folder = Path(str(value_at(method, entry.folder) or root)).expanduser() if entry.folder else root
+        if folder != root and not folder.is_dir():
+            raise UserError(
+                f"method.{entry.folder}={folder} is no folder.",
+                where=f"method.{entry.folder}",
+                remedy="name a folder of finished runs",
+            )
         folder = folder / str(config["dataset"]["name"]) if entry.here else folder
         results = ((run, read_result(run)) for run in finished_runs(folder, below=not entry.here))
         found[entry.name] = [
@@ -206,6 +214,17 @@ def found_runs(config: Mapping[str, Any]) -> dict[str, list[tuple[Path, str]]]:
             if result and result.get("identity") and result["method"] == whose != method.get("name")
         ]
     return found
+
+
+def _method_of(entry: Read, method: Mapping[str, Any], folders: Sequence[Path]) -> str | None:
+    """Whose finished runs are read; None: nobody's."""
+    if not entry.method.startswith("{"):
+        return entry.method
+    key = entry.method.strip("{}")
+    whose = value_at(method, key)
+    if whose is not None and whose not in registry.names("method", folders):
+        raise registry.unknown_choice("method", str(whose), folders, where=f"method.{key}={whose}")
+    return whose
 
 
 def recorded_runs(config: Mapping[str, Any]) -> dict[str, list[Path]]:

@@ -22,6 +22,8 @@ from omegaconf import OmegaConf
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
+from transfer_run.experiment.config.compatibility import phrase
+from transfer_run.experiment.config.compatibility import reads as holds
 from transfer_run.experiment.config.files import check_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, keys
 from transfer_run.experiment.config.references import RUN
@@ -30,7 +32,13 @@ from transfer_run.words import named
 
 Begin = Callable[[dict[str, Any]], dict[str, Any]]
 
-OmegaConf.register_new_resolver("length", len, replace=True)
+
+def _length(listed: Any) -> int:
+    """`${length:...}` of a config; at least 1, for what is wrong with the list is said of its own key."""
+    return max(1, len(listed)) if OmegaConf.is_list(listed) else 1
+
+
+OmegaConf.register_new_resolver("length", _length, replace=True)
 
 
 def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
@@ -47,15 +55,23 @@ def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
         dataset["beside"][name] = _member(str(words), f"dataset.beside.{name}", folders, None, _beside)[1]
     for entry, listed in list(keys(dataset, DATASETS)):
         holder, leaf = _node_and_key(dataset, entry.name)
+        example = f'dataset.{entry.name}=["digits name=low classes=[0,1]", ...]'
+        if not listed:
+            raise UserError(f"dataset.{entry.name} names no data set.", where=f"dataset.{entry.name}", remedy=example)
         found: dict[str, Any] = {}
         for number, words in enumerate(listed):
             where = f"dataset.{entry.name}[{number}]"
             name, node = _member(words, where, folders, dataset["path"])
+            if (held := holds(node)) != (own := holds(dataset)) and held and own:
+                what = (
+                    f"dataset={node['name']} holds {phrase(held)}, dataset={dataset['name']} is made of {phrase(own)}."
+                )
+                raise UserError(what, where=f"{where}: {words}", remedy=f"name data sets of {phrase(own)}")
             if name in found:
                 raise UserError(
                     f"Two {leaf} are called {name!r}.",
                     where=f"{where}: {words}",
-                    remedy=f'name them: dataset.{entry.name}=["digits name=low classes=[0,1]", ...]',
+                    remedy=f"name them: {example}",
                 )
             found[name] = node
         dataset["nodes"] = {**dataset["nodes"], leaf: found}

@@ -85,6 +85,12 @@ class Sources:
                 values, backbones = self.composed(
                     words, search_path
                 )  # finished runs are looked for where it will stand
+                if values["dry_run"]:
+                    raise UserError(
+                        "dry_run is of the run that is asked for, not of one below it.",
+                        where=f"{reference.key}: {words}",
+                        remedy="set it beside",
+                    )
                 self.runs[words, search_path, output] = self.followed({**values, "output_dir": output}, backbones)
             finally:
                 self.waiting.pop()

@@ -8,6 +8,7 @@ from typing import Any
 from transfer_run.backbones.weights.names import Weights, hub_name
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.digests import members
 from transfer_run.experiment.config.references import ROWS
 
 
@@ -62,8 +63,8 @@ def check_shares(config: Mapping[str, Any]) -> None:
 
 
 def _check_paths(dataset: Mapping[str, Any]) -> None:
-    """The data set has the path that it cannot do without, and so has each that stands beside it or tests it."""
-    nodes = {"": dataset}
+    """The data set has the path that it cannot do without, and so has each that it is made of, beside or tested on."""
+    nodes = {"": dataset, **{f"dataset.nodes.{name}": node for name, node in members(dataset) if node}}
     nodes |= {f"dataset.{key}.{name}": node for key in ("beside", "tests") for name, node in dataset[key].items()}
     for key, node in nodes.items():
         if node["about"].get("needs_path"):

@@ -53,7 +53,7 @@ def _of_family(source: Source, run: Run) -> Source:
         raise UserError(
             f"Weights for backbone={backbone['name']} (family {backbone['family']}) cannot come from a run on "
             f"backbone={other['name']} (family {other['family']}).",
-            where=f"backbone.weights: {source.reference.words}",
+            where=source.where,
             remedy="use one backbone in both",
         )
     return source
