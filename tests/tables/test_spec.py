@@ -117,10 +117,14 @@ def refused(words: list[str]) -> str:
     return ""
 
 
+SOURCE_LACKS_DATA = re.compile(r"^dataset\.path=\S+ does not exist\.\n  where:   (backbone\.weights|sources\.\w+|stages): ")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", TABLES)
 def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
-    """At both scales; rows of methods that are not installed are left to their notes."""
+    """At both scales; rows of methods that are not installed are left to their notes, and the data of a source at the
+    paper's scale (`dataset.path=imagenet`) is the user's to name."""
     table, methods = read(name), set(registry.names("method"))
     paper: set[tuple[str, ...]] = set()
     smoke: set[tuple[str, ...]] = set()
@@ -137,6 +141,6 @@ def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
     if name == "side_tuning_family/today":  # all methods on all families: it says where one is not defined
         assert all("is not defined on" in refusal for refusal in refusals)
     else:
-        assert not refusals
+        assert not [refusal for refusal in refusals if not SOURCE_LACKS_DATA.search(refusal)]
     for words in sorted(smoke):
         compose(list(words))
