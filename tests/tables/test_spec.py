@@ -117,7 +117,9 @@ def refused(words: list[str]) -> str:
     return ""
 
 
-SOURCE_LACKS_DATA = re.compile(r"^dataset\.path=\S+ does not exist\.\n  where:   (backbone\.weights|sources\.\w+|stages): ")
+SOURCE_LACKS_DATA = re.compile(
+    r"^dataset\.path=\S+ does not exist\.\n  where:   (backbone\.weights|sources\.\w+|stages): "
+)
 
 
 @pytest.mark.long
