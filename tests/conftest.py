@@ -3,11 +3,17 @@
 With TRANSFER_RUN_TEST_BUDGET=FACTOR (make sets it) the tests of a method's family must not take more than `SECONDS`
 times FACTOR a file. What is counted is processor time of the test process and those it waited for, which other work on
 the machine does not lengthen; the files that took most are listed at the end.
+
+Every fixture and every test begins at a seed of its own name: what it draws is the same alone, in any order and in any
+number of processes.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import sys
+import zlib
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -42,6 +48,29 @@ def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processor_seconds() -> float:
     """Of this process and of all that it has waited for."""
     return sum(os.times()[:4])
+
+
+def begin_at(name: str) -> None:
+    """Seed Python's generator, and NumPy's and torch's where the test's file has imported them."""
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    begin_at(f"{fixturedef.baseid}::{fixturedef.argname}{getattr(request, 'param_index', 0)}")
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    begin_at(item.nodeid)
 
 
 @pytest.hookimpl(wrapper=True)
