@@ -16,16 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.classification import (
-    BinaryF1Score,
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
-)
-from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from transfer_run.backbones.base import Batch
+from transfer_run.data.scores.classes import CLASSES, ClassScore
+from transfer_run.data.scores.correlation import Correlation, pearson, spearman
 from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Task
@@ -44,29 +39,6 @@ class Answers(Protocol):
         """Token ids (B, T) as texts."""
 
 
-class Correlation(Metric):
-    """Pearson's or Spearman's coefficient of predictions and targets.
-
-    Keeps all pairs, so that ranks may hold different numbers of them, none included.
-    """
-
-    higher_is_better = True
-
-    def __init__(self, coefficient: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.coefficient = coefficient
-        self.add_state("pairs", default=[], dist_reduce_fx="cat")
-
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        self.pairs.append(torch.stack([predictions, targets], dim=1))  # type: ignore[union-attr, operator]
-
-    def compute(self) -> Tensor:
-        pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) else self.pairs
-        assert isinstance(pairs, Tensor)
-        constant = len(pairs) < 2 or bool((pairs == pairs[0]).all(0).any())
-        return pairs.new_zeros(()) if constant else self.coefficient(pairs[:, 0], pairs[:, 1])
-
-
 class Share(Metric):
     """Mean of weighted values, as a share of rows is."""
 
@@ -76,11 +48,11 @@ class Share(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("weight", default=torch.zeros(()), dist_reduce_fx="sum")
+        for name in ("total", "weight"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: Tensor) -> None:
-        self.total += (value.float() * weight).sum()
+        self.total += (value.double() * weight).sum()
         self.weight += weight.sum()
 
     def compute(self) -> Tensor:
@@ -96,17 +68,9 @@ class Perplexity(Share):
         return super().compute().exp()
 
 
-CLASSES: dict[str, Callable[[int], Metric]] = {
-    "accuracy": lambda n: MulticlassAccuracy(n, average="micro", validate_args=False),
-    "mean_class_accuracy": lambda n: MulticlassAccuracy(n, average="macro", validate_args=False),
-    # of class 1 where there are two classes, as GLUE has it; else the mean over classes
-    "f1": lambda n: BinaryF1Score(validate_args=False) if n == 2 else MulticlassF1Score(n, validate_args=False),
-    "f1_macro": lambda n: MulticlassF1Score(n, average="macro", validate_args=False),
-    "matthews": lambda n: MulticlassMatthewsCorrCoef(n, validate_args=False),
-}
 VALUES: dict[str, Callable[[], Metric]] = {
-    "pearson": lambda: Correlation(pearson_corrcoef),
-    "spearman": lambda: Correlation(spearman_corrcoef),
+    "pearson": lambda: Correlation(pearson),
+    "spearman": lambda: Correlation(spearman),
     "mse": MeanSquaredError,
     "mae": MeanAbsoluteError,
 }
@@ -163,8 +127,8 @@ class Scores(nn.Module):
 
     def _metric(self, name: str) -> Metric:
         if name in CLASSES:
-            return CLASSES[name](self.task.num_labels)
-        return (VALUES | TEXTS | LOSSES)[name]()
+            return ClassScore(name, self.task.num_labels)
+        return (VALUES | TEXTS | LOSSES)[name]().set_dtype(torch.float64)  # sums of a million rows keep their digits
 
     @property
     def needs_predictions(self) -> bool:
@@ -220,9 +184,9 @@ class Scores(nn.Module):
         predictions, targets = predictions[known], targets[known]
         self.scored.update(known, torch.ones_like(known))
         if "values" in self.kinds.values():
-            self._of("values", predictions.float(), targets.float())
+            self._of("values", predictions.double(), targets.double())
         elif len(targets):
-            wrong = (targets + 1) % self.task.num_labels
+            wrong = (targets + 1) % self.task.num_labels if self.task.num_labels > 1 else -1
             self._of("classes", torch.where(predictions < 0, wrong, predictions), targets)
 
     def _update_texts(self, predictions: Tensor, labels: Tensor) -> None:
