@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from transfer_run.errors import UserError
 from transfer_run.experiment.config import digests as contents
 from transfer_run.experiment.config.compose import compose, saved
 from transfer_run.experiment.config.composed import Run, write_config
@@ -68,6 +69,35 @@ def test_what_no_reader_looks_at_changes_nothing(models: list[Path]) -> None:
     assert merge(models).identity == before
     (models[0] / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert merge(models).identity != before
+
+
+def test_every_member_of_a_merge_is_in_its_identity(models: list[Path], tmp_path: Path) -> None:
+    """Also those that are no files on this machine: models of the hub, at their revisions."""
+    alone = merge(models[:2]).identity
+    with_hub = [merge([*models[:2], Path(name)]).identity for name in ("me/one", "me/two", "me/two@v2")]
+    assert len({alone, *with_hub}) == 4
+    only_hub = [merge([models[0], Path(name)]).identity for name in ("me/one", "me/two")]
+    assert len({alone, *only_hub, *with_hub}) == 6
+
+
+@pytest.mark.parametrize("key", ["method.base", "method.models"])
+def test_a_model_that_does_not_exist_is_refused(models: list[Path], tmp_path: Path, key: str) -> None:
+    """A name below a folder that is there is a path, whatever its form."""
+    wrong = tmp_path / "basee"
+    base, first = (wrong, models[1]) if key == "method.base" else (models[0], wrong)
+    with pytest.raises(UserError, match="does not exist") as error:
+        merge([base, first])
+    assert str(error.value.where).startswith(key)
+    assert str(models[0]) in error.value.nearest
+    (tmp_path / "w").mkdir()
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        with pytest.raises(UserError, match=r"w/nope does not exist"):
+            merge([models[0], Path("w/nope")])
+    finally:
+        os.chdir(before)
+    assert merge([Path("ones"), *models[1:]]).identity != merge(models).identity
 
 
 def test_a_config_that_was_written_keeps_its_identity(models: list[Path], tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ def test_the_same_words_after_a_new_run_are_a_new_run(tmp_path: Path) -> None:
     ("method", "word", "message"),
     [
         ("tmi", "method.reference_method=fll", "There is no method 'fll'"),
-        ("auto_distiller", "method.runs=nowhere", "method.runs=nowhere is no folder"),
+        ("auto_distiller", "method.runs=nowhere", "method.runs=nowhere does not exist"),
+        ("auto_distiller", f"method.runs={__file__}", r"test_references\.py is no folder"),
     ],
 )
 def test_finished_runs_of_nobody_or_nowhere(method: str, word: str, message: str) -> None:

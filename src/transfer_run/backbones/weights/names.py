@@ -12,6 +12,7 @@ anything else    a path: a folder of a library, a file, a model that a run has s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,14 @@ from transfer_run.run_folder import has_model, read_description
 
 BYTES = "bytes"
 """`backbone.tokenizer=bytes`: 256 bytes and 128 special ids, no files."""
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def is_hub_name(words: str) -> bool:
+    """May these words be a model of the hub, NAME or NAME@REVISION? What lies in a folder that exists is a path."""
+    return _HUB_NAME.fullmatch(words) is not None and not Path(words).expanduser().parent.exists()
 
 
 Kind = Literal["hub", "random", "run", "stage", "path"]

@@ -55,8 +55,9 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
     found = {}
     for key, named_path in _named_files(values, backbones):
         named = [str(each) for each in (named_path if isinstance(named_path, list) else [named_path])]
-        parts = [digest for each in named if (digest := _digest(each, key.startswith("dataset.")))]
-        if parts:
+        read = [_digest(each, key.startswith("dataset.")) for each in named]
+        if any(read):
+            parts = [digest or words for digest, words in zip(read, named, strict=True)]  # a model of the hub: its name
             about = values["dataset"].get("about") or {}
             partly = key == "dataset.path" and bool(about.get("elsewhere"))  # what it names is not read here
             partly = partly or any(part.endswith(PARTLY) for part in parts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from transfer_run.backbones.weights.names import Weights
+from transfer_run.backbones.weights.names import Weights, is_hub_name
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.reads import PATHS, artifact_keys, keys
 from transfer_run.experiment.config.references import RUN
@@ -35,10 +35,12 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     tokenizer = backbone.get("tokenizer")
     if tokenizer and tokenizer.startswith((".", "/", "~")):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
-    for owner in (values["method"], dataset):
+    for group, owner in (("method", values["method"]), ("dataset", dataset)):
         for entry, value in keys(owner, PATHS):
             *parents, leaf = entry.name.split(".")
-            reduce(dict.__getitem__, parents, owner)[leaf] = _absolute(value)
+            key = f"{group}.{entry.name}"
+            named = [_named(each, key, where, entry.words) for each in (value if isinstance(value, list) else [value])]
+            reduce(dict.__getitem__, parents, owner)[leaf] = named if isinstance(value, list) else named[0]
 
 
 def check_weights(backbone: dict[str, Any], key: str, where: Callable[[str], str]) -> None:
@@ -59,12 +61,13 @@ def _check_artifact(dataset: Mapping[str, Any], where: Callable[[str], str]) -> 
     )
 
 
-def _absolute(named: Any) -> Any:
-    """Paths that exist made absolute, in a list too; other words (hub names, `ones`) as they are."""
-    if isinstance(named, list):
-        return [_absolute(each) for each in named]
-    path = Path(named).expanduser() if isinstance(named, str) else None
-    return str(path.absolute()) if path is not None and path.exists() else named
+def _named(named: Any, key: str, where: Callable[[str], str], words: Sequence[str]) -> Any:
+    """A path that exists, absolute; a model of the hub and words that name no file as they are."""
+    if not isinstance(named, str) or not named or named in words:
+        return named
+    if not Path(named).expanduser().exists() and is_hub_name(named):
+        return named
+    return _existing(named, key, where, list(words))
 
 
 def _existing(named: str, key: str, where: Callable[[str], str], words: list[str]) -> str:

@@ -8,7 +8,7 @@
         first: model of the stage before             in `stages` the run of the stage before is this source
         "*": "model?"                                any name; `surrogate*` any that begins so
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
-        base: paths                                  its own key: files or folders, one or a list
+        base: paths unless ones                      its own key: files, folders or hub models, one or a list; or a word
         pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
         tasks: datasets                              its own key: a list of the words of data sets
         texts: dataset unless classes|random         its own key: the words of one, or one of these words

@@ -12,12 +12,12 @@ A source is named in one of five ways:
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.weights.names import is_hub_name
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.artifacts import made
 from transfer_run.experiment.config.compatibility import without_data
@@ -27,8 +27,6 @@ from transfer_run.experiment.config.references import BACKBONE, Reference, refer
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, Source, Tree
 from transfer_run.run_folder import is_run, read_config, read_result
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def sources_of(run: Run) -> list[Source]:
@@ -75,7 +73,7 @@ def _resolve(reference: Reference, run: Run) -> Source:
         raise UserError(
             f"{what} the identity {words}.", where=f"{reference.key}: {words}", remedy="give the run's words or folder"
         )
-    if words.startswith(HUB) or (_HUB_NAME.fullmatch(words) and not place.parent.exists()):
+    if words.startswith(HUB) or is_hub_name(words):
         return Source(reference, hub=words.removeprefix(HUB))
     beside = [str(path) for path in place.parent.glob("*") if path.is_dir()]
     raise UserError(

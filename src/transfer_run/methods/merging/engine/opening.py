@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_run.backbones.weights.hub import fetch_weights
+from transfer_run.backbones.weights.names import is_hub_name
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine.adapters import LoraCheckpoint, adapter_config
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Ones, open_checkpoint
 
 ONES = "ones"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def local_path(name: str) -> Path:
-    """The folder or file that a config names; the name of a hub repository is looked up in the cache, then fetched.
+    """The folder or file that a config names; a model of the hub (NAME, NAME@REVISION) is looked up in the cache, then
+    fetched.
 
     Raises:
         UserError: there is neither.
@@ -24,14 +24,15 @@ def local_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not _HUB_NAME.fullmatch(name):
+    if not is_hub_name(name):
         raise UserError(
             f"{name} does not exist.",
             where="method.models, method.base",
             remedy="name a folder with safetensors files",
         )
+    hub, _, revision = name.partition("@")
     try:
-        return fetch_weights(name, None)
+        return fetch_weights(hub, revision or None)
     except UserError as error:
         raise UserError(
             f"{name} is no folder, and not to be had from the hub: {error.what}",
