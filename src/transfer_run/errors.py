@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+"""The exit codes of every command, and of every run of a sweep."""
+
 
 class UserError(Exception):
     """The user's words are wrong, or something the user must provide is missing: one message, exit code 2.
@@ -45,6 +48,21 @@ class RunFailed(Exception):
     def __init__(self, log: Path, reason: str) -> None:
         self.log, self.reason = log, reason
         super().__init__(f"{reason}\n  log: {log}")
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code that an error ends a process with; 0 of a plain `SystemExit`."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED if error.code else DONE
+    kinds = ((UserError, USER_ERROR), (Preempted, PREEMPTED), (KeyboardInterrupt, INTERRUPTED))
+    return next((code for kind, code in kinds if isinstance(error, kind)), FAILED)
+
+
+def reason_of(error: BaseException) -> str:
+    """What ended a run, in words."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error) if isinstance(error, UserError | RunFailed | Preempted) else f"{type(error).__name__}: {error}"
 
 
 def nearest_names(wrong: str, valid: Iterable[str], count: int = 3) -> list[str]:

@@ -6,9 +6,16 @@ import signal
 import sys
 from collections.abc import Callable
 
-from transfer_run.errors import Preempted, RunFailed, UserError
-
-DONE, FAILED, USER_ERROR, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+from transfer_run.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PREEMPTED,
+    USER_ERROR,
+    Preempted,
+    RunFailed,
+    UserError,
+)
 
 
 def exit_code(command: Callable[[], int | None]) -> int:

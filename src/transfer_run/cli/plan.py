@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transfer_run.cli.exits import DONE, exit_code
+from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import UserError
+from transfer_run.errors import DONE, UserError
 
 if TYPE_CHECKING:
     from transfer_run.experiment.config.composed import Run

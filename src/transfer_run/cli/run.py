@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_run.cli.carry import carry
-from transfer_run.cli.exits import DONE, exit_code
+from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import UserError
+from transfer_run.errors import DONE, UserError
 
 if TYPE_CHECKING:
     from argparse import Namespace

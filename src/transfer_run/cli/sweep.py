@@ -18,10 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
 from transfer_run.cli.sweep_table import NAME as TABLE
 from transfer_run.cli.sweep_table import write_table
-from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.errors import DONE, FAILED, PREEMPTED, USER_ERROR, Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.hydra_parts import Hydra

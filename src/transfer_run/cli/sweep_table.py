@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_run.cli.exits import DONE, FAILED, PREEMPTED, USER_ERROR
-from transfer_run.errors import UserError
+from transfer_run.errors import DONE, FAILED, PREEMPTED, USER_ERROR, UserError
 from transfer_run.experiment.config.words import parse
 from transfer_run.experiment.record.summary import size
 from transfer_run.files import write_atomically

@@ -5,9 +5,7 @@ Nothing here imports torch: a finished run answers at once.
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Iterator
@@ -15,13 +13,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.composed import Run, naming, write_config
 from transfer_run.experiment.models.export_folder import check_target
 from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.record.log import LOG, run_log
+from transfer_run.experiment.record.state import held
 from transfer_run.experiment.record.summary import show_result
 from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, source_tree, sources_of
 from transfer_run.experiment.sources.source import Tree
@@ -50,7 +47,7 @@ def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
     if export:
         make_folder(check_target(folder, Path(export)).parent, f"export={export}")
     if read_result(folder) is None or force:
-        with _held(folder):
+        with held(folder):
             if read_result(folder) is None or force:
                 _carry_out(run, chain)
     else:
@@ -117,25 +114,6 @@ def _clear(folder: Path) -> None:
     for path in (folder / METRICS, *(folder / CHECKPOINTS).rglob("*")):
         if path.is_file():
             path.unlink()
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the run against other processes; wait, and say so, while another one is at it."""
-    make_folder(folder, f"output_dir: {folder}")
-    lock, owner = FileLock(folder / ".lock"), folder / ".owner"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
-        print(f"{folder} is being carried out by {who}; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def ensure_sources(run: Run, chain: tuple[str, ...]) -> dict[str, Path]:
