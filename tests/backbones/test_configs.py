@@ -22,7 +22,19 @@ from transfer_run.task import Task
 FOLDER = Path(__file__).parents[2] / "configs" / "backbone"
 FILES = {str(path.relative_to(FOLDER))[: -len(".yaml")]: path for path in sorted(FOLDER.rglob("*.yaml"))}
 TINY = [name for name in FILES if name.endswith("_tiny")]
-KEYS = {"name", "family", "weights", "hub", "revision", "tokenizer", "architecture", "image", "pooling", "tower"}
+KEYS = {
+    "name",
+    "family",
+    "about",
+    "weights",
+    "hub",
+    "revision",
+    "tokenizer",
+    "architecture",
+    "image",
+    "pooling",
+    "tower",
+}
 
 # Published with the models or counted from the hub's files: all parameters, tied ones once. `vision` models are
 # counted with their classifier of 1,000 classes, RoBERTa and MiniLM with the pooler that is left out here, and BART

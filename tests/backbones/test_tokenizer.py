@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from transfer_run.backbones import tokenizer
 from transfer_run.backbones.tokenizer import build_tokenizer
 from transfer_run.backbones.weights import hub
 from transfer_run.errors import UserError
@@ -55,7 +54,7 @@ def test_the_hubs_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         asked.append((name, revision))
         return tmp_path
 
-    monkeypatch.setattr(tokenizer, "fetch_tokenizer", fetch)
+    monkeypatch.setattr(hub, "fetch_tokenizer", fetch)
     for words in ({"tokenizer": None}, {"tokenizer": "someone/words"}):
         with pytest.raises(UserError, match="holds no tokenizer"):
             build_tokenizer(T5 | {"weights": "hub", "hub": "someone/model", "revision": "abc"} | words)

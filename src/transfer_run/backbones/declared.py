@@ -108,8 +108,8 @@ def takes(about: Mapping[str, Any], family: Family) -> bool:
     return family.name in (about.get("backbones") or [family.name]) and not lacks(family, about)
 
 
-DESCRIBES = ("title",)
-"""Keys of `about` that only tell a reader something."""
+DESCRIBES = ("title", "published")
+"""Keys of `about` that declare nothing of a family."""
 
 
 @cache
@@ -125,8 +125,8 @@ def family_of(backbone: Mapping[str, Any]) -> Family:
     Raises:
         UserError: there is no such family, or `about` declares none.
     """
-    name, about = str(backbone.get("family")), backbone.get("about")
-    if about:
+    name, about = str(backbone.get("family")), backbone.get("about") or {}
+    if set(about) - set(DESCRIBES):
         return _read(name, about, f"backbone.about of backbone={backbone.get('name')}")
     if name not in families():
         raise UserError(

@@ -2,7 +2,8 @@
 
     backbone.weights=random      the architecture of the config, untrained; `random:SEED` for the weights of that seed
     backbone.weights=PATH        a transformers folder, a timm folder or file, or the model of an earlier run
-    backbone.weights=hub         `backbone.hub` at `backbone.revision`, from the cache or downloaded
+    backbone.weights=hub         `backbone.hub` at `backbone.revision`: in a package, in the cache, or downloaded
+                                 (`weights/published.py`)
 
 Only the module of the family asked for is imported: a text model never waits for timm.
 """
@@ -10,6 +11,7 @@ Only the module of the family asked for is imported: a text model never waits fo
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +23,12 @@ from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.quantised import check_quantised
 from transfer_run.backbones.stream import BlockStream
 from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, stored_config
-from transfer_run.backbones.weights.hub import commit_of, fetch_weights
-from transfer_run.backbones.weights.names import Weights, hub_name
+from transfer_run.backbones.weights.names import Weights
+from transfer_run.backbones.weights.published import find_weights
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, read_description
 
+LOG = logging.getLogger("transfer_run")
 RANDOM: Literal["random"] = "random"
 
 
@@ -80,7 +83,8 @@ def build_backbone(
 
     Returns:
         The backbone in train mode, its `provenance` telling what was loaded: `source` (random, folder, run, hub),
-        `weights`, and off the meta device the `checksum` of all its tensors; for the hub also `revision` and `commit`.
+        `weights`, and off the meta device the `checksum` of all its tensors; for the hub also `revision`, `commit` and
+        where on this machine they were `found`.
 
     Raises:
         UserError: the weights cannot be had, or do not fit the architecture.
@@ -123,10 +127,11 @@ def _random(config: dict[str, Any], words: str) -> Loaded:
 
 def _from_hub(config: dict[str, Any]) -> Loaded:
     """The weights are looked for before the library is imported: what is not there is said at once."""
-    hub, revision = hub_name(config), config.get("revision")
-    folder = fetch_weights(hub, revision)
-    backbone = backbone_class(config, folder).from_folder(folder, config)
-    return backbone, {"source": "hub", "weights": hub, "revision": revision, "commit": commit_of(folder)}
+    found = find_weights(config)
+    LOG.info("weights of %s: from %s", config["name"], found.place)
+    backbone = backbone_class(config, found.folder).from_folder(found.folder, config)
+    names = {"weights": config.get("hub"), "revision": config.get("revision"), "commit": found.commit}
+    return backbone, {"source": "hub", **names, "found": found.place}
 
 
 def _from_path(config: dict[str, Any], source: str) -> Loaded:

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from transfer_run.backbones.weights.hub import fetch_tokenizer, tokenizer_files
-from transfer_run.backbones.weights.names import BYTES, Weights, hub_name, uses_bytes
+from transfer_run.backbones.weights.hub import tokenizer_files
+from transfer_run.backbones.weights.names import BYTES, Weights, uses_bytes
+from transfer_run.backbones.weights.published import find_tokenizer
 from transfer_run.errors import UserError
 
 
@@ -48,10 +49,9 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     if words:
         if Path(words).expanduser().is_dir():
             return str(Path(words).expanduser()), "backbone.tokenizer"
-        name, _, revision = words.partition("@")
-        return str(fetch_tokenizer(name, revision or None)), "backbone.tokenizer"
+        return str(find_tokenizer(backbone, str(words)).folder), "backbone.tokenizer"
     if weights.kind == "hub":
-        return str(fetch_tokenizer(hub_name(backbone), backbone.get("revision"))), "backbone.hub"
+        return str(find_tokenizer(backbone).folder), "backbone.hub"
     return str(weights.path), "backbone.weights"
 
 

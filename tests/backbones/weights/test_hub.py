@@ -74,7 +74,7 @@ def test_what_is_cached_is_used_without_asking(config_of: Configs, no_network: P
     assert same(loaded, source)
     assert loaded.provenance == {
         "source": "hub", "weights": "someone/some-bert", "revision": "1" * 40, "commit": "1" * 40,
-        "checksum": source.provenance["checksum"],
+        "checksum": source.provenance["checksum"], "found": "the hub's cache",
     }  # fmt: skip
 
 

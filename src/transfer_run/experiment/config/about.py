@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.weights.published import published
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.artifacts import artifact
 from transfer_run.experiment.config.compatibility import known_families
@@ -85,6 +86,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "pairs": Fact("bool", "it reads two texts as a pair"),
         "relative_positions": Fact("bool", "no text is too long for it"),
         "loads": Fact("dict", "the libraries' folders that it reads, and the words that go with each"),
+        "published": Fact("dict", "digests of its files, and the package that carries them (`weights/published.py`)"),
         "smallest": Fact("str", "the backbone to try a method on"),
     },
 }
@@ -121,6 +123,7 @@ def check_about(
     for group in ("method", "dataset"):
         _check_kinds(group, values.get(group) or {}, where, folders)
     _check_profile(values.get("method") or {}, where)
+    published(values.get("backbone") or {})
 
 
 def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:

@@ -27,6 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transfer_run.backbones.weights.published import WHERE as PINNED
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
@@ -101,11 +102,13 @@ class Composer:
             UserError: see `compose`.
         """
         words = self.normalise(words)
+        _refuse_pins(words)
         cfg = self.load(words, RunMode.RUN)
         before = None
         if runs := stage_words(OmegaConf.to_container(cfg).get("stages")):  # type: ignore[union-attr]
             before = weights_of(words, runs)
             words = self.normalise(last_stage(words, runs))
+            _refuse_pins(words)
             cfg = self.load(words, RunMode.RUN)
         choices = _choices(cfg)
         contents = self._contents(choices)
@@ -233,6 +236,17 @@ class Composer:
             elif group != "experiment":
                 declared = registry.merged(declared, content)
         return declared
+
+
+def _refuse_pins(words: Sequence[str]) -> None:
+    """No word sets which files are the published ones: that is no part of the identity, the name and revision are."""
+    for word in words:
+        if word.lstrip("+~").startswith(PINNED):
+            raise UserError(
+                f"{PINNED} is a fact of the backbone's file, no word sets it.",
+                where=word.lstrip("+"),
+                remedy="backbone.weights=PATH for other files, or a file of your own: backbone/NAME.yaml, --config-dir",
+            )
 
 
 def _general() -> dict[str, Any]:

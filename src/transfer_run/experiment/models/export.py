@@ -164,7 +164,7 @@ def _base(about: Mapping[str, Any], out: Path) -> tuple[str, str]:
     provenance = about["provenance"]
     if provenance["source"] == "folder":
         return '"PATH"', "  # the folder that model.json names: provenance, weights"
-    if provenance["source"] != "hub":
+    if provenance["source"] != "hub" or not provenance["weights"]:  # on no hub: a package carries it
         build_backbone(backbone_config(about)).save_library(out / "base")
         return 'f"{folder}/base"', ""
     name, revision = provenance["weights"], provenance["commit"] or provenance["revision"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transfer_run.backbones.weights.names import Weights, hub_name
+from transfer_run.backbones.weights.names import Weights
+from transfer_run.backbones.weights.published import find_weights, refuse_nowhere
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.digests import members
@@ -27,7 +28,7 @@ def check_before(run: Run, *, sources_missing: bool) -> None:
         return
     check_shares(config)
     if config["method"]["about"].get("pretrained", True) and run.weights.kind == "hub":
-        hub_name(config["backbone"])
+        refuse_nowhere(config["backbone"])
     _check_steps(run)
     _check_paths(config["dataset"])
     from transfer_run.hardware.devices import check_devices
@@ -98,7 +99,7 @@ def _missing_files(run: Run, sources_missing: bool) -> tuple[UserError | None, U
     dataset, backbone = config["dataset"], dict(config["backbone"])
     read = config["method"]["about"].get("pretrained", True)
     if read and Weights.of(backbone).kind == "hub":
-        weights = _error_of(lambda: _fetch(backbone))
+        weights = _error_of(lambda: find_weights(backbone))
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
     named = {each.key for each in run.references if each.of_run}  # what a run will make is not there yet
@@ -122,12 +123,6 @@ def _error_of(work: Callable[[], Any]) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def _fetch(backbone: Mapping[str, Any]) -> None:
-    from transfer_run.backbones.weights.hub import fetch_weights
-
-    fetch_weights(backbone["hub"], backbone.get("revision"))
 
 
 def _read(dataset: dict[str, Any], backbone: dict[str, Any], seed: int) -> None:
