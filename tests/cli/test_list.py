@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,20 @@ def test_wrong_words(arguments: list[str], near: str | None, command: Callable[.
     assert answer.code == 2
     assert answer.err.startswith(error.value.what)
     assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize("kind", sorted(registry.KINDS))
+def test_nothing_is_listed_that_is_yet_to_be_filled_in(kind: str) -> None:
+    assert [e.name for e in registry.entries(registry.KINDS[kind]) if "${" in e.title + e.family] == []
+
+
+def test_a_family_that_another_key_sets(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    text = "# @package _global_\ndataset:\n  about: {title: 'of ${dataset.task}, ${seed}'}\n  task: mine\n"
+    (tmp_path / "dataset" / "own.yaml").write_text(text + "  form: ${dataset.task}\n", encoding="utf-8")
+    entry = registry.entry("dataset", "own", [tmp_path])
+    assert (entry.family, entry.title) == ("mine", "of mine, ${seed}")
+    assert registry.entry("dataset", "python_docs").family == "classification"
 
 
 def test_titles_are_cut_at_the_terminals_width_and_never_in_a_pipe() -> None:

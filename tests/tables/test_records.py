@@ -79,6 +79,7 @@ def test_a_held_result_fits_its_table_and_marks_its_scale(path: Path) -> None:
     if content.get("scale") == "smoke":
         assert all(SMOKE in c.note for c in cells if c.ours is not None)
         assert "SMOKE SCALE" in as_markdown(table, cells)
+        assert "difference" not in as_markdown(table, cells)
         assert json.loads(as_json(table, cells))["scale"] == "smoke"
         assert "smoke scale" in _title(table, cells)
         lines = csv.DictReader(io.StringIO(as_csv(cells)))

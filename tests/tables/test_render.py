@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.table import HELP, show
-from transfer_run.tables import figures
+from transfer_run.tables import figures, produce
 from transfer_run.tables import spec as specs
 from transfer_run.tables.picture import picture
 from transfer_run.tables.produce import Cell
@@ -54,12 +55,46 @@ def test_a_table_of_several_units_names_them_by_row(content: dict[str, Any]) -> 
     assert "| x | 2 | 1 | -50.0 % | GB | smi | no |" in text
 
 
-def test_smoke_scale_marks_itself(small: TableSpec, cells: list[Cell]) -> None:
-    marked = [Cell(**{**c.__dict__, "note": "smoke scale"}) if c.ours is not None else c for c in cells]
+def of_smoke(cells: list[Cell]) -> list[Cell]:
+    return [replace(cell, note="; ".join(filter(None, (cell.note, "smoke scale"))), compared=False, identity="ab")
+            for cell in cells]  # fmt: skip
+
+
+def test_a_table_of_smoke_scale_says_what_ran_and_no_figure(small: TableSpec, cells: list[Cell]) -> None:
+    """Neither the paper's figures nor ours stand there, in no form that people read."""
+    marked = of_smoke(cells)
     text = as_markdown(small, marked)
     assert "SMOKE SCALE" in text
-    assert "difference" not in text
-    assert json.loads(as_json(small, marked))["scale"] == "smoke"
+    assert "| full | 2 of 6 | 1 | backbone=vit_tiny backbone.weights=random dataset=digits" in text
+    assert "| theirs | 0 of 0 | 0 |  |" in text
+    assert text.rstrip().endswith("15 of 18 cells do not work.")
+    assert "- needs --source run: full/infer, full/a, full/b, full/mean and 21 more" in text
+    for figures in (" 20 |", " 22 |", " 10* |", "difference", "paper |", "%"):
+        assert figures not in text
+    lines = list(csv.DictReader(io.StringIO(as_csv(marked))))
+    assert {line["paper"] for line in lines} == {""}
+    assert {line["ours"] for line in lines} > {"22.0", "9.0"}
+    content = json.loads(as_json(small, marked))
+    assert content["scale"] == "smoke"
+    assert all(cell["compared"] is False for cell in content["cells"])
+
+
+def test_a_smoke_table_whose_cells_all_work_says_so(small: TableSpec, cells: list[Cell]) -> None:
+    text = as_markdown(small, of_smoke([replace(cell, ours=1.0, note="") for cell in cells]))
+    assert text.rstrip().endswith("All 18 cells work.")
+    assert "| full | 6 of 6 |" in text
+
+
+def test_a_smoke_table_of_which_nothing_works_is_one_still(small: TableSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(produce, "ask", broken)
+    monkeypatch.setattr(produce, "prepare", lambda *_: None)
+    cells = produce.produce(small, "plan", "smoke", lambda _: None)
+    assert all(cell.ours is None for cell in cells)
+    assert "difference" not in as_markdown(small, cells)
+    assert "18 of 18 cells do not work." in as_markdown(small, cells)
 
 
 def test_json_is_the_contracts(small: TableSpec, cells: list[Cell]) -> None:
@@ -87,8 +122,6 @@ def test_figures_for_people() -> None:
 def test_a_picture_of_every_kind(
     small: TableSpec, cells: list[Cell], tmp_path: Path, axes: dict[str, str] | None
 ) -> None:
-    from dataclasses import replace
-
     from matplotlib import image
 
     path = tmp_path / "a" / "picture.png"

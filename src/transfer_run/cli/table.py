@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list ta
   --source run       carries out the runs that are missing, scores included
   --source recorded  what an earlier --source run --record left in the repository (tests/recorded/tables)
   --record           with --source run: keep the result in the repository, with its scale and environment
-  --scale smoke      the same code on embedded data and tiny backbones; cells are marked so
-  --format md        what is printed (png: the picture's path); all four files are written in any case
+  --scale smoke      the same code on embedded data and tiny backbones: says what ran and whether every cell works
+  --format md        what is printed (png: the picture's path; on a terminal md is laid out to fit it); all four files
+                     are written in any case
   --out DIR          where to, instead of outputs/tables/KEY_ID
   OVERRIDES          words for every cell, e.g. output_dir=FOLDER hardware=1gpu
 """
@@ -122,6 +124,12 @@ def _text(spec: TableSpec, cells: Sequence[Cell], form: str) -> str:
 
 
 def _shown(spec: TableSpec, cells: Sequence[Cell], form: str, folder: Path) -> str:
+    """What is printed: on a terminal a table that fits it, the file's own text into a pipe."""
+    if form == "md" and sys.stdout.isatty():
+        from transfer_run.tables.render import sheet
+        from transfer_run.tables.sheet import in_terminal
+
+        return in_terminal(sheet(spec, cells), shutil.get_terminal_size().columns)
     return str(folder / f"{spec.file_name}.png") if form == "png" else _text(spec, cells, form)
 
 

@@ -77,6 +77,11 @@ def produce(
     return cells
 
 
+def of_smoke_scale(cells: Sequence[Cell]) -> bool:
+    """Were the cells made on embedded data and tiny backbones?"""
+    return any(SMOKE in cell.note for cell in cells)
+
+
 def check_extra(spec: TableSpec, scale: str, extra: Sequence[str]) -> None:
     """Refuse words that no row of the table can take: a table of blanks would say less, and later.
 
@@ -116,7 +121,7 @@ def _cell(
     paper, paper_source = _printed(row, column, others)
     divide = row.divide if row.divide is not None and column.origin == "plan" else column.divide
     figure, mark, origin, why = _ours(spec, row, column, source, scale, extra, others)
-    smoke = SMOKE if figure is not None and scale == "smoke" else ""
+    smoke = SMOKE if scale == "smoke" else ""
     notes = "; ".join(dict.fromkeys(note for note in (why, row.note, column.note, smoke) if note))
     return Cell(
         row.name,
@@ -129,7 +134,7 @@ def _cell(
         notes,
         paper_source,
         row.counter,
-        row.compared,
+        row.compared and not smoke,
     )
 
 

@@ -11,8 +11,8 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.record.log import environment
 from transfer_run.files import write_json
-from transfer_run.tables.produce import Cell
-from transfer_run.tables.render import as_json, of_smoke_scale
+from transfer_run.tables.produce import Cell, of_smoke_scale
+from transfer_run.tables.render import as_json
 from transfer_run.tables.spec import TableSpec
 
 

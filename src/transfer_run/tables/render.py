@@ -7,7 +7,9 @@ import io
 import json
 from collections.abc import Sequence
 
-from transfer_run.tables.produce import NOT_OURS, SMOKE, Cell, summary
+from transfer_run.tables.produce import NOT_OURS, SMOKE, Cell, of_smoke_scale, summary
+from transfer_run.tables.sheet import Group, Sheet, in_markdown
+from transfer_run.tables.smoke import smoke_sheet
 from transfer_run.tables.spec import Column, TableSpec
 
 MARKS = {"recalled": "*", "derived": "~"}
@@ -25,18 +27,16 @@ def as_json(spec: TableSpec, cells: Sequence[Cell]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def of_smoke_scale(cells: Sequence[Cell]) -> bool:
-    """Were the cells made on embedded data and tiny backbones?"""
-    return any(SMOKE in cell.note for cell in cells)
-
-
 def as_csv(cells: Sequence[Cell]) -> str:
-    """One line a cell."""
+    """One line a cell; at smoke scale without the paper's figures, which stand for another scale."""
+    smoke = of_smoke_scale(cells)
     text = io.StringIO()
     names = ["row", "column", "unit", "paper", "ours", "source", "identity", "paper_source", "counter", "compared"]
     writer = csv.DictWriter(text, [*names, "note"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"paper_source": "", "counter": "", "compared": True, **cell.to_json()} for cell in cells)
+    for cell in cells:
+        line = {"paper_source": "", "counter": "", "compared": True, **cell.to_json()}
+        writer.writerow({**line, "paper": None, "paper_source": ""} if smoke else line)
     return text.getvalue()
 
 
@@ -48,29 +48,35 @@ def figure(value: float | None) -> str:
 
 
 def as_markdown(spec: TableSpec, cells: Sequence[Cell]) -> str:
-    """Paper beside ours; why ours is missing (`-`) stands below, the summary of differences last."""
+    """The table as Markdown, whole: paper beside ours, why ours is missing (`-`) below, or what ran at smoke scale."""
+    return in_markdown(sheet(spec, cells))
+
+
+def sheet(spec: TableSpec, cells: Sequence[Cell]) -> Sheet:
+    """What is shown of a table, whatever it is shown as; the summary of differences comes last.
+
+    At smoke scale neither the paper's figures nor ours are shown: they would look as if they could be compared.
+    """
+    if of_smoke_scale(cells):
+        return smoke_sheet(spec, cells, _notes((), cells, [cell for cell in cells if cell.ours is None]))
     by_place = {(cell.row, cell.column): cell for cell in cells}
     shown = [(column, _parts(column, cells)) for column in spec.columns if _any_figure(column, cells)]
     own_units = any(row.unit for row in spec.rows)
-    head = ["row"]
+    groups = [Group("row")]
     for column, parts in shown:
         unit = "" if own_units and column.origin == "plan" else f" ({column.unit})"
-        head += [f"{column.label}{unit}, {parts[0]}", *parts[1:]]
-    head += ["unit", "counter", "compared"] if own_units else []
-    title = f"{spec.title} [SMOKE SCALE: embedded data, tiny backbones]" if of_smoke_scale(cells) else spec.title
-    lines = [f"## {spec.name}: {title}", ""]
-    if shown:
-        lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        groups.append(Group(f"{column.label}{unit}", tuple(parts)))
+    groups += [Group(name) for name in ("unit", "counter", "compared")] if own_units else []
+    rows = []
     for row in spec.rows if shown else ():
         fields = [row.name]
         for column, parts in shown:
             fields += _fields(by_place[row.name, column.name], parts)
         if own_units:
             fields += [row.unit, row.counter, "yes" if row.compared and row.words is not None else "no"]
-        lines.append(f"| {' | '.join(fields)} |")
-    lines += [*([""] if shown else []), *(f"- {note}" for note in _notes(spec, cells))]
-    lines += ["", *summary(spec, cells)]
-    return "\n".join(lines).rstrip() + "\n"
+        rows.append(fields)
+    notes = [*_marks(cells), *_notes(spec.notes, cells, cells)]
+    return Sheet(f"{spec.name}: {spec.title}", "", groups, rows, notes, summary(spec, cells))
 
 
 def _any_figure(column: Column, cells: Sequence[Cell]) -> bool:
@@ -94,13 +100,18 @@ def _fields(cell: Cell, parts: Sequence[str]) -> list[str]:
     return [of[part] for part in parts]
 
 
-def _notes(spec: TableSpec, cells: Sequence[Cell]) -> list[str]:
-    notes = list(spec.notes)
-    notes += [f"{mark} {MEANING[of]}" for of, mark in MARKS.items() if any(cell.paper_source == of for cell in cells)]
+def _marks(cells: Sequence[Cell]) -> list[str]:
+    return [f"{mark} {MEANING[of]}" for of, mark in MARKS.items() if any(cell.paper_source == of for cell in cells)]
+
+
+def _notes(own: Sequence[str], cells: Sequence[Cell], told: Sequence[Cell]) -> list[str]:
+    """The table's own notes, then why cells are blank and what else is to be said of these of them."""
+    notes = list(own)
     reasons: dict[str, list[str]] = {}
-    for cell in cells:
+    for cell in told:
         for reason in filter(None, cell.note.removeprefix(NOT_OURS).split("; ")):
-            reasons.setdefault(reason, []).append(f"{cell.row}/{cell.column}")
+            if reason != SMOKE:
+                reasons.setdefault(reason, []).append(f"{cell.row}/{cell.column}")
     for reason, keys in reasons.items():
         notes.append(f"{reason}: {_in_short(keys, cells)}")
     return notes

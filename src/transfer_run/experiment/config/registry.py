@@ -30,6 +30,7 @@ KINDS = {
 
 
 _PACKAGE = re.compile(r"#\s*@package\s+(\S+)")
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,21 @@ def entry(group: str, name: str, folders: Sequence[Path] = ()) -> Entry:
         name.rpartition("/")[0] if group == "table" else about.get("family") or node.get("family") or node.get("form")
     )
     title = about.get("title") or node.get("title") or _comment(files[name])
-    return Entry(name, str(title), str(family or ""), files[name], content)
+    return Entry(name, _filled(title, content), _filled(family or "", content), files[name], content)
+
+
+def _filled(text: Any, content: Mapping[str, Any]) -> str:
+    """`text` with `${a.b}` as the file sets it; what other files set stays as it is written."""
+    return _REFERENCE.sub(lambda match: str(_at(content, match[1].split("."), match[0])), str(text))
+
+
+def _at(content: Mapping[str, Any], keys: Sequence[str], otherwise: str) -> Any:
+    value: Any = content
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            return otherwise
+        value = value[key]
+    return otherwise if isinstance(value, Mapping) else value
 
 
 def _keys(value: Any) -> dict[str, Any]:
