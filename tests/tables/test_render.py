@@ -69,8 +69,8 @@ def test_a_table_of_smoke_scale_says_what_ran_and_no_figure(small: TableSpec, ce
     assert "| theirs | 0 of 0 | 0 |  |" in text
     assert text.rstrip().endswith("15 of 18 cells do not work.")
     assert "- needs --source run: full/infer, full/a, full/b, full/mean and 21 more" in text
-    for figures in (" 20 |", " 22 |", " 10* |", "difference", "paper |", "%"):
-        assert figures not in text
+    for seen in (" 20 |", " 22 |", " 10* |", "difference", "paper |", "%"):
+        assert seen not in text
     lines = list(csv.DictReader(io.StringIO(as_csv(marked))))
     assert {line["paper"] for line in lines} == {""}
     assert {line["ours"] for line in lines} > {"22.0", "9.0"}
