@@ -212,6 +212,77 @@ class TestData:
             (tmp_path / name / "cat.png").write_bytes(b"123")
         assert run_on(tmp_path / "x") == run_on(tmp_path / "y")
 
+    def test_the_pictures_that_a_table_names_are_told_by_their_bytes(self, tmp_path: Path) -> None:
+        """Beside the table, in a folder that a key names, behind an absolute path; moved, the run is the same."""
+        for place in ("one", "two"):
+            (tmp_path / place / "img").mkdir(parents=True)
+            (tmp_path / place / "t.jsonl").write_text(
+                '{"image": "img/1.png", "caption": ["a"]}\n{"image": "img/2.png", "caption": ["b", "c"]}\n',
+                encoding="utf-8",
+            )
+            for name in ("1.png", "2.png", "3.png"):
+                (tmp_path / place / "img" / name).write_bytes(name.encode())
+
+        def run_on(place: str, *words: str) -> Run:
+            clip = ("method=full", "backbone=clip_tiny", "backbone.tower=both", "dataset=image_captions")
+            return compose([*clip, f"dataset.path={tmp_path / place}", *words])
+
+        before = run_on("one/t.jsonl").identity
+        assert run_on("two/t.jsonl").identity == before
+        (tmp_path / "one/img/3.png").write_bytes(b"nobody reads it")
+        assert run_on("one/t.jsonl").identity == before
+        (tmp_path / "one/img/2.png").write_bytes(b"2.gnp")  # of the same size
+        edited = run_on("one/t.jsonl").identity
+        (tmp_path / "one/img/2.png").unlink()
+        missing = run_on("one/t.jsonl")
+        assert len({before, edited, missing.identity}) == 3
+        assert missing.config["contents"]["dataset.path"].endswith(contents.PARTLY)
+        named = f"dataset.image_folder={tmp_path / 'two'}"
+        in_folder = run_on("one/t.jsonl", named).identity
+        (tmp_path / "two/img/1.png").write_bytes(b"other")
+        assert run_on("one/t.jsonl", named).identity != in_folder
+
+    def test_the_pictures_of_a_table_of_images_and_of_a_test_set(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "train.csv").write_text(f"image,label\n{tmp_path}/a.png,x\n", encoding="utf-8")
+        (tmp_path / "a.png").write_bytes(b"123")
+        images = ("method=full", "backbone=cnn_tiny", "dataset.num_labels=2")
+        for words in (
+            ("dataset=image_folder", f"dataset.path={tmp_path / 'data'}"),
+            ("dataset=image_folder", f"dataset.path={tmp_path / 'data' / 'train.csv'}"),
+            ("dataset=digits", f'dataset.tests.mine="image_folder path={tmp_path / "data" / "train.csv"}"'),
+        ):
+            numbers = () if "dataset=digits" in words else images[2:]
+            before = compose([*images[:2], *numbers, *words]).identity
+            (tmp_path / "a.png").write_bytes(b"321")
+            assert compose([*images[:2], *numbers, *words]).identity != before
+            (tmp_path / "a.png").write_bytes(b"123")
+
+    def test_a_table_of_parquet_names_its_pictures_too(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        from transfer_run.data.reading.named_files import named_files
+
+        rows = [{"bytes": b"1", "path": "x.png"}, {"bytes": None, "path": "a.png"}]
+        parquet.write_table(pa.table({"photo": rows, "label": [0, 1]}), tmp_path / "train.parquet")
+        node = {"about": {"elsewhere": {"column": "image_column"}}, "image_column": None}
+        assert named_files(node, tmp_path) == [("a.png", tmp_path / "a.png")]  # bytes name nothing
+
+    def test_of_many_files_each_one_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contents, "MANY", 3)
+        for number in range(6):
+            (tmp_path / f"{number}.png").write_bytes(b"123")
+        found = {contents._tree(tmp_path)}
+        (tmp_path / "5.png").write_bytes(b"4567")
+        found.add(contents._tree(tmp_path))
+        os.utime(tmp_path / "5.png", (1, 1))
+        found.add(contents._tree(tmp_path))
+        (tmp_path / "6.png").write_bytes(b"")
+        found.add(contents._tree(tmp_path))
+        assert len(found) == 4
+        assert all(digest.endswith(contents.PARTLY) for digest in found)
+
     def test_rows_and_the_members_of_a_sequence(self, tmp_path: Path) -> None:
         rows = tmp_path / "rows.json"
         rows.write_text('{"rows": {"train": [0]}}', encoding="utf-8")

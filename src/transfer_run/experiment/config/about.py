@@ -67,7 +67,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
     "dataset": {
         "target": Fact("str", "module.Class of the data set; needed"),
         "gives": Fact("dict", "widths of what it holds beside its examples, and what that is; a method `takes` it"),
-        "elsewhere": Fact("bool", "true: `dataset.path` may name files that lie elsewhere"),
+        "elsewhere": Fact("dict", "the column of its tables that names files (`data/reading/named_files.py`)"),
         "holds": Fact("str", "what its examples are: text, images, pairs, or a kind of your own"),
         "reads": Fact("dict", "what its own keys name: runs by what they make, files, data sets (`reads.py`)"),
         "needs_path": Fact("str", "what `dataset.path` must name; left out: it needs none"),

@@ -5,8 +5,9 @@ or table is another run.
 
 Checkpoints (weights, tokenizers, files of a method, folders among the sources): names and bytes of the folder's own
 weights and settings; of a run its model. Data: names and bytes of tables, pictures and all else, through links, hidden
-files left out; of folders with more than `MANY` files of the first `MANY`. Models of the hub are told by the revision
-in the config; a branch that moves is not seen (`model.json` says which commit was read).
+files left out, and of the files that tables name, wherever they lie (`about.elsewhere`); of more than `MANY` their
+names, sizes and times. Models of the hub are told by the revision in the config; a branch that moves is not seen
+(`model.json` says which commit was read).
 
 Bytes of large files, and of a folder's pictures, are read once: their digests are kept by path, size, times and inode.
 Imports nothing heavy.
@@ -21,17 +22,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer_run.data.reading.named_files import named_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
 from transfer_run.files import write_json
 from transfer_run.run_folder import MODEL, is_run
 
 MANY = 20_000
-"""Files of a data folder that are looked at."""
+"""Files whose bytes are read; of more than these each one's size and the time of its last change are told instead."""
 
 PARTLY = "+sizes"
 """Ends the digest of files that were not all read: where they lie then stays in the identity."""
@@ -53,14 +55,14 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
         backbones: those that the method's keys name, by key and words.
     """
     found = {}
-    for key, named_path in _named_files(values, backbones):
+    for key, named_path, node in _named_files(values, backbones):
         named = [str(each) for each in (named_path if isinstance(named_path, list) else [named_path])]
         read = [_digest(each, key.startswith("dataset.")) for each in named]
         if any(read):
             parts = [digest or words for digest, words in zip(read, named, strict=True)]  # a model of the hub: its name
-            about = values["dataset"].get("about") or {}
-            partly = key == "dataset.path" and bool(about.get("elsewhere"))  # what it names is not read here
-            partly = partly or any(part.endswith(PARTLY) for part in parts)
+            if node is not None and (node.get("about") or {}).get("elsewhere"):
+                parts += [_elsewhere(node, Path(each)) for each in named]
+            partly = any(part.endswith(PARTLY) for part in parts)
             whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
             found[key] = whole + PARTLY * partly
     for name, runs in found_runs(values).items():
@@ -79,30 +81,32 @@ def _names_run(named_path: Any) -> bool:
     return is_run(Path(str(named_path)).expanduser())
 
 
-def _named_files(values: Mapping[str, Any], backbones: Backbones) -> Iterator[tuple[str, Any]]:
-    """Every key that may name files, and what it says."""
+def _named_files(
+    values: Mapping[str, Any], backbones: Backbones
+) -> Iterator[tuple[str, Any, Mapping[str, Any] | None]]:
+    """Every key that may name files, what it says, and of a data set's path its node."""
     dataset, method = values["dataset"], values["method"]
-    yield "dataset.path", dataset.get("path")
+    yield "dataset.path", dataset.get("path"), dataset
     if not _names_run(dataset.get("rows")):
-        yield "dataset.rows", dataset.get("rows")
+        yield "dataset.rows", dataset.get("rows"), None
     for name, node in (dataset.get("tests") or {}).items():
-        yield f"dataset.tests.{name}.path", node.get("path")
+        yield f"dataset.tests.{name}.path", node.get("path"), node
     for name, node in members(dataset):
-        yield f"dataset.nodes.{name}.path", node.get("path")
+        yield f"dataset.nodes.{name}.path", node.get("path"), node
     for name, node in (dataset.get("beside") or {}).items():
-        yield f"dataset.beside.{name}.path", node.get("path")
+        yield f"dataset.beside.{name}.path", node.get("path"), node
     for key in ("weights", "tokenizer"):
-        yield f"backbone.{key}", values["backbone"].get(key)
+        yield f"backbone.{key}", values["backbone"].get(key), None
     for key, named in backbones.items():
         for words, backbone in named.items():
-            yield f"method.{key}.{words}", backbone.get("weights")
+            yield f"method.{key}.{words}", backbone.get("weights"), None
     for group, owner in (("method", method), ("dataset", dataset)):
         for entry, value in keys(owner, PATHS):
-            yield f"{group}.{entry.name}", value
+            yield f"{group}.{entry.name}", value, None
     for name, words in (values.get("sources") or {}).items():
         folder = Path(str(words)).expanduser()
         if "=" not in str(words) and folder.is_dir() and not _names_run(words):
-            yield f"sources.{name}", str(folder.resolve())
+            yield f"sources.{name}", str(folder.resolve()), None
 
 
 def members(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -125,18 +129,33 @@ def _digest(named_path: str, data: bool) -> str | None:
     if path.is_dir():
         return _tree(path) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
     if data and glob.has_magic(named_path):
-        return _lines((Path(file), file) for file in sorted(glob.glob(named_path, recursive=True)))
+        return _lines([(Path(file), file) for file in sorted(glob.glob(named_path, recursive=True))])
     return None
 
 
 def _model(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     read = WEIGHTS if any(path.suffix in WEIGHTS for path in files) else PICKLED
-    digest = _lines((path, path.name) for path in files if path.suffix in (*read, *SETTINGS))
+    digest = _lines([(path, path.name) for path in files if path.suffix in (*read, *SETTINGS)])
     return digest + PARTLY * (not any(path.suffix in read for path in files))  # a folder of something else
 
 
+def _elsewhere(dataset: Mapping[str, Any], path: Path) -> str:
+    """The digest of what the tables of a data set name; not all of it where a file is missing or there are too many."""
+    named = named_files(dataset, path)
+    files: list[tuple[Path, str]] = []
+    for name, found in named or []:
+        files += _below(found, name) if found.is_dir() else [(found, name)]
+    missing = named is None or any(not file.is_file() for file, _ in files)
+    return _lines(files, f"{path.resolve()}, named") + PARTLY * missing
+
+
 def _tree(folder: Path) -> str:
+    return _lines(_below(folder, ""), f"{folder.resolve()}/")
+
+
+def _below(folder: Path, name: str) -> list[tuple[Path, str]]:
+    """All files below a folder, through links, with their names: these begin with the folder's own."""
     found: list[tuple[Path, str]] = []
     seen: set[str] = set()
     for parent, below, names in os.walk(folder, followlinks=True):
@@ -146,47 +165,57 @@ def _tree(folder: Path) -> str:
             found.append((Path(parent), f"{os.path.relpath(parent, folder)} -> {real}"))
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        shown = sorted(name for name in names if not name.startswith("."))
-        found += [(Path(parent) / name, os.path.relpath(f"{parent}/{name}", folder)) for name in shown]
-        if len(found) > MANY:
-            break
-    return _lines(iter(found[:MANY]), folder)
+        below[:] = sorted(each for each in below if not each.startswith("."))
+        shown = sorted(each for each in names if not each.startswith("."))
+        found += [
+            (Path(parent) / each, os.path.join(name, os.path.relpath(f"{parent}/{each}", folder))) for each in shown
+        ]
+    return found
 
 
-def _lines(files: Iterator[tuple[Path, str]], folder: Path | None = None) -> str:
+def _lines(files: Sequence[tuple[Path, str]], kept_as: str = "") -> str:
     """The digest of a list of names, each with what its file holds.
 
     Args:
-        folder: where they are from, if all of them are: the digest of its pictures is kept.
+        kept_as: the name that the digest of its pictures is kept by; empty: it is not kept.
     """
+    if len(files) > MANY:
+        return _short("\n".join(f"{name} {_touched(path)}" for path, name in files)) + PARTLY
     known, lines, others = (*WEIGHTS, *PICKLED, *SETTINGS, *TABLES), [], []
     for path, name in files:
         if path.is_dir():
             lines.append(name)
-        elif path.is_file() and (path.suffix.lower() in known or folder is None):
+        elif path.is_file() and (path.suffix.lower() in known or not kept_as):
             lines.append(f"{name} {_bytes(path)}")
         elif path.is_file():
             others.append((path, name))
-    if others and folder is not None:
-        lines.append(_together(folder, others))
-    return _short("\n".join(lines)) + PARTLY * (len(lines) + len(others) >= MANY)
+    if others:
+        lines.append(_together(kept_as, others))
+    return _short("\n".join(lines))
 
 
-def _together(folder: Path, files: list[tuple[Path, str]]) -> str:
+def _touched(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError:
+        return "missing"
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _together(kept_as: str, files: list[tuple[Path, str]]) -> str:
     """The digest of many small files' bytes; as long as none of them was touched, the one that is kept."""
     stats = [(name, path.stat()) for path, name in files]
     stamp = _short("\n".join(f"{n} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for n, s in stats))
-    kept = _cached().get(f"{folder.resolve()}/", [None])
+    kept = _cached().get(kept_as, [None])
     if kept[0] == stamp:
         return str(kept[-1])
     size = sum(stat.st_size for _, stat in stats)
     if size > 100 * LARGE:
-        print(f"reading {folder} ({size / 1e9:.1f} GB) once, to know it again", file=sys.stderr, flush=True)
+        print(f"reading {Path(kept_as)} ({size / 1e9:.1f} GB) once, to know it again", file=sys.stderr, flush=True)
     digest = _short("\n".join(f"{name} {_read(path)}" for path, name in files))
     if time.time() - max(max(stat.st_mtime, stat.st_ctime) for _, stat in stats) > 2:
         with contextlib.suppress(OSError):  # nowhere to keep it: they are read again
-            write_json(_file(), {**_cached(), f"{folder.resolve()}/": [stamp, digest]})
+            write_json(_file(), {**_cached(), kept_as: [stamp, digest]})
     return digest
 
 
