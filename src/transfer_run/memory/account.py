@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 KINDS = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
+
+
+SETUP = "setup"
+"""The phase of what is there before the first batch."""
 
 
 @dataclass(slots=True)
@@ -107,6 +111,20 @@ def preceded(found: MemoryReport, earlier: MemoryReport, phase: str) -> MemoryRe
     return MemoryReport(before.bytes, phase, before.module, kinds, phases, earlier.largest, found.kept)
 
 
+def joined(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two `memory` nodes of one run, of the process that was stopped and of the one that went on: the peak of each
+    phase, and of the whole, where it was reached first; a run is set up once."""
+    if not earlier or not later:
+        return dict(earlier or later)
+    phases = dict(earlier["phases"])
+    for name, phase in later["phases"].items():
+        if name not in phases or (name != SETUP and phase["peak"] > phases[name]["peak"]):
+            phases[name] = phase
+    kept = [node["kept"] for node in (earlier, later) if node["kept"] is not None]
+    highest = later if later["peak"] > earlier["peak"] else earlier
+    return {**highest, "phases": phases, "kept": max(kept, default=None)}
+
+
 def by_kind(alive: Iterable[Allocation]) -> dict[str, int]:
     """Bytes of each of `KINDS`."""
     sums = dict.fromkeys(KINDS, 0)
@@ -123,7 +141,7 @@ def report(allocations: list[Allocation], peaks: dict[str, tuple[int, int, str]]
         largest: how many of the largest allocations to keep.
     """
     if not peaks:
-        return MemoryReport(0, "setup", "", dict.fromkeys(KINDS, 0), {})
+        return MemoryReport(0, SETUP, "", dict.fromkeys(KINDS, 0), {})
     phases = {
         name: PhasePeak(size, module, by_kind(a for a in allocations if a.alive_at(event)))
         for name, (size, event, module) in peaks.items()

@@ -4,6 +4,8 @@ Method.prepare ─> prepare                           all of it
 train batch ──> forward ──> backward ──> step      the first `tracked_steps` optimizer steps (two, so that the
 validation / test batch ──> evaluation             optimizer's states are there), the first batch of each
                                                    evaluation, and every later batch larger than all before
+
+A checkpoint holds what was measured until then: a run that goes on reports what an undisturbed one does.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from transfer_run.memory.account import joined
 from transfer_run.memory.meters import PREPARE, CudaMeter, Meter, TrackerMeter
 from transfer_run.memory.report import explain_difference
 
@@ -34,15 +37,22 @@ class MemoryCallback(Callback):
         self.tracked_steps = tracked_steps
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # of the largest batch followed, by split
         self._meter: Meter | None = None
-        self._first: int | None = None  # optimizer steps that were taken before this process
+        self._earlier: dict[str, Any] = {}  # what processes before this one measured
         self._open = False
 
     # ---- the result
     def result(self) -> dict[str, Any]:
         """The `memory` node of `result.json`, in bytes; empty when nothing was measured."""
         if self._meter is None:
-            return {}
-        return self._meter.report().as_dict(self._meter.source)
+            return dict(self._earlier)
+        return joined(self._earlier, self._meter.report().as_dict(self._meter.source))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": self.result(), "shapes": self.shapes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = joined(state_dict["measured"], self._earlier)
+        self.shapes = {**self.shapes, **state_dict["shapes"]}
 
     def compare(self, plan: Any) -> str:
         """Prediction beside measurement in words, with the reason where they differ by more than 2 %.
@@ -76,8 +86,7 @@ class MemoryCallback(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._first = trainer.global_step if self._first is None else self._first
-        early = trainer.global_step - self._first < self.tracked_steps
+        early = trainer.global_step < self.tracked_steps
         if self.tracked_steps and (self._larger("train", batch) or early):
             self._begin("forward", batch, trainer.optimizers)
 

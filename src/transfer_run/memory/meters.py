@@ -68,6 +68,7 @@ class TrackerMeter:
         if self.active:
             self._hold_states()
             self.tracker.drop(self._batch)
+            self.tracker.drop_scalars()
             self._batch = []
             self.tracker.mark("between")
             self.tracker.__exit__(None, None, None)

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from transfer_run.memory.account import Allocation, MemoryReport, by_kind, report
+from transfer_run.memory.account import SETUP, Allocation, MemoryReport, by_kind, report
 from transfer_run.memory.allocator import exact
 from transfer_run.memory.module_names import ModuleNames, leaf_shapes
 
@@ -119,7 +119,7 @@ class MemoryTracker(TorchDispatchMode):
         self._live: dict[int, Allocation] = {}  # by the address of the storage
         self._names: dict[int, str] = {}  # of parameters, by id
         self._clock, self._limit = 0, FEW
-        self._phase = "setup"
+        self._phase = SETUP
 
     # ---- what is told to the tracker
     def mark(self, phase: str) -> None:
@@ -176,6 +176,13 @@ class MemoryTracker(TorchDispatchMode):
         """These tensors are done with: they count no more, though they may live on, until they are used again."""
         for tensor in tensors:
             self._release(tensor.untyped_storage()._cdata)
+
+    def drop_scalars(self) -> None:
+        """Single values that outlive a batch (its loss, what was logged of it) count no more: a run that goes on from
+        a checkpoint has none of them."""
+        for key, allocation in list(self._live.items()):
+            if allocation.shape == () and allocation.kind in ("activations", "other"):
+                self._release(key)
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """These tensors do not count from here on (they lie on another device than the one predicted, or in files)."""

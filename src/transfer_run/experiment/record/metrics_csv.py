@@ -17,16 +17,13 @@ from transfer_run.files import write_atomically
 
 
 class MetricsCsv(Logger):
-    """Rows of `step, epoch, metric...`; a resumed run drops the rows after its checkpoint and goes on below them."""
+    """Rows of `step, metric...`; a run that goes on puts back the rows of its checkpoint and writes below them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.rows: list[dict[str, str]] = []
         self._unwritten = 0
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))
 
     @property
     def name(self) -> str:
@@ -39,9 +36,18 @@ class MetricsCsv(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The config stands in `config.yaml`; nothing more to write."""
 
-    def go_on_from(self, step: int) -> None:
-        """Forget what was logged after `step`: it will be logged again."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+    def restore(self, text: str) -> None:
+        """Go on below the rows that `text` returned before."""
+        self.rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
+
+    def text(self) -> str:
+        """All rows so far, as they are written."""
+        names = ["step", *sorted({name for row in self.rows for name in row} - {"step"})]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -54,12 +60,7 @@ class MetricsCsv(Logger):
     def save(self) -> None:
         if not self._unwritten:
             return
-        names = ["step", *sorted({name for row in self.rows for name in row} - {"step"})]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.path, text.getvalue())
+        write_atomically(self.path, self.text())
         self._unwritten = 0
 
     @rank_zero_only

@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from transfer_run.data.scores.direction import Better
+from transfer_run.errors import UserError
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.signals import Signals
 
@@ -95,7 +96,13 @@ class Checkpoints(Callback):
         return {"best": self.selection.best, "since": self.selection.since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.selection.best, self.selection.since = state_dict["best"], state_dict.get("since", 0)
+        self.selection.best, self.selection.since = state_dict["best"], state_dict["since"]
+        if self.keep_best and self.selection.best is not None and not self.best_path.is_file():
+            raise UserError(
+                f"The best weights so far are gone (trainer.select=best, {self.selection.best:.4g} on validation).",
+                where=str(self.best_path),
+                remedy="put the file back, or carry out the run again with force=true",
+            )
 
     # ---- signals
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

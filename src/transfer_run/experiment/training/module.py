@@ -156,8 +156,11 @@ class TransferModule(pl.LightningModule):
             loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
         else:
             loss = self._own_step(batch, batch_idx)
-        self.log("train/loss", loss.detach(), prog_bar=True, logger=False)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Behind all callbacks: what Lightning keeps of a logged value is no part of the step that is measured."""
+        self.log("train/loss", outputs["loss"].detach(), prog_bar=True, logger=False)
 
     def _own_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A step of the method's own; an update counts as one, whatever optimizers take part."""

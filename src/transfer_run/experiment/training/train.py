@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -37,8 +35,10 @@ from transfer_run.experiment.sources.models import source_model
 from transfer_run.experiment.sources.resolve import config_with_data, read_back
 from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
 from transfer_run.experiment.training.divergence import StopOnNan
+from transfer_run.experiment.training.ledger import Ledger
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.result import _record
+from transfer_run.experiment.training.saved import check_saved, read_saved
 from transfer_run.experiment.training.taps import open_replay
 from transfer_run.experiment.training.work import ResumedWork
 from transfer_run.hardware.devices import device_of
@@ -49,6 +49,8 @@ from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Candidate, Context, Method
 from transfer_run.methods.build import build_method
 from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, is_run
+
+AGAIN = "delete it, or give force=true, to start the run again from the beginning"
 
 
 def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
@@ -73,7 +75,8 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     settings = config["trainer"]
     rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
     finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if settings["stop_on_nan"] else None
-    callbacks: list[Callback] = [c for c in (memory, rows, finite, checkpoints, progress) if c]
+    ledger = Ledger(metrics)
+    callbacks: list[Callback] = [c for c in (memory, rows, finite, ledger, checkpoints, progress) if c]
     loggers = [metrics, *build_loggers(config, folder)]
     trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
     others = _beside(config)
@@ -83,11 +86,12 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     context = _context(config, run.backbones, folder, sources, data)
     context.batches = _batches(config, data, prepared_on)
     context.endless = _endless(config, data, prepared_on)
-    context.work = work = ResumedWork(folder, config["seed"], settings)
+    context.work = work = ResumedWork(folder, config["seed"], settings, memory)
     context.beside = {name: _batches(config, other, prepared_on) for name, other in others.items()}
     method.take_sources(context.load_source)
     resume = checkpoints.last if checkpoints.last.is_file() else None
-    metrics.go_on_from(-1 if resume is None else _step_of(resume))
+    if resume is not None:
+        check_saved(resume, "The checkpoint that this run would go on from", AGAIN)
     if resume is None:
         _prepare(method.to(prepared_on), context, prepared_on, memory)
         hand_over(method, config, sources, context.log)
@@ -99,7 +103,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     context.batches = _batches(config, data, device)
     if config["cache"]["taps"] != "none":
         method.backbone.answer_from(open_replay(config, method, data))
-    seconds = _fit(trainer, module, resume)
+    seconds = _fit(trainer, module, ledger, resume)
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
     method.settle()
@@ -272,17 +276,17 @@ def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:
     return Candidate(build_backbone(backbone), _batches(config, data, device_of(config["hardware"])))
 
 
-def _fit(trainer: pl.Trainer, module: TransferModule, resume: Path | None) -> dict[str, float]:
-    """Fit; seconds of training and samples a second of this process's part."""
+def _fit(trainer: pl.Trainer, module: TransferModule, ledger: Ledger, resume: Path | None) -> dict[str, float]:
+    """Fit; seconds of training over all starts, and samples a second of this process's part."""
     if not module.method.trains:
         return {"fit_seconds": 0.0, "samples_per_second": 0.0}
     _note_unvalidated(module)
-    begin = time.perf_counter()
+    ledger.begin()
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
     except Interrupted as error:
         raise KeyboardInterrupt from error
-    spent = time.perf_counter() - begin
+    spent = ledger.seconds
     return {"fit_seconds": round(spent, 3), "samples_per_second": round(module.samples / max(spent, 1e-9), 3)}
 
 
@@ -303,16 +307,5 @@ def _note_unvalidated(module: TransferModule) -> None:
         )
 
 
-def _step_of(checkpoint: Path) -> int:
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(
-            "The checkpoint that this run would go on from is damaged.",
-            where=str(checkpoint),
-            remedy="delete it, or give force=true, to start the run again from the beginning",
-        ) from error
-
-
 def _load_weights(module: TransferModule, checkpoint: Path) -> None:
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(read_saved(checkpoint, "The best checkpoint of this run", AGAIN)["state_dict"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 import random
 import shutil
 import time
@@ -23,16 +22,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from transfer_run.errors import UserError
 from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.record.log import LOG
 from transfer_run.experiment.training.divergence import diverged
+from transfer_run.experiment.training.saved import read_saved
 from transfer_run.experiment.training.signals import Signals
 from transfer_run.files import written_whole
+from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.tracker import followed_at_first
 from transfer_run.methods.work import Item, State, Work
 from transfer_run.run_folder import CHECKPOINTS, LOG_FILE
 
+REMEDY = "delete it, or give force=true, to begin it again"
 SECONDS = 20.0
 """Between two lines of progress."""
 
@@ -44,9 +45,13 @@ class ResumedWork(Work):
         folder: the run's.
         seed: the run's.
         settings: the composed `trainer` node.
+        memory: what measures the preparation; its books are saved with the work.
     """
 
-    def __init__(self, folder: Path, seed: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, seed: int, settings: Mapping[str, Any], memory: MemoryCallback | None = None
+    ) -> None:
+        self.memory = memory
         self.folder, self.seed, self.settings = folder / CHECKPOINTS / "prepare", seed, settings
         self.run_log = folder / LOG_FILE
         self._names: set[str] = set()
@@ -56,7 +61,7 @@ class ResumedWork(Work):
             raise ValueError(f"two loops are called {name!r}")
         self._names.add(name)
         path, signals = self.folder / f"{name}.ckpt", Signals()
-        done, saved_at, loss = _load(path, state), time.monotonic(), None
+        done, saved_at, loss = self._load(path, state), time.monotonic(), None
         progress = self._progress(name, steps, done)
         signals.take()
         try:
@@ -99,7 +104,23 @@ class ResumedWork(Work):
         if self.settings["stop_on_nan"] and (broken := not_finite(tensors)):
             what = f"What {name} trains is not finite at step {number} ({', '.join(broken[:3])})."
             raise diverged(what, self.run_log)
-        _write(path, {"step": number, "state": content})
+        books = {} if self.memory is None else {"memory": self.memory.state_dict()}
+        _write(path, {"step": number, "state": content, **books})
+
+    def _load(self, path: Path, state: State) -> int:
+        """The steps done; `state` is then as it was after the last of them."""
+        if not path.is_file():
+            return 0
+        found = read_saved(path, "What this run's preparation would go on from", REMEDY)
+        for key, one in state.items():
+            if isinstance(one, Tensor):
+                with torch.no_grad():
+                    one.copy_(found["state"][key])
+            else:
+                one.load_state_dict(found["state"][key])
+        if self.memory is not None and "memory" in found:
+            self.memory.load_state_dict(found["memory"])
+        return int(found["step"])
 
     def _progress(self, name: str, total: int | None, first: int) -> Callable[[int, Tensor | None], None]:
         """Tells of a step, if it is time to."""
@@ -158,24 +179,3 @@ def _leaves(content: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from ((f"{key}.{leaf}".rstrip("."), tensor) for leaf, tensor in _leaves(value))
-
-
-def _load(path: Path, state: State) -> int:
-    """The steps done; `state` is then as it was after the last of them."""
-    if not path.is_file():
-        return 0
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        for key, one in state.items():
-            if isinstance(one, Tensor):
-                with torch.no_grad():
-                    one.copy_(found["state"][key])
-            else:
-                one.load_state_dict(found["state"][key])
-        return int(found["step"])
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            "What this run's preparation would go on from is damaged.",
-            where=str(path),
-            remedy="delete it, or give force=true, to begin it again",
-        ) from error
