@@ -16,6 +16,7 @@ SOURCE, CONFIGS = ROOT / "src" / "transfer_run", ROOT / "configs"
 FLOORS = (
     {"cli"},
     {"tables"},
+    {"sweeps"},
     {"experiment"},
     {"methods"},
     {"data", "backbones", "memory", "hardware"},

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from transfer_run.cli import list as listing
 from transfer_run.cli import run
 from transfer_run.cli.exits import exit_code
 from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.experiment.record.state import held
 
 USER = Path(__file__).parents[1] / "user_configs"
 """A folder of configs and modules outside the package."""
@@ -99,18 +101,24 @@ ENDS: dict[int, Callable[[], BaseException]] = {
     130: KeyboardInterrupt,
 }
 """Seed -> how the stand-in's run ends."""
+KILLED = 9
+SIGNALS = {230: signal.SIGINT, 243: signal.SIGTERM}
+"""Seed -> what the sweep's process is sent while the run goes on."""
 
 
 def carry_out(run: Any) -> Path:
-    """What its seed says, in no time; seeds 5 and 6 leave a result."""
-    config, seed = run.config, run.config["seed"]
-    if seed in ENDS:
-        raise ENDS[seed]()
-    toy = importlib.import_module("toy").NAME if config["method"]["name"] == "toy" else "none"
-    print(f"carried out {run.chosen('method')} seed {seed} with module {toy}", flush=True)
-    folder = Path(config["output_dir"]) / "runs" / str(seed)
-    folder.mkdir(parents=True)
-    if seed in (5, 6):
+    """What its seed says, in no time: a result, an error, a signal that ends its process or the whole sweep."""
+    config, seed, folder = run.config, run.config["seed"], run.folder
+    with held(folder):
+        if seed == KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if seed in SIGNALS:
+            os.kill(os.getppid(), SIGNALS[seed])
+            time.sleep(60)  # what the sweep's process hands on ends it
+        if seed in ENDS:
+            raise ENDS[seed]()
+        toy = importlib.import_module("toy").NAME if config["method"]["name"] == "toy" else "none"
+        print(f"carried out {run.chosen('method')} seed {seed} with module {toy}", flush=True)
         memory = {"peak": 3 * 2**20, "source": "tracker", "predicted_peak": 3 * 2**20}
         result = {"status": "finished", "identity": "0" * 64, "memory": memory,
                   "metrics": {"test/accuracy": seed / 10, "test/f1": 0.25}, "time": {"fit_seconds": 1.5},

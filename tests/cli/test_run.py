@@ -56,7 +56,7 @@ def test_a_run_of_the_users_own_method(command: Callable[..., Answer], stand_in:
     answer = command("run", *TOY, "seed=3")
     assert (answer.code, answer.out) == (0, "carried out toy seed 3 with module toy\n"), answer.err
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert (tmp_path / "outputs" / "runs" / "3").is_dir()
+    assert len(list((tmp_path / "outputs" / "runs" / "sentences").iterdir())) == 1
 
 
 def test_no_words_at_all_run_the_embedded_default(command: Callable[..., Answer], stand_in: None) -> None:

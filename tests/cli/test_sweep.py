@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.conftest import TOY, Answer
-from transfer_run.cli.sweep_table import write_table
+from tests.cli import conftest as stand_ins
+from tests.cli.conftest import ENDS, TOY, Answer
+from transfer_run.experiment.record.state import held
+from transfer_run.sweeps.asked import Member, Sweep
+from transfer_run.sweeps.record import rows_of
+from transfer_run.sweeps.table import lines_of_runs
 
 
-def outcomes(folder: Path) -> list[dict[str, Any]]:
-    """What the runs of the only sweep in the folder left, in order."""
+def only_sweep(folder: Path) -> Path:
     (sweep,) = (folder / "outputs" / "sweeps").iterdir()
-    paths = sorted((sweep / "jobs").iterdir(), key=lambda path: int(path.stem))
-    return [json.loads(path.read_text()) for path in paths]
+    return sweep
+
+
+def statuses(sweep: Path) -> list[str]:
+    """Of the runs of a sweep, in order, as it was left."""
+    return [run["status"] for run in json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["runs"]]
+
+
+def rows(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_every_combination_is_run(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
@@ -29,67 +42,140 @@ def test_every_combination_is_run(command: Callable[..., Answer], stand_in: None
     assert "4 of 4 runs finished" in answer.out
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["31", "32", "41", "42"]
     names = {path.name for path in (tmp_path / "outputs" / "sweeps" / "mine").iterdir()}
-    assert names == {"jobs", "multirun.yaml", "sweep.csv"}
+    assert names == {"sweep.json", "sweep.csv", "table.md", "plot.png"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "outputs"]
 
 
 def test_a_run_that_fails_does_not_end_the_others(
     command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
-    answer = command("run", *TOY, "-m", "seed=1,2,3,4")
+    answer = command("run", *TOY, "-m", "seed=1,2,3,9,4")
     assert answer.code == 1
-    assert "2 of 4 runs finished" in answer.out
-    assert [outcome["code"] for outcome in outcomes(tmp_path)] == [1, 2, 0, 0]
-    summary = answer.err.partition("Failed:")[2]
-    assert "seed=1\n    ArithmeticError: it broke\n      log: outputs/runs/sentences/toy-small-" in summary
-    assert "seed=2\n    no network\n      do:      name local weights" in summary
+    assert "2 of 5 runs finished" in answer.out
+    assert statuses(only_sweep(tmp_path)) == ["failed", "refused", "finished", "killed", "finished"]
+    summary = answer.err.partition("Not finished:")[2]
+    assert "seed=1\n    failed: ArithmeticError: it broke\n" in summary
+    assert "seed=2\n    refused: no network\n      do:      name local weights" in summary
+    assert re.search(r"seed=9\n    killed: process \d+ on \S+ was killed", summary)
     assert "seed=3" not in summary
     assert "Traceback" not in answer.err
 
 
+def test_the_same_command_goes_on_with_the_same_sweep(
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished runs are shown, stopped and killed ones go on, a failed one waits for `sweep.retry_failed`."""
+    words = [*TOY, "-m", "seed=1,3,9,75,2"]
+    first = command("run", *words)
+    sweep = only_sweep(tmp_path)
+    assert statuses(sweep) == ["failed", "finished", "killed", "preempted", "refused"]
+    for seed in (75, 2):
+        monkeypatch.delitem(ENDS, seed)
+    monkeypatch.setattr(stand_ins, "KILLED", -1)
+    again = command("run", *words, "trainer.progress=none")
+    assert again.out.count("carried out toy") == 3
+    assert "carried out toy seed 3" not in again.out
+    assert (first.code, again.code, only_sweep(tmp_path)) == (75, 1, sweep)
+    assert statuses(sweep) == ["failed", "finished", "finished", "finished", "finished"]
+    assert "sweep.retry_failed=true repeats what failed" in again.err
+    monkeypatch.delitem(ENDS, 1)
+    repeated = command("run", *words, "sweep.retry_failed=true")
+    assert repeated.code == 0, repeated.err
+    assert repeated.out.count("carried out toy") == 1
+    assert rows(sweep)[0]["status"] == "finished"
+    assert "carried out" not in command("run", *words).out
+
+
 @pytest.mark.parametrize(
-    ("words", "code", "codes"),
+    ("words", "code", "states"),
     [
-        (["seed=2,3"], 2, [2, 0]),
-        (["seed=1,3", "sweep.stop_on_error=true"], 1, [1, 1]),
-        (["seed=75,3"], 75, [75, 1]),
+        (["seed=2,3"], 2, ["refused", "finished"]),
+        (["seed=1,3", "sweep.stop_on_error=true"], 1, ["failed", "waiting"]),
+        (["seed=75,3"], 75, ["preempted", "finished"]),
+        (["seed=4,230,3"], 130, ["finished", "interrupted", "waiting"]),
+        (["seed=4,243,3"], 75, ["finished", "preempted", "waiting"]),
     ],
-    ids=["user errors only", "stop on error", "preempted"],
+    ids=["user errors only", "stop on error", "one run preempted", "Ctrl-C", "SIGTERM"],
 )
 def test_what_a_sweep_leaves_with(
-    words: list[str], code: int, codes: list[int], command: Callable[..., Answer], stand_in: None, tmp_path: Path
+    words: list[str], code: int, states: list[str], command: Callable[..., Answer], stand_in: None, tmp_path: Path
 ) -> None:
+    """Also where it is interrupted: a table, the files, and each run's state."""
     answer = command("run", *TOY, "-m", *words)
-    assert answer.code == code
-    assert [outcome["code"] for outcome in outcomes(tmp_path)] == codes
+    assert answer.code == code, answer.err
+    sweep = only_sweep(tmp_path)
+    assert statuses(sweep) == states
+    assert [row["status"] for row in rows(sweep)] == states
+    assert f"sweep {sweep.name}: {states.count('finished')} of {len(states)} runs finished" in answer.out
+    assert (sweep / "plot.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_a_sweep_ends_with_a_table(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
-    words = ["seed=5,6,2,1", "method.depth=2", "method.scale=0.5,1.5", "hydra.sweep.dir=s"]
+    words = ["seed=5,6,2,1", "method.depth=2", "method.scale=10,1.5", "hydra.sweep.dir=s"]
     answer = command("run", *TOY, "-m", *words)
     assert answer.code == 1
     lines = answer.out.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("#  "))
     assert lines[first].split() == ["#", "seed", "method.scale", "test/accuracy", "peak", "memory", "status"]
-    assert lines[first + 1].split() == ["1", "5", "0.5", "0.5000", "3.0", "MiB", "finished"]
-    assert lines[first + 3].split() == ["3", "6", "0.5", "0.6000", "3.0", "MiB", "finished"]
-    assert lines[first + 5].split() == ["5", "2", "0.5", "refused"]
-    assert lines[first + 7].split() == ["7", "1", "0.5", "failed"]
-    with (tmp_path / "s" / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["seed"] for row in rows] == ["5", "5", "6", "6", "2", "2", "1", "1"]
-    assert {key: rows[2][key] for key in ("method.scale", "test/f1", "headline", "peak_bytes", "trainable")} == {
-        "method.scale": "0.5", "test/f1": "0.25", "headline": "test/accuracy", "peak_bytes": "3145728",
+    assert lines[first + 1].split() == ["1", "5", "10", "0.5000", "3.0", "MiB", "finished"]
+    assert lines[first + 3].split() == ["3", "6", "10", "0.6000", "3.0", "MiB", "finished"]
+    assert lines[first + 5].split() == ["5", "2", "10", "refused"]
+    assert lines[first + 7].split() == ["7", "1", "10", "failed"]
+    found = rows(tmp_path / "s")
+    assert [row["seed"] for row in found] == ["5", "5", "6", "6", "2", "2", "1", "1"]
+    assert {key: found[2][key] for key in ("method.scale", "test/f1", "headline", "peak_bytes", "trainable")} == {
+        "method.scale": "10", "test/f1": "0.25", "headline": "test/accuracy", "peak_bytes": "3145728",
         "trainable": "2",
     }  # fmt: skip
-    assert (rows[4]["test/f1"], rows[4]["status"], rows[4]["reason"]) == ("", "refused", "no network")
-    assert "method.depth" not in rows[0], "the same in all runs"
+    assert (found[4]["test/f1"], found[4]["status"], found[4]["reason"]) == ("", "refused", "no network")
+    assert "method.depth" not in found[0], "the same in all runs"
+    table = (tmp_path / "s" / "table.md").read_text(encoding="utf-8").splitlines()
+    start = table.index("| method.scale | runs | test/accuracy | peak memory |")
+    assert table[start + 2 : start + 4] == [  # sorted as numbers; 0.5 and 0.6 have a deviation of 0.0707
+        "| 1.5 | 2 of 4 | 0.5500 ± 0.0707 | 3.0 MiB |", "| 10 | 2 of 4 | 0.5500 ± 0.0707 | 3.0 MiB |",
+    ]  # fmt: skip
+    assert sum("seed=1 " in line and "failed (ArithmeticError: it broke)" in line for line in table) == 2
 
 
-def test_an_interrupted_sweep_ends_at_once(command: Callable[..., Answer], stand_in: None) -> None:
-    answer = command("run", *TOY, "-m", "seed=130,3")
-    assert answer.code == 130
-    assert "carried out" not in answer.out
+def test_the_status_is_told_to_any_other_process(
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path
+) -> None:
+    command("run", *TOY, "-m", "seed=1,3,4", "sweep.name=night")
+    (running, _) = sorted(
+        path for path in (tmp_path / "outputs/runs/sentences").iterdir() if (path / "result.json").is_file()
+    )
+    (running / "result.json").unlink()
+    (running / "metrics.csv").write_text("step,train/loss\n10,0.5\n20,0.4\n")
+    with held(running):
+        answer = command("run", "sweep.status=nig")
+    assert answer.code == 0, answer.err
+    lines = {line.split()[1]: line for line in answer.out.splitlines() if line[:1].isdigit()}
+    seed = "3" if "running" in lines["3"] else "4"
+    assert re.search(rf"running +step 20, process {os.getpid()} on ", lines[seed])
+    assert re.search(r"failed +ArithmeticError: it broke", lines["1"])
+    assert "sweep night: 1 failed, 1 running, 1 finished" in answer.out
+    nowhere = command("run", "sweep.status=nigth")
+    assert nowhere.code == 2
+    assert "nearest: night" in nowhere.err
+    assert command("run", "sweep.status=night", "seed=1").code == 2
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", ""])
+def test_a_sweep_stays_in_the_output_folder(name: str, command: Callable[..., Answer], tmp_path: Path) -> None:
+    answer = command("run", *TOY, "-m", "seed=3,4", f"sweep.name='{name}'")
+    assert answer.code == 2
+    assert "sweep.name" in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_sweep_writes_nothing(
+    command: Callable[..., Answer], stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transfer_run.experiment.run.carry_out", lambda run: print("planned") or run.folder)
+    answer = command("run", *TOY, "-m", "seed=3,4", "dry_run=true")
+    assert answer.code == 0, answer.err
+    assert answer.out.count("planned") == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("plus", ["", "++"])
@@ -113,26 +199,27 @@ def test_words_replace_the_axes_of_an_experiment(
     ]
     answer = command("run", *words, "seed=7,8,10", "profiler=none")
     assert answer.code == 0, answer.err
-    with (tmp_path / "s" / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["optimizer.lr"], row["seed"]) for row in csv.DictReader(file)]
-    assert sorted(rows) == [(lr, seed) for lr in ("0.1", "0.2") for seed in ("10", "7", "8")]
+    assert sorted((row["optimizer.lr"], row["seed"]) for row in rows(tmp_path / "s")) == [
+        (lr, seed) for lr in ("0.1", "0.2") for seed in ("10", "7", "8")
+    ]
 
 
 def test_metrics_of_several_data_sets_are_named(tmp_path: Path) -> None:
-    """Each run's own headline; a run that is finished without a result (dry_run) has none."""
-    outcomes = {}
-    for number, metric in enumerate(("accuracy", "pearson", "")):
+    """Each run's own headline; a run without a result has none."""
+    members = []
+    for number, metric in enumerate(("accuracy", "pearson", ""), start=1):
         run = tmp_path / str(number)
         run.mkdir()
         if metric:
             (run / "result.json").write_text(json.dumps({"status": "finished", "metrics": {f"test/{metric}": 0.5}}))
             (run / "config.yaml").write_text(f"dataset: {{metrics: [{metric}]}}")
-        words = [rf"dataset=d\:{number}", "sources.a=method=full seed=1"]
-        outcomes[number] = {"overrides": words, "code": 0, "folder": str(run), "reason": ""}
-    lines = [line.split() for line in write_table(tmp_path, outcomes)]
+        words = (rf"dataset=d\:{number}", "sources.a=method=full seed=1")
+        members.append(Member(number, words, "0" * 64, run))
+    found = rows_of(Sweep(tmp_path, [], [], "basic", members))
+    lines = [line.split() for line in lines_of_runs(found)]
     assert lines[0] == ["#", "dataset", "metric", "peak", "memory", "status"]
-    assert lines[2] == ["2", "d:1", "test/pearson", "0.5000", "finished"]
-    assert lines[3] == ["3", "d:2", "finished"]
+    assert lines[2] == ["2", "d:2", "test/pearson", "0.5000", "finished"]
+    assert lines[3] == ["3", "d:3", "waiting"]
 
 
 def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
@@ -141,41 +228,6 @@ def test_nothing_starts_when_one_run_is_wrong(command: Callable[..., Answer], st
     assert "method.mode must be one of" in answer.err
     assert "in run 2 of 4: " in answer.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_two_sweeps_in_one_second_do_not_share_a_folder(
-    command: Callable[..., Answer], stand_in: None, tmp_path: Path
-) -> None:
-    for _ in range(2):
-        command("run", *TOY, "-m", "seed=2", "hydra.sweep.dir=here")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here-2"]
-
-
-BROKEN = """# @package _global_
-# A method whose module ends in its own way.
-method:
-  name: {name}
-  about: {{title: A broken one, target: {name}.Method, family: tuning, shape: tune}}
-"""
-
-
-@pytest.mark.slow
-def test_several_at_a_time_and_one_killed(process: Callable[..., Answer], tmp_path: Path) -> None:
-    """joblib's processes compose and import for themselves; one that is killed is reported like the others."""
-    (tmp_path / "method").mkdir()
-    for name, end in (("breaks", "raise ArithmeticError('it broke')"), ("dies", "import os\nos._exit(9)")):
-        (tmp_path / "method" / f"{name}.yaml").write_text(BROKEN.format(name=name), encoding="utf-8")
-        (tmp_path / f"{name}.py").write_text(end, encoding="utf-8")
-    words = ["--config-dir", str(tmp_path), "-m", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random",
-             "dry_run=true", "hardware=cpu", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
-    answer = process("run", *words, "method=linear_probe,breaks")
-    assert answer.code == 1, answer.err
-    assert [outcome["code"] for outcome in outcomes(tmp_path)] == [0, 1]
-    assert "ArithmeticError: it broke" in answer.err
-    killed = process("run", *words, "method=dies")
-    assert killed.code == 1
-    assert "method=dies" in killed.err
-    assert "ended without a word" in killed.err
 
 
 def test_a_single_run_goes_where_its_launcher_sends_it(

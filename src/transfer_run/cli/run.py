@@ -42,6 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         return DONE
     if any(word.startswith("run=") for word in flags.words):
         return _export(flags.words)
+    if any(word.startswith("sweep.status=") for word in flags.words):
+        return _status(flags.words)
     from transfer_run.experiment.config.compose import Composer
     from transfer_run.experiment.config.words import separate
 
@@ -77,6 +79,20 @@ def _export(words: Sequence[str]) -> int:
 
     print(f"exported to {export_run(run, Path(given['export']))}")
     return DONE
+
+
+def _status(words: Sequence[str]) -> int:
+    """`sweep.status=NAME`: how far a sweep is, whatever its words were."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if set(given) - {"sweep.status", "output_dir"} or len(words) != len(given):
+        raise UserError(
+            "sweep.status=NAME tells how far a sweep is, and goes with output_dir=DIR alone.",
+            where=" ".join(words),
+            remedy="transfer-run sweep.status=NAME",
+        )
+    from transfer_run.cli.sweep import status
+
+    return status(given["sweep.status"], Path(given.get("output_dir", "outputs")))
 
 
 def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:

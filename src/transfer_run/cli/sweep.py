@@ -1,38 +1,38 @@
 """A sweep: every run is checked before the first one starts, one that fails does not end the others.
 
-Each run leaves its outcome in the sweep's folder, `jobs/NUMBER.json`, wherever the launcher has sent it; `sweep.csv`
-has them side by side.
+How far it is stands in the runs' own folders. So the same command goes on with it, whoever began it and however that
+ended, and any other process can be asked (`transfer-run sweep.status=NAME`).
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from transfer_run.cli.sweep_table import NAME as TABLE
-from transfer_run.cli.sweep_table import write_table
-from transfer_run.errors import DONE, FAILED, PREEMPTED, USER_ERROR, Preempted, RunFailed, UserError
-from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
-from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.config.hydra_parts import Hydra
-from transfer_run.experiment.config.words import parse
-from transfer_run.files import write_json
+from transfer_run.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, Preempted, RunFailed, UserError
+from transfer_run.experiment.config.compose import Composer
+from transfer_run.experiment.record.state import FINISHED, STATUS, State
+from transfer_run.files import make_folder
+from transfer_run.memory.budget import parse_budget
+from transfer_run.sweeps import record, table
+from transfer_run.sweeps.asked import Member, Sweep, folder_of, members_of, plain, with_axes
+from transfer_run.sweeps.places import Places, free_memory, in_a_process, planned_peaks
+from transfer_run.sweeps.pool import Ending, Pool
 
-MANY = 20
-"""Runs from which on checking all their words takes seconds."""
+LOCAL = ("basic", "joblib")
+"""Launchers that are processes of this machine."""
 
 
 def sweep(composer: Composer, words: Sequence[str]) -> int:
-    """Carry out a sweep with Hydra's sweeper and launcher; returns the exit code.
+    """Carry out a sweep; returns the exit code.
 
     Args:
         words: normalised, with several values where the sweep has them.
@@ -41,151 +41,209 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
         UserError: the words of one of its runs are wrong; none has started.
     """
     master = composer.load(words, RunMode.MULTIRUN)
-    _check_cluster(master)
+    _check_launcher(master)
     words = with_axes(composer, words, master)
-    jobs = _checked_jobs(composer, words, master)
-    folder = _new_folder(master)
+    members = members_of(composer, words)
+    folder = folder_of(composer, words, "\n".join(sorted({member.identity for member in members})))
     launcher = master.hydra.runtime.choices["hydra/launcher"]
-    print(f"sweep: {len(jobs) or 'several'} runs, launcher {launcher}, {folder}", flush=True)
-    hydra = Hydra.create_main_hydra2("transfer-run", composer.search_path)
-    problem = ""
-    try:
-        hydra.multirun(CONFIG_NAME, job, [*words, f"hydra.sweep.dir='{folder}'", "hydra.mode=MULTIRUN"])
-    except (SystemExit, KeyboardInterrupt, UserError):
-        raise
-    except Exception as error:  # a launcher that breaks (a killed worker) must not hide what the other runs did
-        problem = f"{type(error).__name__}: {error}"
-    finally:
-        GlobalHydra.instance().clear()
-    return _summary(folder, jobs, problem)
+    asked = Sweep(folder, plain(words), [str(each) for each in composer.folders], launcher, members)
+    rows = record.rows_of(asked)
+    if not master.dry_run:
+        make_folder(folder, f"output_dir: {folder}")
+        record.write(asked, rows)
+    todo = to_do(rows, retry_failed=master.sweep.retry_failed, force=master.force or master.dry_run)
+    left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
+    print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {launcher}, {folder}", flush=True)
+    work = _Local(asked, master) if launcher in LOCAL else _Launched(asked, master, composer)
+    if todo:
+        work.carry_out(todo)
+    return _summary(asked, work)
 
 
-def with_axes(composer: Composer, words: Sequence[str], master: DictConfig) -> list[str]:
-    """The words, and before them the axes of an experiment (`hydra.sweeper.params`) that they do not set anew.
+def to_do(rows: Sequence[record.Row], *, retry_failed: bool, force: bool) -> list[Member]:
+    """The runs to carry out: those that have not finished, and failed ones where `sweep.retry_failed` asks for it."""
+    repeated = (STATUS[FAILED],) if retry_failed else ()
+    return [row.member for row in rows if force or row.state.goes_on or row.state.status in repeated]
 
-    Hydra compares keys as they are written: `method.rank` in a file and `++method.rank`, the form of our words, would
-    be two axes, and the sweep their product.
+
+def status(name: str, output_dir: Path) -> int:
+    """`sweep.status=NAME`: how far every run is, told from the runs' folders.
+
+    Raises:
+        UserError: there is no such sweep.
     """
-    if master.hydra.runtime.choices["hydra/sweeper"] != "basic":
-        return list(words)
-    axes = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items() if value is not None]
-    given = {_key(word) for word in words}
-    kept = [axis for axis in composer.normalise(axes) if _key(axis) not in given]
-    return [*kept, *words, "hydra.sweeper.params=null"]
+    found = record.read(record.find(name, output_dir))
+    rows = record.rows_of(found)
+    print("\n".join([found.command, "", *table.lines_of_status(rows), ""]))
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state.status] = counts.get(row.state.status, 0) + 1
+    told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items(), key=lambda item: -item[1]))
+    print(f"sweep {found.name}: {told} ({found.folder})")
+    return DONE
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
+class _Local:
+    """Runs as processes of this machine.
 
+    Attributes:
+        seen: by number, how those ended that leave no record.
+        asked: the signal that ended the sweep.
+        problem: what broke the launcher.
+    """
 
-def _checked_jobs(composer: Composer, words: Sequence[str], master: DictConfig) -> list[list[str]]:
-    """The words of every run, each composed once; a sweeper that chooses as it goes is asked for none."""
-    if master.hydra.runtime.choices["hydra/sweeper"] != "basic":
-        composer.compose([word for word in words if not parse(word).is_sweep_override()])
-        return []
-    jobs = composer.jobs(words)
-    if len(jobs) > MANY:
-        print(f"checking the words of {len(jobs)} runs", flush=True)
-    for number, job_words in enumerate(jobs, start=1):
+    def __init__(self, asked: Sweep, master: DictConfig) -> None:
+        self.sweep, self.settings, self.dry_run = asked, master.sweep, bool(master.dry_run)
+        self.parallel = _at_once(master)
+        self.memory = parse_budget(self.settings.memory) if self.settings.memory else None
+        self.seen: dict[int, State] = {}
+        self.asked: int | None = None
+        self.problem = ""
+
+    def carry_out(self, todo: Sequence[Member]) -> None:
+        import transfer_run.experiment.training.train  # noqa: F401  once, not in every run's process
+
+        several = self.parallel > 1 and len(todo) > 1
+        pool = Pool(_carry, self.parallel, self._places(todo) if several else Places(),
+                    self.sweep.folder / "logs" if several and not self.dry_run else None)  # fmt: skip
         try:
-            composer.compose(job_words)
-        except UserError as error:
-            where = f"{error.where}, in run {number} of {len(jobs)}: {readable(job_words)}"
-            raise UserError(error.what, where=where, nearest=error.nearest, remedy=error.remedy) from error
-    return jobs
+            pool.run(todo, self._begun, self._ended)
+        finally:
+            self.asked = pool.asked
+
+    def _places(self, todo: Sequence[Member]) -> Places:
+        peaks = in_a_process(lambda: planned_peaks(todo))
+        return Places(free_memory(self.memory), peaks, max(1, _cores() // self.parallel))
+
+    def _begun(self, member: Member) -> str:
+        stopping = self.settings.stop_on_error and next(
+            (row.member for row in record.rows_of(self.sweep, self.seen) if row.state.status in ("failed", "refused")),
+            None,
+        )
+        if stopping:
+            return f"not started: run {stopping.number} failed and sweep.stop_on_error=true"
+        print(f"#{member.number}: {member.told}", flush=True)
+        return ""
+
+    def _ended(self, member: Member, ending: Ending) -> None:
+        if ending.code == DONE:
+            self.seen[member.number] = State(FINISHED)
+            if self.parallel > 1:
+                print(f"#{member.number} finished", flush=True)
+            return
+        status = STATUS.get(ending.code, "killed" if ending.code < 0 else STATUS[FAILED])
+        status = "waiting" if ending.reason.startswith("not started") else status
+        self.seen[member.number] = State(status, ending.reason)
+        print(f"#{member.number} {status}: {ending.reason.splitlines()[0]}", file=sys.stderr, flush=True)
 
 
-def _check_cluster(master: DictConfig) -> None:
+def _carry(member: Member) -> None:
+    """One run, in its own process."""
+    from transfer_run.cli.carry import carry
+
+    assert member.run is not None
+    carry(member.run)
+
+
+class _Launched(_Local):
+    """Runs where one of Hydra's launchers sends them."""
+
+    def __init__(self, asked: Sweep, master: DictConfig, composer: Composer) -> None:
+        super().__init__(asked, master)
+        self.master, self.composer = master, composer
+
+    def carry_out(self, todo: Sequence[Member]) -> None:
+        from hydra.core.plugins import Plugins
+        from hydra.types import HydraContext
+
+        from transfer_run.experiment.config.hydra_parts import Callbacks
+
+        OmegaConf.set_struct(self.master, False)
+        self.master.hydra.sweep.dir = str(self.sweep.folder)
+        context = HydraContext(config_loader=self.composer.loader, callbacks=Callbacks(self.master))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=self.master)
+        try:
+            launcher.launch([list(member.words) for member in todo], initial_job_idx=0)
+        except (KeyboardInterrupt, UserError):
+            raise
+        except Exception as error:  # a launcher that breaks must not hide what the runs did
+            self.problem = f"{type(error).__name__}: {error}"
+
+
+def job(_: DictConfig) -> None:
+    """One run of a sweep where a launcher has put it; how it ended stands in its folder, and is not raised."""
+    hydra = HydraConfig.get()
+    words = list(hydra.overrides.task)
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    from transfer_run.cli.carry import carry
+
+    try:
+        print(f"#{hydra.job.num + 1}: {' '.join(plain(words))}", flush=True)
+        carry(Composer([Path(path) for path in folders]).compose(words))
+    except (UserError, RunFailed, Preempted) as error:
+        print(f"#{hydra.job.num + 1} failed: {error}", file=sys.stderr, flush=True)
+
+
+def _at_once(master: DictConfig) -> int:
+    """Runs at a time: `hydra.launcher.n_jobs` of joblib, which is `sweep.parallel` where nothing else is said."""
+    joblib = master.hydra.runtime.choices["hydra/launcher"] == "joblib"
+    wanted = master.hydra.launcher.n_jobs if joblib else master.sweep.parallel
+    wanted = int(not joblib) if wanted is None else int(wanted)
+    return wanted if wanted > 0 else _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_launcher(master: DictConfig) -> None:
+    choices = master.hydra.runtime.choices
+    if choices["hydra/sweeper"] != "basic":
+        raise UserError(
+            f"hydra/sweeper={choices['hydra/sweeper']} chooses runs in its own way, which a sweep cannot take up.",
+            where="hydra/sweeper",
+            remedy="sweep.trials=N searches (docs/sweeps.md); without it every combination is run",
+        )
     if "Slurm" in str(master.hydra.launcher.get("_target_")) and not shutil.which("srun"):
         raise UserError(
             "There is no Slurm on this machine: `srun` is not found.",
-            where=f"hydra/launcher={master.hydra.runtime.choices['hydra/launcher']}",
+            where=f"hydra/launcher={choices['hydra/launcher']}",
             remedy="give the command on a login node of the cluster, or choose another hardware or launcher",
         )
 
 
-def readable(words: Sequence[str]) -> str:
-    """Words as a user writes them, without Hydra's own."""
-    return " ".join(_plain(words))
-
-
-def _plain(words: Sequence[str]) -> list[str]:
-    return [word.lstrip("+") for word in words if not word.startswith("hydra")]
-
-
-def _new_folder(master: DictConfig) -> Path:
-    """The sweep's own folder, made here so that two sweeps started in one second do not share it."""
-    wanted = Path(str(OmegaConf.select(master, "hydra.sweep.dir")))
-    folder, number = wanted, 1
-    while (folder / "jobs").exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    (folder / "jobs").mkdir(parents=True)
-    return folder
-
-
-def job(_: DictConfig) -> None:
-    """One run of a sweep, in this process or where the launcher has put it; its outcome is written, never raised."""
-    from transfer_run.cli.carry import carry
-
-    hydra = HydraConfig.get()
-    words, folder = list(hydra.overrides.task), Path(hydra.sweep.dir)
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    outcome: dict[str, Any] = {
-        "words": readable(words), "overrides": _plain(words), "code": DONE, "reason": "", "folder": "",
-    }  # fmt: skip
-    try:
-        run = Composer([Path(path) for path in folders]).compose(words)
-        stopped = _reason_to_stop(folder, run)
-        print(f"#{hydra.job.num + 1}: {outcome['words']}", flush=True)
-        outcome |= {"code": FAILED, "reason": stopped} if stopped else {"folder": str(carry(run))}
-    except UserError as error:
-        outcome |= {"code": USER_ERROR, "reason": str(error)}
-    except RunFailed as error:
-        outcome |= {"code": FAILED, "reason": str(error)}
-    except Preempted as error:
-        outcome |= {"code": PREEMPTED, "reason": str(error) or "stopped by the cluster"}
-    if outcome["reason"]:
-        print(f"#{hydra.job.num + 1} failed: {outcome['reason'].splitlines()[0]}", file=sys.stderr, flush=True)
-    path = folder / "jobs" / f"{hydra.job.num}.json"
-    write_json(path, outcome)
-
-
-def _reason_to_stop(folder: Path, run: Run) -> str:
-    codes = [outcome["code"] for outcome in _outcomes(folder).values()]
-    if PREEMPTED in codes:
-        return "not started: the sweep was preempted"
-    if run.config["sweep"]["stop_on_error"] and any(codes):
-        return "not started: an earlier run failed and sweep.stop_on_error=true"
-    return ""
-
-
-def _outcomes(folder: Path) -> dict[int, dict[str, Any]]:
-    paths = sorted((folder / "jobs").glob("*.json"), key=lambda path: int(path.stem))
-    return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
-
-
-def _summary(folder: Path, jobs: Sequence[Sequence[str]], problem: str) -> int:
-    """Say what became of every run; the exit code is 0, or 75, 1 or 2 after the worst that happened."""
-    outcomes = _outcomes(folder)
-    for number, words in enumerate(jobs):
-        reason = f"ended without a word: {problem or 'its process was killed'}"
-        lost = {"words": readable(words), "overrides": _plain(words), "code": FAILED, "reason": reason, "folder": ""}
-        outcomes.setdefault(number, lost)
-    for line in write_table(folder, outcomes):
+def _summary(asked: Sweep, work: _Local) -> int:
+    """Say what became of every run and write it down; the exit code is that of the worst that happened."""
+    rows = record.rows_of(asked, work.seen)
+    files = "dry_run: nothing is written"
+    if not work.dry_run:
+        record.write(asked, rows)
+        table.write_tables(asked, rows)
+        files = f"{asked.folder}: {', '.join((record.NAME, table.CSV, table.MARKDOWN, table.PLOT))}"
+    for line in table.lines_of_runs(rows):
         print(line)
-    failed = [outcome for outcome in outcomes.values() if outcome["code"] != DONE]
-    done = f"sweep: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished"
-    print(f"{done} ({folder}, all metrics in {TABLE})", flush=True)
-    if problem and not failed:
-        print(problem, file=sys.stderr)
-        return FAILED
-    if failed:
-        print("\nThe same command takes up what is missing. Failed:", file=sys.stderr)
-    for outcome in failed:
-        print(f"- {outcome['words']}\n{_indented(outcome['reason'])}", file=sys.stderr)
-    codes = {outcome["code"] for outcome in failed}
-    return next((code for code in (PREEMPTED, FAILED, USER_ERROR) if code in codes), DONE)
+    for number, line in enumerate(table.lines_over_seeds(rows)):
+        print(f"\n{line}" if number == 0 else line)
+    missing = [row for row in rows if row.state.status != FINISHED]
+    print(f"sweep {asked.name}: {len(rows) - len(missing)} of {len(rows)} runs finished ({files})", flush=True)
+    if work.problem:
+        print(work.problem, file=sys.stderr)
+    if missing:
+        print(f"\n{_how_to_go_on(missing)} Not finished:", file=sys.stderr)
+    for row in missing:
+        reason = row.state.reason or "no process has begun it"
+        print(f"- {row.member.told}\n{_indented(f'{row.state.status}: {reason}')}", file=sys.stderr)
+    if work.asked is not None:
+        return INTERRUPTED if work.asked == signal.SIGINT else PREEMPTED
+    return record.exit_code(rows) or (FAILED if work.problem else DONE)
+
+
+def _how_to_go_on(missing: Sequence[record.Row]) -> str:
+    failed = any(row.state.status == STATUS[FAILED] for row in missing)
+    others = any(row.state.status != STATUS[FAILED] for row in missing)
+    again = "The same command takes up what is missing" if others else ""
+    repeat = "sweep.retry_failed=true repeats what failed" if failed else ""
+    return "; ".join(filter(None, (again, repeat))) + "."
 
 
 def _indented(text: str) -> str:

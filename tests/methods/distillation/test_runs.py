@@ -15,7 +15,6 @@ import yaml
 from hydra.types import RunMode
 
 from tests.methods.distillation.models import bert
-from transfer_run.cli.sweep import with_axes
 from transfer_run.errors import Preempted, UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import Composer, compose
@@ -29,6 +28,7 @@ from transfer_run.methods.distillation.advice.experience import candidates, expe
 from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
 from transfer_run.methods.distillation.advice.record import distillation_ratio
 from transfer_run.run_folder import finished_runs
+from transfer_run.sweeps.asked import with_axes
 from transfer_run.tables.spec import read
 
 QUIET = ["hardware=cpu", "trainer.progress=none", "profiler=none"]

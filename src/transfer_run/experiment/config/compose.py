@@ -8,6 +8,7 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
 """The groups that a run chooses from, in the order in which later ones win."""
 
+HYDRA = "${hydra:"
+
 version.setbase("1.3")
 
 
@@ -83,6 +86,7 @@ class Composer:
         self.folders = list(folders)
         self.search_path = _search_path(folders)
         self.loader = ConfigLoaderImpl(self.search_path)
+        self._chosen: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, words: Sequence[str]) -> Run:
         """One run, and all runs below it, each composed once.
@@ -103,13 +107,13 @@ class Composer:
         """
         words = self.normalise(words)
         _refuse_pins(words)
-        cfg = self.load(words, RunMode.RUN)
+        cfg = self._load_run(words)
         before = None
         if runs := stage_words(OmegaConf.to_container(cfg).get("stages")):  # type: ignore[union-attr]
             before = weights_of(words, runs)
             words = self.normalise(last_stage(words, runs))
             _refuse_pins(words)
-            cfg = self.load(words, RunMode.RUN)
+            cfg = self._load_run(words)
         choices = _choices(cfg)
         contents = self._contents(choices)
         values = _resolved(cfg)
@@ -180,6 +184,26 @@ class Composer:
         with _user_errors(words, self.folders):
             return self.loader.load_configuration(CONFIG_NAME, list(words), mode)
 
+    def _load_run(self, words: Sequence[str]) -> DictConfig:
+        """`load` of one run. Runs that choose the same files share their composition: values are set on a copy of it,
+        by Hydra and in its order.
+
+        Raises:
+            UserError: see `load`.
+        """
+        values = [word for word in words if word.startswith("++")]
+        chosen = tuple(word for word in words if not word.startswith("++"))
+        if any(parse(word).is_delete() or parse(word).is_hydra_override() for word in chosen):
+            return self.load(words, RunMode.RUN)
+        if chosen not in self._chosen:
+            self._chosen[chosen] = self.load(chosen, RunMode.RUN)
+        if any(HYDRA in text for text in (*values, *_texts(self._chosen[chosen]))):  # it knows the words, all of them
+            return self.load(words, RunMode.RUN)
+        cfg = copy.deepcopy(self._chosen[chosen])
+        with _user_errors(words, self.folders):
+            self.loader._apply_overrides_to_config([parse(word) for word in values], cfg)
+        return cfg
+
     def normalise(self, words: Sequence[str]) -> list[str]:
         """Words in the one form that never depends on how they were written.
 
@@ -247,6 +271,15 @@ def _refuse_pins(words: Sequence[str]) -> None:
                 where=word.lstrip("+"),
                 remedy="backbone.weights=PATH for other files, or a file of your own: backbone/NAME.yaml, --config-dir",
             )
+
+
+def _texts(cfg: DictConfig) -> Iterator[str]:
+    """Every text of a config but Hydra's own."""
+    own = {str(key): cfg._get_node(key) for key in cfg if key != "hydra"}
+    for node in own.values():
+        content = OmegaConf.to_container(node) if OmegaConf.is_config(node) else getattr(node, "_value", lambda: "")()
+        flat = schema.flatten(content) if isinstance(content, dict) else {"": content}
+        yield from map(str, flat.values())
 
 
 def _general() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.bash_completion import BashCompletion
@@ -12,6 +13,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 __all__ = [
     "BashCompletion",
     "BasicSweeper",
+    "Callbacks",
     "ConfigLoaderImpl",
     "ConfigSearchPathImpl",
     "Hydra",
