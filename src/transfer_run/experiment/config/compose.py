@@ -9,21 +9,17 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import version
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +31,7 @@ from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.files import check_files, check_weights
+from transfer_run.experiment.config.hydra_errors import CONFIG_NAME, user_errors
 from transfer_run.experiment.config.hydra_parts import (
     BasicSweeper,
     ConfigLoaderImpl,
@@ -49,7 +46,6 @@ from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
 from transfer_run.words import split
 
-CONFIG_NAME = "run"
 GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
 """The groups that a run chooses from, in the order in which later ones win."""
 
@@ -171,7 +167,7 @@ class Composer:
         parsed = [parse(word) for word in words]
         hydra = [word for word, override in zip(words, parsed, strict=True) if override.is_hydra_override()]
         task = [override for override in parsed if not override.is_hydra_override()]
-        with _user_errors(words, self.folders):
+        with user_errors(words, self.folders):
             batches = BasicSweeper.split_arguments(task, None)
         return [[*hydra, *job] for job in batches[0]]
 
@@ -181,7 +177,7 @@ class Composer:
         Raises:
             UserError: a choice does not exist, or Hydra cannot compose the words.
         """
-        with _user_errors(words, self.folders):
+        with user_errors(words, self.folders):
             return self.loader.load_configuration(CONFIG_NAME, list(words), mode)
 
     def _load_run(self, words: Sequence[str]) -> DictConfig:
@@ -197,11 +193,13 @@ class Composer:
             return self.load(words, RunMode.RUN)
         if chosen not in self._chosen:
             self._chosen[chosen] = self.load(chosen, RunMode.RUN)
-        if any(HYDRA in text for text in (*values, *_texts(self._chosen[chosen]))):  # it knows the words, all of them
-            return self.load(words, RunMode.RUN)
+        parsed = [parse(word) for word in values]
+        told = (*values, *_texts(self._chosen[chosen]))
+        if any(override.is_sweep_override() for override in parsed) or any(HYDRA in text for text in told):
+            return self.load(words, RunMode.RUN)  # a mistake, or what asks for all words
         cfg = copy.deepcopy(self._chosen[chosen])
-        with _user_errors(words, self.folders):
-            self.loader._apply_overrides_to_config([parse(word) for word in values], cfg)
+        with user_errors(words, self.folders):
+            self.loader._apply_overrides_to_config(parsed, cfg)
         return cfg
 
     def normalise(self, words: Sequence[str]) -> list[str]:
@@ -362,55 +360,3 @@ def _where(
 def _rank(choice: str) -> int:
     group = choice.partition("=")[0]
     return GROUPS.index(group) if group in GROUPS else -1
-
-
-@contextmanager
-def _user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
-    """What Hydra, OmegaConf and YAML say against a config, as one short message."""
-    try:
-        yield
-    except MissingConfigException as error:
-        raise _missing(error, words, folders) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        position = f"{mark.name}, line {mark.line + 1}" if mark else ""
-        raise UserError(f"A config is not valid YAML: {getattr(error, 'problem', error)}.", where=position) from error
-    except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        text = str(cause).strip().splitlines()[0].rstrip(".")
-        line = str(error).partition("Error merging override ")[2].splitlines()
-        sweep = next((word for word in words if text.startswith("Ambiguous value") and word in text), "")
-        if sweep:
-            word = sweep.lstrip("+")
-            key, _, value = word.partition("=")
-            raise UserError(
-                f"{word} names several values, but this is one run.",
-                where=word,
-                remedy=f"add -m for a run of each, write {key}=[{value}] for a list, quote it for text",
-            ) from error
-        where = line[0].lstrip("+") if line else ""
-        if text.startswith("Cannot merge DictConfig with"):
-            key, _, value = where.partition("=")
-            raise UserError(
-                f"{key} is a group of keys, not a list.", where=where, remedy=f"set them one by one: {key}.KEY={value}"
-            ) from error
-        if unknown := re.match(r"Key '(\w+)' not in '\w+'", text):  # below `hydra`, where Hydra checks its own keys
-            where = next((word for word in words if word.partition("=")[0].endswith(f".{unknown[1]}")), where)
-        raise UserError(f"The config cannot be composed: {text}.", where=where) from error
-
-
-def _missing(error: MissingConfigException, words: Sequence[str], folders: Sequence[Path]) -> UserError:
-    path = str(error.missing_cfg_file or "")
-    group, _, name = path.partition("/")
-    if group == "hydra":
-        group, _, name = path.rpartition("/")
-    word = next((word for word in words if word.endswith(f"={name}") and group in word), "")
-    inside = str(error).partition("In '")[2].partition("'")[0]
-    experiment = next((word for word in words if word.startswith("experiment=")), "").replace("=", "/")
-    parent_group, _, parent = (inside if "/" in inside else experiment).partition("/")
-    file = next(iter(registry.find(parent_group, parent, folders)), CONFIG_NAME)
-    if group in registry.KINDS.values():
-        return registry.unknown_choice(group, name, folders, where=word or f"{file}: {group}={name}")
-    return UserError(
-        f"There is no {group} {name!r}.", where=word or str(file), nearest=nearest_names(name, error.options or [])
-    )
