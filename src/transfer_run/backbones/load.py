@@ -22,7 +22,8 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.quantised import check_quantised
 from transfer_run.backbones.stream import BlockStream
-from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, stored_config
+from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors
+from transfer_run.backbones.weights.files import stored_config
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.backbones.weights.published import find_weights
 from transfer_run.errors import UserError, nearest_names

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from transfer_run.backbones.weights.hub import tokenizer_files
+from transfer_run.backbones.weights.files import tokenizer_files
 from transfer_run.backbones.weights.names import BYTES, Weights, uses_bytes
 from transfer_run.backbones.weights.published import find_tokenizer
 from transfer_run.errors import UserError

@@ -15,7 +15,8 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer, stored_config
+from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
+from transfer_run.backbones.weights.files import stored_config
 
 _SELF = {"attention": "layer.0.SelfAttention", "norm1": "layer.0.layer_norm", "q": "layer.0.SelfAttention.q",
          "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v", "out": "layer.0.SelfAttention.o"}  # fmt: skip

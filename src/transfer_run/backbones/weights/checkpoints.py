@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.weights.hub import weight_files
+from transfer_run.backbones.weights.files import refuse_quantised, stored_config, weight_files
 from transfer_run.errors import UserError, nearest_names
 
 UNDECLARED = {"decoder_start_token_id", "tie_word_embeddings", "position_buckets", "norm_rel_ebd", "share_att_key"}
@@ -54,9 +53,10 @@ def read_transformer(
             where=str(folder / "config.json"),
             remedy="choose the backbone that goes with these weights",
         )
+    refuse_quantised(folder)
     if not weight_files(folder):
         raise UserError(
-            "The folder holds no complete weights (model.safetensors).",
+            "The folder holds no weights (model.safetensors).",
             where=str(folder),
             remedy="name a folder written by save_pretrained or by `hf download`",
         )
@@ -93,19 +93,6 @@ def _known(model_class: Any, architecture: Mapping[str, Any] | None) -> dict[str
                 nearest=nearest_names(key, valid),
             )
     return words
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; UserError where there is none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(
-            "The folder holds no model: config.json is missing.",
-            where=str(folder),
-            remedy="name a folder written by save_pretrained or by `hf download`",
-        )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 @contextlib.contextmanager
@@ -194,7 +181,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     files = [path] if path.is_file() else weight_files(path)
     if not files:
         raise UserError(
-            "There are no complete weights (model.safetensors).",
+            "There are no weights (model.safetensors).",
             where=str(path),
             remedy="name a .safetensors file or a folder that holds model.safetensors",
         )

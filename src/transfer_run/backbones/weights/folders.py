@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from transfer_run.backbones.declared import families, family_that_loads
-from transfer_run.backbones.weights.checkpoints import stored_config
-from transfer_run.backbones.weights.hub import weight_files
+from transfer_run.backbones.weights.files import stored_config, weight_files
 from transfer_run.errors import UserError
 
 HEADS = ("head", "classifier", "score", "fc")

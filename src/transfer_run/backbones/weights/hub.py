@@ -5,16 +5,16 @@ Offline means offline: with HF_HUB_OFFLINE=1 no request is made, and without a n
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from transfer_run.backbones.weights.files import tokenizer_files, weight_files
 from transfer_run.errors import UserError
 
 SAFE = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
@@ -50,8 +50,9 @@ def cached_weights(hub: str, revision: str | None) -> Path | None:
     """The snapshot with the weights of `hub` if it is on this machine already."""
     for patterns in (SAFE, PICKLED):
         folder = _cached(hub, revision, patterns)
-        if folder is not None and weight_files(folder):
-            return folder
+        with suppress(UserError):  # a part of them: the rest is fetched
+            if folder is not None and weight_files(folder):
+                return folder
     return None
 
 
@@ -67,26 +68,6 @@ def fetch_tokenizer(hub: str, revision: str | None) -> Path:
     _refuse_offline(hub, revision)
     _files(hub, revision)
     return _download(hub, revision, TOKENIZER)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, safetensors before pickles; none when a shard of them is missing."""
-    for index, single in (
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-    ):
-        if (folder / single).is_file():
-            return [folder / single]
-        if (folder / index).is_file():
-            shards = {folder / name for name in json.loads((folder / index).read_text())["weight_map"].values()}
-            return sorted(shards) if all(shard.is_file() for shard in shards) else []
-    return []
-
-
-def tokenizer_files(folder: Path) -> bool:
-    """Does the folder hold a tokenizer (rather than only the model's config)?"""
-    names = ("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "vocab.txt", "vocab.json")
-    return any((folder / name).is_file() for name in names)
 
 
 def commit_of(folder: Path) -> str | None:

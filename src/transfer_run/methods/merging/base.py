@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.backbones.weights.files import ADAPTER, adapter_config
 from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.form import find_form
-from transfer_run.methods.merging.engine.adapters import adapter_config
-from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict, open_checkpoint
-from transfer_run.methods.merging.engine.opening import ONES, local_path, open_models
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict
+from transfer_run.methods.merging.engine.opening import ONES, local_path, open_base, open_model, open_models
 from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
 from transfer_run.methods.merging.engine.writer import Live, copy_companions
 from transfer_run.methods.merging.runs.bodies import BODIES, body_of, body_tensors
@@ -178,7 +178,7 @@ class Merging(Method, ABC):
     def _merge_files(self, context: Context) -> None:
         folders = [local_path(name) for name in self.models]
         folders += [folder for name, folder in context.sources.items() if name != "backbone"]
-        models, base = open_models(folders, self.base)
+        models, base = open_models(folders, self.base, self.exclude)
         job = self._job(models, base)
         options = self.options(job, context, ())
         if len(options) > 1:
@@ -188,7 +188,7 @@ class Merging(Method, ABC):
                 remedy="give one value, or merge finished runs: sources={a: 'method=full ...', b: ...}",
             )
         first = folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
-        stem = "model" if adapter_config(first) is None else "adapter_model"
+        stem = "model" if adapter_config(first) is None else ADAPTER
         out = context.folder / MODEL
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
         copied = copy_companions(first, out)
@@ -203,10 +203,10 @@ class Merging(Method, ABC):
         check_one_start(tasks, backbone)
         own = self._own_task(tasks, backbone)
         known = {name: tensor.detach().clone() for name, tensor in body_tensors(backbone).items()}
-        base = StateDict(known, "the backbone") if self.base is None else open_models([], self.base)[1]
+        base = StateDict(known, "the backbone") if self.base is None else open_base(self.base)
         models = [body_of(task, known, context) for task in tasks]
-        models += [open_checkpoint(folder) for name, folder in named.items() if name not in runs]
-        models += [open_checkpoint(local_path(name)) for name in self.models]
+        others = [folder for name, folder in named.items() if name not in runs] + [local_path(m) for m in self.models]
+        models += [open_model(folder, base, self.exclude) for folder in others]
         job = self._job(models, base)
         chosen = self._best(self.options(job, context, tasks), backbone, self.searched_on(tasks), context)
         run(chosen.job, chosen.rule, Live(body_tensors(backbone)))

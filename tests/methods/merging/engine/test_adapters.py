@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from tests.methods.merging.toy import equal, flat
 from transfer_run.errors import UserError
+from transfer_run.methods.merging.average import AverageRule
 from transfer_run.methods.merging.engine.checkpoint import open_checkpoint
 from transfer_run.methods.merging.engine.opening import open_models
 from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
@@ -27,14 +28,15 @@ BERT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def bert() -> nn.Module:
+def bert() -> Any:
     torch.manual_seed(0)
     return BertForSequenceClassification(BertConfig(**BERT))
 
 
 def gpt2() -> nn.Module:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=12, n_embd=16, n_layer=2, n_head=2))
+    sizes = {"vocab_size": 50, "n_positions": 12, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False))
 
 
 def adapted(build: Callable[[], nn.Module], folder: Path, seed: int, **settings: Any) -> dict[str, Tensor]:
@@ -80,6 +82,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "whole_modules": (bert, {"r": 2, "target_modules": ["query"], "modules_to_save": ["classifier"]}),
     "biases": (bert, {"r": 2, "target_modules": ["query"], "bias": "lora_only"}),
     "conv1d": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "conv1d_said_wrongly": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_fc", "c_proj"]}),
+    "conv1d_square": (gpt2, {"r": 4, "target_modules": ["attn.c_proj"], "fan_in_fan_out": True}),
+    "conv1d_beside_linear": (gpt2, {"r": 4, "target_modules": ["c_proj", "lm_head"], "fan_in_fan_out": True}),
+    "linear_said_wrongly": (bert, {"r": 4, "target_modules": ["query", "dense"], "fan_in_fan_out": True}),
+    "embedding_and_head": (gpt2, {"r": 3, "lora_alpha": 6, "target_modules": ["wte", "lm_head", "c_attn"]}),
+    "whole_body_of_a_classifier": (bert, {"r": 2, "target_modules": ["query"], "task_type": "SEQ_CLS"}),
 }  # fmt: skip
 
 
@@ -180,6 +188,75 @@ def test_factors_beside_their_saved_start(tmp_path: Path) -> None:
     models, base = open_models([tmp_path / "one", tmp_path / "one"], str(tmp_path / "start"))
     out = merge_in_memory(Job(models, base), TaskArithmeticRule(0.5))
     assert torch.allclose(flat(out), flat(changed), atol=1e-6)
+
+
+@pytest.mark.parametrize("gone", ["lora_A", "lora_B"])
+def test_an_adapter_that_lacks_a_factor_is_refused(tmp_path: Path, gone: str) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    adapted(bert, tmp_path / "lora", 1, r=2, target_modules=["query"])
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({n: t for n, t in tensors.items() if "layer.1" not in n or gone not in n}, file)
+    with pytest.raises(UserError, match=r"lacks a factor .* of 1 of its 2 changes") as error:
+        open_models([tmp_path / "lora"], str(tmp_path / "base"))
+    assert "layer.1.attention.self.query" in error.value.where
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 24}, {"hidden_size": 8}, {"intermediate_size": 200}])
+def test_an_adapter_of_another_width_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    """Wider, narrower, or only in one of its layers: nothing is broadcast or cut."""
+    bert().save_pretrained(tmp_path / "base")
+
+    def other() -> nn.Module:
+        return BertForSequenceClassification(BertConfig(**{**BERT, **change}))
+
+    adapted(other, tmp_path / "lora", 1, r=2, target_modules=["query", "dense"])
+    with pytest.raises(UserError, match=r"does not fit its base: .* is \[\d+, \d+\] there"):
+        open_models([tmp_path / "lora"], str(tmp_path / "base"))
+
+
+def test_biases_of_a_lora_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    adapted(bert, tmp_path / "lora", 1, r=2, target_modules=["query"], lora_bias=True)
+    with pytest.raises(UserError, match="LoRA with lora_bias") as error:
+        open_models([tmp_path / "lora"], str(tmp_path / "base"))
+    assert error.value.remedy.startswith("make the whole model with peft")
+
+
+def test_a_classifiers_adapter_on_the_plain_body(tmp_path: Path) -> None:
+    """The body has neither the head nor the prefix of the classifier's names; the head must be left out by words."""
+    bert().bert.save_pretrained(tmp_path / "base")
+    wanted = adapted(bert, tmp_path / "lora", 1, r=2, target_modules=["query"], task_type="SEQ_CLS")
+    with pytest.raises(UserError, match="2 tensors that the base does not have") as error:
+        open_models([tmp_path / "lora"], str(tmp_path / "base"))
+    assert "method.exclude" in error.value.remedy
+    (model,), base = open_models([tmp_path / "lora"], str(tmp_path / "base"), ["classifier.*"])
+    assert model.changed == {f"encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)}
+    assert base is not None
+    for name, entry in base.entries.items():
+        whole = wanted[f"bert.{name}"].flatten()
+        assert torch.allclose(model.read(name, 0, entry.numel), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"lora_alpha": 12}, {"r": 4}, {"use_rslora": True}, {"alpha_pattern": {"layer.0.attention.self.query": 3}}],
+)
+def test_factors_that_make_other_changes_are_not_averaged(tmp_path: Path, other: dict[str, Any]) -> None:
+    bert().save_pretrained(tmp_path / "base")
+    settings: dict[str, Any] = {"r": 2, "lora_alpha": 6, "target_modules": ["query"]}
+    one = adapted(bert, tmp_path / "one", 1, **settings)
+    two = adapted(bert, tmp_path / "two", 2, **{**settings, **other})
+    with pytest.raises(UserError, match=next(iter(other))) as error:
+        open_models([tmp_path / "one", tmp_path / "two"], str(tmp_path / "one"))
+    assert "method.base=FOLDER" in error.value.remedy
+    out = merge_in_memory(
+        Job(*open_models([tmp_path / "one", tmp_path / "two"], str(tmp_path / "base"))), AverageRule()
+    )
+    assert out
+    assert all(torch.allclose(tensor, (one[name] + two[name]) / 2, atol=1e-5) for name, tensor in out.items())
+    with pytest.raises(UserError, match="Only the vectors"):
+        open_models([tmp_path / "one"], "ones")
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:

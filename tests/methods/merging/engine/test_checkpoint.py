@@ -123,7 +123,7 @@ def test_a_runs_model_is_read_under_its_librarys_names(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     tensors = {"backbone.model.layer.weight": torch.ones(2), "backbone.head.weight": torch.zeros(3)}
     save_file(tensors, folder / "model.safetensors")
-    (folder / "model.json").write_text("{}")
+    (folder / "model.json").write_text('{"complete": true}')
     for place in (tmp_path, folder):
         assert open_checkpoint(place).entries.keys() == {"layer.weight"}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Batch
-from transfer_run.backbones.weights.hub import tokenizer_files
+from transfer_run.backbones.weights.files import tokenizer_files
 from transfer_run.errors import UserError
 
 OPERATIONS = ("delete", "swap")

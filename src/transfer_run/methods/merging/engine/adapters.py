@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,35 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transfer_run.backbones.weights.files import adapter_config
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.engine.checkpoint import Checkpoint, SafetensorsCheckpoint, open_checkpoint
+from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Entry, SafetensorsCheckpoint, open_checkpoint
+from transfer_run.methods.merging.engine.names import same_names
 
-CONFIG = "adapter_config.json"
 ADDS_MORE = (
     "use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
-    "monteclora_config", "layer_replication", "target_parameters",
+    "monteclora_config", "layer_replication", "target_parameters", "lora_bias",
 )  # fmt: skip
 """Settings of peft's LoRA with which the adapted weight is not W + s B A."""
 OTHER_START = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Initialisations that take something off W when the adapter is made: its file alone does not say what."""
+TRANSPOSED = ("c_attn", "c_proj", "c_fc", "q_attn")
+"""What transformers calls its Conv1D layers, whose weight is (in, out)."""
+SCALES = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+"""Settings that say what a change is made of its factors."""
 ROWS = 128  # rows of a change computed at a time; fixed, so that the piece size does not change the matrix products
+MERGED_BY_PEFT = "make the whole model with peft (merge_and_unload, then save_pretrained) and name that"
 
 
 @dataclass(frozen=True)
 class _Change:
     """The factors of one weight: s * B A, laid out (rows, columns) like the weight."""
 
-    left: str  # (rows, rank), or (rank, rows) if `left_transposed`
-    right: str  # (rank, columns), or (columns, rank) if `right_transposed`
+    left: str  # (rows, rank), or (rank, rows) if `transposed`
+    right: str  # (rank, columns), or (columns, rank) if `transposed`
     scale: float
-    left_transposed: bool = False
-    right_transposed: bool = False
-
-
-def adapter_config(folder: str | Path) -> dict[str, Any] | None:
-    """peft's settings of an adapter folder; None when it is none."""
-    path = Path(folder).expanduser() / CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    transposed: bool = False
 
 
 class LoraCheckpoint(Checkpoint):
@@ -51,54 +52,78 @@ class LoraCheckpoint(Checkpoint):
     Args:
         base: the full model; its names are the adapter's without peft's `base_model.model.` prefix.
         folder: `adapter_config.json` and `adapter_model.safetensors`.
+        exclude: regular expressions of tensors that are not merged: what the adapter has of them is not asked for.
 
     Raises:
-        UserError: an adapter of another kind, or one that changes weights the base does not have.
+        UserError: an adapter of another kind, one that lacks a factor, or one that changes weights the base does not
+            have, or has in another shape.
     """
 
-    def __init__(self, base: Checkpoint, folder: str | Path) -> None:
-        config = adapter_config(folder) or {}
+    def __init__(self, base: Checkpoint, folder: str | Path, exclude: Sequence[str] = ()) -> None:
+        config = adapter_config(Path(folder).expanduser()) or {}
         _refuse_other_kinds(config, folder)
         self.where, self.base, self.entries = str(folder), base, dict(base.entries)
         self._adapter: SafetensorsCheckpoint = open_checkpoint(folder)
-        self._changes: dict[str, _Change] = {}
-        self._whole: dict[str, str] = {}  # tensors that the adapter stores in full (modules_to_save, biases)
-        for raw in self._adapter.entries:
-            self._place(raw, config)
-        self.changed = frozenset(self._changes) | frozenset(self._whole)
-        lost = sorted(self.changed - base.entries.keys())
-        if lost:
+        factors, whole = self._sorted()
+        named = same_names([*(f"{module}.weight" for module in factors), *whole], base.entries)
+        lost = sorted(new for new in named.values() if new not in base.entries)
+        left_out = {new for new in lost if any(re.match(pattern, new) for pattern in exclude)}
+        if set(lost) - left_out:
             raise UserError(
                 f"The adapter changes {len(lost)} tensors that the base does not have.",
                 where=f"{folder}: {', '.join(lost[:6])}; {base.where}",
+                remedy="name the base model that the adapter was trained on; leave its task head out: "
+                "method.exclude=['score.*','classifier.*']",
+            )
+        self._whole = {named[name]: raw for name, raw in whole.items() if named[name] not in left_out}
+        self._changes = {
+            named[f"{module}.weight"]: self._change(module, parts, named[f"{module}.weight"], config)
+            for module, parts in factors.items()
+            if named[f"{module}.weight"] not in left_out
+        }
+        self.changed = frozenset(self._changes) | frozenset(self._whole)
+        self.entries |= {name: self._adapter.entries[raw] for name, raw in self._whole.items()}
+
+    def _sorted(self) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+        """The factors A and B by module, and what the adapter stores in full (modules_to_save, biases, the weights
+        below an adapted embedding), each with its name in the file."""
+        factors: dict[str, dict[str, str]] = defaultdict(dict)
+        whole = {}
+        for raw in self._adapter.entries:
+            name = raw.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
+            if found := re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", name):
+                factors[found[1]][f"{found[2] or ''}{found[3]}"] = raw
+            else:
+                whole[name.replace(".modules_to_save", "").replace(".base_layer", "")] = raw
+        halves = sorted(module for module, parts in factors.items() if len(parts) != 2)
+        if halves:
+            raise UserError(
+                f"The adapter lacks a factor (lora_A or lora_B) of {len(halves)} of its {len(factors)} changes.",
+                where=f"{self.where}: {', '.join(halves[:4])}",
+                remedy="copy or download the adapter again",
+            )
+        return factors, whole
+
+    def _change(self, module: str, parts: Mapping[str, str], weight: str, config: Mapping[str, Any]) -> _Change:
+        """The change of a weight, its orientation as the base's module has it, whatever the adapter says of all."""
+        embedding = any(name.startswith("embedding") for name in parts)
+        a, b = (parts[f"embedding_{name}" if embedding else name] for name in "AB")
+        inside, outside = (self._adapter.entries[raw].shape for raw in (a, b))
+        shape, scale = self.base.entries[weight].shape, _scale(config, module, inside[0])
+        there, plain = (shape[0], math.prod(shape[1:])), (outside[0], math.prod(inside[1:]))
+        flip = embedding or _is_transposed(weight, self.base.entries)  # then the weight is A^T B^T
+        if len(shape) < 2 or inside[0] != outside[1] or there != (plain[::-1] if flip else plain):
+            raise UserError(
+                f"The adapter does not fit its base: {weight} is {list(shape)} there, and the factors are "
+                f"B {list(outside)}, A {list(inside)}.",
+                where=f"{self.where}; {self.base.where}",
                 remedy="name the base model that the adapter was trained on",
             )
-        for name in self._whole:
-            self.entries[name] = self._adapter.entries[self._whole[name]]
-
-    def _place(self, raw: str, config: dict[str, Any]) -> None:
-        """File a tensor of the adapter under the weight it belongs to."""
-        name = raw.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
-        if ".lora_A." in name or ".lora_embedding_A" in name:
-            return  # found through its B
-        for mark, embedding in ((".lora_B.weight", False), (".lora_embedding_B", True)):
-            if name.endswith(mark):
-                module = name.removesuffix(mark)
-                other = raw.replace("lora_embedding_B", "lora_embedding_A").replace("lora_B", "lora_A")
-                rank = self._adapter.entries[other].shape[0]
-                scale = _scale(config, module, rank)
-                # a Conv1D weight (in, out) and an embedding (tokens, width) are A^T B^T
-                flip = embedding or bool(config.get("fan_in_fan_out"))
-                self._changes[f"{module}.weight"] = (
-                    _Change(other, raw, scale, True, True) if flip else _Change(raw, other, scale)
-                )
-                return
-        self._whole[name.replace(".modules_to_save", "").replace(".base_layer", "")] = raw
+        return _Change(a, b, scale, True) if flip else _Change(b, a, scale)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name in self._whole:
-            return self._adapter.read(self._whole[name], start, stop)
-        values = self.base.read(name, start, stop)
+        whole = self._whole.get(name)
+        values = self.base.read(name, start, stop) if whole is None else self._adapter.read(whole, start, stop)
         return values if name not in self._changes else values.float().add_(self._update(name, start, stop))
 
     def difference(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
@@ -110,9 +135,9 @@ class LoraCheckpoint(Checkpoint):
         """s * B A at elements `start` to `stop`, in float32."""
         change, shape = self._changes[name], self.entries[name].shape
         columns = math.prod(shape[1:])
-        right = self._factor(change.right, change.right_transposed)
+        right = self._factor(change.right, change.transposed)
         first, last = start // columns // ROWS * ROWS, math.ceil(stop / columns)
-        left = self._factor(change.left, change.left_transposed)
+        left = self._factor(change.left, change.transposed)
         rows = [left[at : at + ROWS] @ right * change.scale for at in range(first, last, ROWS)]
         return torch.cat(rows).view(-1)[start - first * columns : stop - first * columns]
 
@@ -125,16 +150,52 @@ class LoraCheckpoint(Checkpoint):
         return matrix.view(entry.shape[0], -1)
 
 
-def _refuse_other_kinds(config: dict[str, Any], folder: str | Path) -> None:
+def _is_transposed(weight: str, entries: Mapping[str, Entry]) -> bool:
+    """Is the layer transformers' Conv1D, (in, out)? Its name says it may be, and the biases of such layers that are
+    not square say how they lie."""
+
+    def may_be(name: str) -> bool:
+        return name.endswith(".weight") and name.split(".")[-2] in TRANSPOSED
+
+    for name, entry in entries.items() if may_be(weight) else ():
+        bias = entries.get(f"{name.removesuffix('weight')}bias")
+        if may_be(name) and len(entry.shape) == 2 and bias is not None and entry.shape[0] != entry.shape[1]:
+            return bias.shape == entry.shape[1:]
+    return False
+
+
+def check_factors(folders: Sequence[Path]) -> None:
+    """Refuse to merge the factors of adapters that make their changes of them in other ways.
+
+    Raises:
+        UserError: naming the setting in which two adapters differ.
+    """
+    settings = [(folder, adapter_config(folder) or {}) for folder in folders]
+    for folder, config in settings[1:]:
+        first, known = settings[0]
+        for key in SCALES:
+            if (known.get(key) or None) != (config.get(key) or None):
+                raise UserError(
+                    f"The adapters' factors cannot be merged one by one: {key} is {known.get(key)!r} in one and "
+                    f"{config.get(key)!r} in another, so they do not mean the same change.",
+                    where=f"{first}; {folder}",
+                    remedy="merge their changes: method.base=FOLDER of the full model that they stand on",
+                )
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], folder: str | Path) -> None:
     """Only W + s B A on the base's own W is what this file computes."""
     more = [key for key in ADDS_MORE if config.get(key)]
     start = str(config.get("init_lora_weights", "")).lower()
     if config.get("peft_type") != "LORA" or more:
-        kind = "DoRA" if "use_dora" in more else more[0] if more else config.get("peft_type")
+        kind = "DoRA" if "use_dora" in more else f"LoRA with {more[0]}" if more else config.get("peft_type")
+        others = (
+            "" if more else ", or merge such adapters themselves: method.base=ones for (IA)^3, else their saved start"
+        )
         raise UserError(
             f"{kind} does not add to the weights of a full model.",
             where=str(folder),
-            remedy="merge the adapters themselves: method.base=ones for (IA)^3, else the adapter's saved start",
+            remedy=MERGED_BY_PEFT + others,
         )
     if start.startswith(OTHER_START):
         raise UserError(
@@ -144,7 +205,7 @@ def _refuse_other_kinds(config: dict[str, Any], folder: str | Path) -> None:
         )
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) (rsLoRA), with peft's per-module patterns: regular expressions, the first wins.
 
     Args:
@@ -153,5 +214,7 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise UserError("The adapter's settings name no lora_alpha.", where=module, remedy="copy the adapter again")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -84,6 +84,12 @@ def align(
     if base is not None and any(model.changed is not None for model in models):
         excluded |= base.entries.keys() - names
     layout.copied |= {name: first for name in sorted(excluded) if name in first.entries}
+    if not layout.merged and not layout.averaged:
+        raise UserError(
+            "Not one tensor would be merged.",
+            where=", ".join(dict.fromkeys(c.where for c in (first, *models))),
+            remedy="name models of one architecture, with tensors of the same names; method.exclude leaves some",
+        )
     return layout
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transfer_run.backbones.weights.files import ADAPTER, ADAPTER_SETTINGS, SAFE, refuse_quantised, weight_files
 from transfer_run.errors import UserError
-from transfer_run.run_folder import BODY_PREFIX, WEIGHTS, has_model, model_folder
+from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -29,6 +30,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+INDEX = ".safetensors.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself accepts
 
 
@@ -166,22 +168,27 @@ class SafetensorsCheckpoint(Checkpoint):
 def open_checkpoint(folder_or_file: str | Path) -> SafetensorsCheckpoint:
     """The checkpoint in a safetensors file or in a folder, whoever wrote it.
 
-    Understood: a file; a folder with `*.safetensors.index.json` (shards), `model.safetensors`, peft's
-    `adapter_model.safetensors`, or one safetensors file of any name; a finished run's folder or its
-    `checkpoints/model`, whose backbone is read under its own library's names and whose task head is left out.
+    Understood: a file; a folder with `model.safetensors` or its index and shards, peft's `adapter_model.safetensors`,
+    or one safetensors file of any name; what we have exported; a finished run's folder or its `checkpoints/model`,
+    whose backbone is read under its own library's names and whose task head is left out.
 
     Raises:
-        UserError: nothing to read is there.
+        UserError: nothing to read is there, it is quantised, or it is a model that is more than its tensors.
     """
     path = Path(folder_or_file).expanduser()
     if path.is_file():
         return SafetensorsCheckpoint([path])
     path = model_folder(path)
-    if has_model(path):
-        return SafetensorsCheckpoint([path / WEIGHTS], BODY_PREFIX, str(path), only=True)
-    known = [path / name for name in ("model.safetensors", "adapter_model.safetensors") if (path / name).is_file()]
-    files = _shards_of(path) or known[:1] or sorted(path.glob("*.safetensors"))
-    if not files or (len(files) > 1 and not _shards_of(path)):
+    about = read_description(path) if has_model(path) else None
+    if about is not None and not about.get("library"):
+        return _own(path, about)
+    refuse_quantised(path)
+    stems = [stem for stem, _ in SAFE]
+    stems = [ADAPTER, *stems] if (path / ADAPTER_SETTINGS).is_file() else [*stems, ADAPTER]
+    stems += [index.name.removesuffix(INDEX) for index in sorted(path.glob(f"*{INDEX}"))]
+    files, alone = weight_files(path, [(stem, ".safetensors") for stem in stems]), list(path.glob("*.safetensors"))
+    files = files or (alone if len(alone) == 1 else [])  # of several without an index: which?
+    if not files:
         found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
         raise UserError(
             f"There is no safetensors checkpoint in {path}." if path.is_dir() else f"{path} does not exist.",
@@ -191,13 +198,17 @@ def open_checkpoint(folder_or_file: str | Path) -> SafetensorsCheckpoint:
     return SafetensorsCheckpoint(files, where=str(path))
 
 
-def _shards_of(folder: Path) -> list[Path]:
-    """The files that an index names, in order; none without an index."""
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        weights: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [folder / name for name in sorted(set(weights.values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise UserError(f"{index} names files that are not there: {', '.join(missing)}.", remedy="download them")
-        return files
-    return []
+def _own(folder: Path, about: Mapping[str, Any]) -> SafetensorsCheckpoint:
+    """The backbone of a model that we have saved: all of it, or nothing."""
+    every = SafetensorsCheckpoint([folder / WEIGHTS], where=str(folder))
+    strange = sorted(name for name in every.entries if not name.startswith((BODY_PREFIX, HEAD_PREFIX)))
+    if strange or not about.get("complete", False):
+        named = f": {', '.join(strange[:4])}" if strange else ""
+        method = (about.get("method") or {}).get("name")
+        raise UserError(
+            f"That model (method={method}) is more than a backbone's own weights: its tensors alone are no checkpoint.",
+            where=f"{folder}{named}",
+            remedy="name the run as a source, sources.NAME=FOLDER: what changes the backbone's weights (lora, bitfit, "
+            "partial) is folded into them; prompts, adapters and side networks cannot be merged",
+        )
+    return SafetensorsCheckpoint([folder / WEIGHTS], BODY_PREFIX, str(folder), only=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from transfer_run.backbones.weights.files import adapter_config
 from transfer_run.backbones.weights.hub import fetch_weights
 from transfer_run.backbones.weights.names import is_hub_name
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.engine.adapters import LoraCheckpoint, adapter_config
+from transfer_run.methods.merging.engine.adapters import LoraCheckpoint, check_factors
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Ones, open_checkpoint
+from transfer_run.methods.merging.engine.names import under_names_of
 
 ONES = "ones"
 
@@ -41,33 +43,70 @@ def local_path(name: str) -> Path:
         ) from error
 
 
-def open_models(models: Sequence[Path], base: str | None) -> tuple[list[Checkpoint], Checkpoint | None]:
+def open_base(words: str) -> Checkpoint:
+    """theta_0 as a folder, a file or a model of the hub.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return open_checkpoint(local_path(words))
+
+
+def open_model(path: Path, base: Checkpoint | None, exclude: Sequence[str] = ()) -> Checkpoint:
+    """One model: an adapter as the base changed by it, anything else as its tensors, under the base's names.
+
+    Args:
+        base: a full model; None: the tensors as they are.
+        exclude: regular expressions of tensors that are not merged.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the base.
+    """
+    if base is None:
+        return open_checkpoint(path)
+    if adapter_config(path) is not None:
+        return LoraCheckpoint(base, path, exclude)
+    return under_names_of(open_checkpoint(path), base)
+
+
+def open_models(
+    models: Sequence[Path], base: str | None, exclude: Sequence[str] = ()
+) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The models and the base they started from.
 
-    LoRA folders on a full base are read as that base changed by them; on the saved start of an adapter, or on `ones`,
-    as the tensors that they are.
+    LoRA folders on a full base are read as that base changed by them; on the saved start of an adapter, or (IA)^3 on
+    `ones`, as the tensors that they are.
 
     Args:
         base: a folder, a file, a hub name, `ones`, or None.
+        exclude: regular expressions of tensors that are not merged.
 
     Raises:
         UserError: something cannot be read, or full models and adapters are mixed without a full base.
     """
-    adapters = [adapter_config(path) is not None for path in models]
-    if base == ONES or base is None:
-        if base is None and any(adapters):
+    kinds = [(adapter_config(path) or {}).get("peft_type") for path in models]
+    if base is None:
+        if any(kinds):
             raise UserError(
                 "Adapters say nothing of where they started.",
                 where="method.base",
                 remedy="method.base=ones for (IA)^3; for LoRA the full model it changes, or the adapter's saved start",
             )
-        opened = [open_checkpoint(path) for path in models]
-        return list(opened), Ones(opened[0]) if base == ONES and opened else None
-    path = local_path(base)
-    start = open_checkpoint(path)
-    if adapter_config(path) is not None:
-        return [open_checkpoint(model) for model in models], start
-    return [
-        LoraCheckpoint(start, model) if adapter else open_checkpoint(model)
-        for model, adapter in zip(models, adapters, strict=True)
-    ], start
+        first = [open_checkpoint(path) for path in models[:1]]
+        return [*first, *(open_model(path, first[0]) for path in models[1:])], None
+    if base == ONES:
+        others = [f"{path} ({kind})" for path, kind in zip(models, kinds, strict=True) if kind not in (None, "IA3")]
+        if others:
+            raise UserError(
+                "Only the vectors of (IA)^3 start at ones.",
+                where=f"method.base=ones: {', '.join(others)}",
+                remedy="method.base=FOLDER, the full model that the adapters change",
+            )
+        opened: list[Checkpoint] = [open_checkpoint(path) for path in models]
+        return opened, Ones(opened[0]) if opened else None
+    start = local_path(base)
+    if adapter_config(start) is not None:
+        check_factors([start, *models])
+        return [open_model(path, None) for path in models], open_checkpoint(start)
+    full = open_checkpoint(start)
+    return [open_model(path, full, exclude) for path in models], full

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from transfer_run.methods.merging.engine.checkpoint import DTYPES, Entry
+from transfer_run.run_folder import DESCRIPTION, has_model
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json", ".onnx")
@@ -160,10 +161,12 @@ def copy_companions(source: Path, target: Path) -> list[str]:
     """
     if not any((source / name).is_file() for name in ("config.json", "adapter_config.json")):
         return []
+    ours = {DESCRIPTION, "export.json", "README.md"} if has_model(source) else set()  # they describe what was merged
     found = [
         path
         for path in sorted(source.iterdir())
         if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHTS)
+        if path.name not in ours
     ]
     for path in found:
         shutil.copyfile(path, target / path.name)
