@@ -27,7 +27,7 @@ from transfer_run.backbones.weights.files import stored_config
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.backbones.weights.published import find_weights
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, read_description
+from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
 
 LOG = logging.getLogger("transfer_run")
 RANDOM: Literal["random"] = "random"
@@ -144,6 +144,7 @@ def _from_path(config: dict[str, Any], source: str) -> Loaded:
             nearest=nearest_names(source, ("hub", RANDOM)),
             remedy="hub, random, or the path of a folder with config.json and model.safetensors",
         )
+    path = model_folder(path)
     if has_model(path) and read_description(path).get("library") not in ("transformers", "timm"):
         return _from_run(config, path)
     return backbone_class(config, path).from_folder(path, config), {"source": "folder", "weights": source}

@@ -49,6 +49,12 @@ def _source(backbone: dict[str, Any]) -> tuple[str, str]:
     if words:
         if Path(words).expanduser().is_dir():
             return str(Path(words).expanduser()), "backbone.tokenizer"
+        if words.startswith((".", "/", "~")):
+            raise UserError(
+                "The folder of the tokenizer is not there.",
+                where=f"backbone.tokenizer: {words}",
+                remedy="backbone.tokenizer=PATH, where it lies now; an export carries its own",
+            )
         return str(find_tokenizer(backbone, str(words)).folder), "backbone.tokenizer"
     if weights.kind == "hub":
         return str(find_tokenizer(backbone).folder), "backbone.hub"

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transfer_run.backbones.weights.files import tokenizer_files
 from transfer_run.errors import UserError
-from transfer_run.run_folder import has_model, read_description
+from transfer_run.run_folder import has_model, model_folder, read_description
 
 BYTES = "bytes"
 """`backbone.tokenizer=bytes`: 256 bytes and 128 special ids, no files."""
@@ -81,6 +82,12 @@ class Weights:
         """The folder or file that is named; None where none is."""
         return Path(self.words).expanduser() if self.kind == "path" else None
 
+    @property
+    def saved(self) -> Path | None:
+        """The folder of a model of ours that is named by its path; None where none is."""
+        folder = None if self.path is None else model_folder(self.path)
+        return folder if folder is not None and has_model(folder) else None
+
 
 def hub_name(backbone: Mapping[str, Any]) -> str:
     """`backbone.hub`.
@@ -100,11 +107,13 @@ def hub_name(backbone: Mapping[str, Any]) -> str:
 
 def uses_bytes(backbone: Mapping[str, Any]) -> bool:
     """Does the backbone read bytes? So say its config, or weights that come with no tokenizer: random ones, and those
-    of an earlier run of ours."""
+    of an earlier run of ours that has read bytes."""
     words, weights = backbone.get("tokenizer"), Weights.of(backbone)
     if words:
         return str(words) == BYTES
-    return weights.kind in ("random", "run", "stage") or (weights.path is not None and has_model(weights.path))
+    if weights.path is None:
+        return weights.kind in ("random", "run", "stage")
+    return weights.saved is not None and tokenizer_words(backbone) in (None, BYTES)
 
 
 def tokenizer_words(backbone: Mapping[str, Any]) -> str | None:
@@ -117,6 +126,6 @@ def tokenizer_words(backbone: Mapping[str, Any]) -> str | None:
         return str(words)
     if weights.kind == "hub" and backbone.get("hub"):
         return f"{backbone['hub']}@{backbone['revision']}" if backbone.get("revision") else str(backbone["hub"])
-    if weights.path is not None and has_model(weights.path):
-        return tokenizer_words(read_description(weights.path).get("backbone") or {})
+    if weights.saved is not None and not tokenizer_files(weights.saved):
+        return tokenizer_words(read_description(weights.saved).get("backbone") or {})
     return None if weights.path is None else str(weights.path)

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer_run.backbones.weights.names import Weights
 from transfer_run.data.reading.named_files import named_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
@@ -95,8 +96,11 @@ def _named_files(
         yield f"dataset.nodes.{name}.path", node.get("path"), node
     for name, node in (dataset.get("beside") or {}).items():
         yield f"dataset.beside.{name}.path", node.get("path"), node
-    for key in ("weights", "tokenizer"):
-        yield f"backbone.{key}", values["backbone"].get(key), None
+    weights = Weights.of(values["backbone"])
+    folder = Path(weights.words).expanduser() if weights.of_run else None  # `run:` and the folder of an export
+    exported = folder is not None and folder.is_dir() and not is_run(folder)
+    yield "backbone.weights", str(folder.resolve()) if folder and exported else values["backbone"].get("weights"), None
+    yield "backbone.tokenizer", values["backbone"].get("tokenizer"), None
     for key, named in backbones.items():
         for words, backbone in named.items():
             yield f"method.{key}.{words}", backbone.get("weights"), None

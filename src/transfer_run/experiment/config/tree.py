@@ -16,7 +16,7 @@ from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.composed import Run, naming
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.config.references import BACKBONE, Backbones, Reference, named_backbones, references
-from transfer_run.run_folder import has_model, is_run, read_config
+from transfer_run.run_folder import is_run, read_config
 
 Composed = tuple[dict[str, Any], Backbones]
 """A valid config, and the nodes of the backbones that its method's keys name."""
@@ -102,14 +102,24 @@ def _with_tokenizer(backbone: Mapping[str, Any], run: Run | None) -> Mapping[str
 
     Args:
         run: what made the weights, where they name one.
+
+    Raises:
+        UserError: it merged files, and nobody says what their tokenizer is.
     """
     weights, told = Weights.of(backbone), None
     if backbone.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(backbone).reads):
         return backbone
+    if run is not None and without_data(run.config):
+        raise UserError(
+            "Weights that are merged from files name no tokenizer.",
+            where=f"backbone.tokenizer=null, backbone.weights={weights}",
+            remedy="backbone.tokenizer=FOLDER of one of the models that were merged, a hub name, or bytes",
+        )
     if run is not None:
         told = tokenizer_words(run.config["backbone"])
-    elif weights.path is not None and has_model(weights.path):
-        told = tokenizer_words(backbone)
+    else:
+        place = Weights("path", weights.words) if weights.of_run else weights  # `run:` and the folder of an export
+        told = tokenizer_words({**backbone, "weights": str(place)}) if place.saved is not None else None
     return backbone if told in (None, BYTES) else {**backbone, "tokenizer": told}
 
 

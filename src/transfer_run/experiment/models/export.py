@@ -22,6 +22,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.weights.names import BYTES, tokenizer_words
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.models.export_folder import check_target, replaced
@@ -112,6 +113,7 @@ def export_run(run: Path, out: Path) -> Path:
     method = load_model(source, packed=False)
     with replaced(run, out) as folder:
         library, about, words = _written(method, about, source, folder)
+        _save_tokenizer(about["backbone"], folder)
         if (source / HEADS).is_dir():
             shutil.copytree(source / HEADS, folder / HEADS)
         write_json(folder / DESCRIPTION, {**about, "library": library})
@@ -153,6 +155,14 @@ def _save_head(method: Method, out: Path) -> None:
     head = {f"head.{name}": tensor.detach().contiguous() for name, tensor in method.backbone.head.state_dict().items()}
     if head:
         save_file(head, out / "head.safetensors")
+
+
+def _save_tokenizer(backbone: Mapping[str, Any], out: Path) -> None:
+    """What turned texts into the numbers that the model has learned, beside it, where that is files."""
+    if tokenizer_words(backbone) not in (None, BYTES):
+        from transfer_run.backbones.tokenizer import build_tokenizer
+
+        build_tokenizer(dict(backbone)).save_pretrained(out)
 
 
 def _base(about: Mapping[str, Any], out: Path) -> tuple[str, str]:

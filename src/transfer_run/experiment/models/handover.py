@@ -181,12 +181,16 @@ def as_full(method: Method, about: Mapping[str, Any], where: str) -> Method:
 
 
 def resolved_backbone(backbone: dict[str, Any], sources: dict[str, Path], name: str = "backbone") -> dict[str, Any]:
-    """A backbone's config with weights of a source run replaced by the folder of its model, merged where need be.
+    """A backbone's config with weights of a source run replaced by the folder of its model, merged where need be; so
+    are those of an export that holds only what was trained.
 
     Args:
         name: of the source that the weights are: `backbone`, or KEY.WORDS of a backbone that a key of the method names.
     """
-    if name not in sources or not Weights.of(backbone).of_run:
+    weights = Weights.of(backbone)
+    if weights.saved is not None:
+        return {**backbone, "weights": str(whole_model(weights.saved))}
+    if name not in sources or not weights.of_run:
         return backbone
     run = sources[name]
     kind = made(run) if is_run(run) else None
