@@ -97,8 +97,8 @@ def _named_files(
     for name, node in (dataset.get("beside") or {}).items():
         yield f"dataset.beside.{name}.path", node.get("path"), node
     weights = Weights.of(values["backbone"])
-    named = weights.of_run and "=" not in weights.words  # `run:` and the folder of an export
-    folder = Path(weights.words).expanduser() if named else None
+    is_place = weights.of_run and "=" not in weights.words  # `run:` and the folder of an export
+    folder = Path(weights.words).expanduser() if is_place else None
     exported = folder is not None and folder.is_dir() and not is_run(folder)
     yield "backbone.weights", str(folder.resolve()) if folder and exported else values["backbone"].get("weights"), None
     yield "backbone.tokenizer", values["backbone"].get("tokenizer"), None
