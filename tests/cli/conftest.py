@@ -22,6 +22,7 @@ from transfer_run.cli import run
 from transfer_run.cli.exits import exit_code
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.record.state import held
+from transfer_run.signals import STOPS, give_back
 
 USER = Path(__file__).parents[1] / "user_configs"
 """A folder of configs and modules outside the package."""
@@ -56,7 +57,7 @@ def command(
 
     def call(name: str, *arguments: str) -> Answer:
         capfd.readouterr()
-        ignored = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGINT)}
         with monkeypatch.context() as here:
             here.setattr(sys, "path", list(sys.path))
             here.delitem(sys.modules, "toy", raising=False)
@@ -65,7 +66,7 @@ def command(
             except SystemExit as left:  # `--version`
                 code = int(left.code or 0)
             finally:
-                signal.signal(signal.SIGTERM, ignored)
+                give_back(before)
         out, err = capfd.readouterr()
         return Answer(code, out, err)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -96,9 +97,10 @@ def test_a_finished_run_answers_without_torch(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_two_devices_make_one_folder_and_the_same_model(tmp_path: Path) -> None:
-    alone = carry_out(config(tmp_path / "alone", "trainer.max_steps=6", "profiler=none"))
+    often = ("trainer.max_steps=6", "trainer.log_every=1", "profiler=none")
+    alone = carry_out(config(tmp_path / "alone", *often))
     words = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.num_workers=0")
-    both = carry_out(config(tmp_path / "both", "trainer.max_steps=6", "profiler=none", *words))
+    both = carry_out(config(tmp_path / "both", *often, *words))
     assert both.name == alone.name, "the number of devices is no part of a run's identity"
     assert len(list((tmp_path / "both").glob("runs/*/*"))) == 1
     from safetensors.torch import load_file
@@ -106,9 +108,28 @@ def test_two_devices_make_one_folder_and_the_same_model(tmp_path: Path) -> None:
     first, second = (load_file(f / "checkpoints" / "model" / "model.safetensors") for f in (alone, both))
     for name, tensor in first.items():
         assert second[name].sub(tensor).abs().max() < 1e-4, name
-    assert result_of(both)["metrics"]["test/accuracy"] == pytest.approx(
-        result_of(alone)["metrics"]["test/accuracy"], abs=0.02
-    )
+    assert result_of(both)["metrics"] == pytest.approx(result_of(alone)["metrics"], abs=0.02)
+    losses = [[float(row["train/loss"]) for row in rows_of(folder) if row["train/loss"]] for folder in (alone, both)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4), "of all processes, not of the first alone"
+    assert len(losses[0]) == 6
+    assert (both / "run.rank1.log").is_file()
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hardware=fsdp", "hardware.accelerator=cpu"], "needs CUDA GPUs"),
+        (["hardware=cpu", "hardware.nodes=2"], "nothing has started it on the others"),
+    ],
+)
+def test_what_several_devices_need_is_said_at_once(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        carry_out(config(tmp_path, *words))
 
 
 def test_a_batch_that_does_not_divide_among_devices_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from transfer_run.errors import (
     RunFailed,
     UserError,
 )
+from transfer_run.signals import ignore_signals, stop_at_signals
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -24,20 +24,23 @@ def exit_code(command: Callable[[], int | None]) -> int:
     Args:
         command: returns its own exit code, or None for 0.
     """
+    stop_at_signals()
     try:
-        return command() or DONE
+        code = command() or DONE
+        ignore_signals()
+        return code
     except UserError as error:
         return _leave(str(error), USER_ERROR)
     except RunFailed as error:
         return _leave(f"The run failed: {error}", FAILED)
     except Preempted as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters send it again while the process leaves
         return _leave(str(error) or "Stopped by the cluster; the same command goes on from here.", PREEMPTED)
     except KeyboardInterrupt:
         return _leave("Interrupted; the same command goes on from the last checkpoint.", INTERRUPTED)
 
 
 def _leave(message: str, code: int) -> int:
+    ignore_signals()
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     return code

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from transfer_run.experiment.config.compose import Composer
+    from transfer_run.experiment.config.composed import Run
 
 
 def main() -> None:
@@ -56,7 +57,14 @@ def run(arguments: Sequence[str]) -> int:
         from transfer_run.cli.sweep import sweep
 
         return sweep(composer, words)
-    carry(composer.compose(words))
+    run = composer.compose(words)
+    from transfer_run.experiment.training.group import together
+
+    return together(run.config["hardware"], lambda: _carry(run))
+
+
+def _carry(run: Run) -> int:
+    carry(run)
     return DONE
 
 

@@ -5,13 +5,9 @@ Nothing here imports torch: a finished run answers at once.
 
 from __future__ import annotations
 
-import signal
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.composed import Run, naming, write_config
@@ -24,6 +20,7 @@ from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, sourc
 from transfer_run.experiment.sources.source import Tree
 from transfer_run.files import make_folder
 from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, RESULT, read_result
+from transfer_run.signals import preemptible
 
 
 def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
@@ -47,9 +44,9 @@ def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
     if export:
         make_folder(check_target(folder, Path(export)).parent, f"export={export}")
     if read_result(folder) is None or force:
-        with held(folder):
+        with held(folder) as lock:
             if read_result(folder) is None or force:
-                _carry_out(run, chain)
+                _carry_out(run, chain, lock)
     else:
         print(f"finished already: {folder} (force=true repeats it)")
     if not chain:
@@ -61,51 +58,35 @@ def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-def _carry_out(run: Run, chain: tuple[str, ...]) -> None:
+def _carry_out(run: Run, chain: tuple[str, ...], lock: int) -> None:
+    from transfer_run.experiment.training.group import check_machines
+
+    check_machines(run.config["hardware"])
     folder, sources = run.folder, ensure_sources(run, (*chain, run.identity))
     if run.config["force"]:
         _clear(folder)
     write_config(folder, run.config)
-    from transfer_run.experiment.training.train import (
-        train,  # before the log is redirected: libraries set up theirs on import
-    )
-    from transfer_run.experiment.training.workers import launch, wanted_processes
+    from transfer_run.experiment.training.launch import launch, wanted_processes
 
-    with run_log(folder), _preemptible():
+    alone = wanted_processes(run) == 1
+    if alone:  # before the log is redirected: libraries set up theirs on import
+        from transfer_run.experiment.training.train import train
+
+    with run_log(folder), preemptible():
         LOG.info("run %s", folder)
         try:
-            if wanted_processes(run) > 1:
-                launch(run, folder, sources)
-            else:
+            if alone:
                 train(run, folder, sources)
+            else:
+                launch(run, folder, sources, lock)
         except (UserError, Preempted, RunFailed):
             raise
-        except SystemExit as error:  # Lightning's answers to signals that come outside of training steps
-            if error.code:
-                raise KeyboardInterrupt from error
-            raise Preempted("stopped by SIGTERM") from error
+        except SystemExit as error:  # Lightning's answer to Ctrl-C outside of training steps
+            raise KeyboardInterrupt from error
         except Exception as error:
             with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _preemptible() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 while a run is built or recorded: nothing to save yet, but the same answer as in training."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted(f"stopped by {signal.Signals(number).name} before the next checkpoint")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _clear(folder: Path) -> None:

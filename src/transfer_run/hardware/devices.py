@@ -24,6 +24,12 @@ def check_devices(hardware: Mapping[str, Any], backbone: Mapping[str, Any]) -> N
             where=f"hardware={hardware['name']}",
             remedy="hardware=auto takes what is there, hardware=cpu the CPU; dry_run=true only plans",
         )
+    if hardware["strategy"] == "fsdp" and not torch.cuda.is_available():
+        raise UserError(
+            "Fully sharded training needs CUDA GPUs: PyTorch shards on no CPU.",
+            where=f"hardware={hardware['name']} hardware.strategy=fsdp",
+            remedy="hardware=ddp, or carry it out where there are GPUs; transfer-plan plans it anywhere",
+        )
     if world_size(hardware) > 1 and (backbone.get("offload") or backbone.get("load") in QUANTISED):
         raise UserError(
             "A backbone in 8 or 4 bits, or streamed from CPU memory, is kept for one device.",

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import nn
 
 from transfer_run.hardware.devices import check_devices, world_size
@@ -36,7 +38,7 @@ def build_trainer(
     """
     hardware, settings = config["hardware"], config["trainer"]
     check_devices(hardware, config.get("backbone") or {})
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["nodes"],
@@ -59,7 +61,18 @@ def build_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders shard by rank themselves
+        plugins=[LightningEnvironment()],  # ours is the only launcher, whatever started it (Slurm, torchrun, MPI)
     )
+    trainer._signal_connector = _NoSignals(trainer)
+    return trainer
+
+
+class _NoSignals(_SignalConnector):
+    """Signals are answered by who started the trainer: Lightning's own handlers end with exit code 0, submit jobs again
+    by themselves, and wait for other processes while they are at it."""
+
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False
 
 
 def _strategy(hardware: Mapping[str, Any], blocks: Collection[type[nn.Module]]) -> Strategy | str:

@@ -57,10 +57,14 @@ LIBRARIES = ("lightning.pytorch", "lightning.fabric", "py.warnings")
 
 
 @contextmanager
-def run_log(folder: Path, *, console: bool = True) -> Iterator[None]:
-    """Send the log to `run.log` (appended on resume); our own lines also to stderr, the libraries' only to the file."""
+def run_log(folder: Path, *, console: bool = True, file: Path | None = None) -> Iterator[None]:
+    """Send the log to `run.log` (appended on resume); our own lines also to stderr, the libraries' only to the file.
+
+    Args:
+        file: another log, of a process beside the first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    to_file = logging.FileHandler(file or folder / LOG_FILE, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = logging.StreamHandler(sys.stderr)
     to_console.setFormatter(logging.Formatter("%(message)s"))

@@ -69,25 +69,26 @@ class MetricsCsv(Logger):
 
 
 class StepRows(Callback):
-    """Logs the training loss and the rate every `every` steps, before a checkpoint of the same step is written.
+    """Logs the training loss, the mean over all processes, and the rate every `every` steps, before a checkpoint of the
+    same step is written.
 
     Lightning itself logs after all callbacks have seen the step: a run stopped there would lose the row.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
+        self._logged = 0  # the step of the last row: with accumulation several batches end at one step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._logged = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step and step % self.every == 0 and step != self._logged(trainer):
-            values = {"train/loss": float(outputs["loss"]), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        if step % self.every == 0 and step != self._logged:
+            self._logged = step
+            loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
+            values = {"train/loss": float(loss), "lr": trainer.optimizers[0].param_groups[0]["lr"]}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
-
-    def _logged(self, trainer: pl.Trainer) -> int:
-        """The step of the last row: with accumulation several batches end at one step."""
-        rows = next(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsCsv))
-        steps = [int(row["step"]) for row in rows[-2:] if row.get("train/loss")]
-        return max(steps, default=-1)

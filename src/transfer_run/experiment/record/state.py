@@ -93,8 +93,12 @@ def is_held(folder: Path) -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the run against other processes, and leave how it ended; wait, and say so, while another one is at it."""
+def held(folder: Path) -> Iterator[int]:
+    """Hold the run against other processes, and leave how it ended; wait, and say so, while another one is at it.
+
+    Yields:
+        The open file of the lock: a process that inherits it holds the run, too, until it ends.
+    """
     make_folder(folder, f"output_dir: {folder}")
     lock = FileLock(folder / LOCK)
     try:
@@ -105,7 +109,9 @@ def held(folder: Path) -> Iterator[None]:
     try:
         (folder / ENDED).unlink(missing_ok=True)
         (folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
+        file = lock._context.lock_file_fd
+        assert file is not None, "just acquired"
+        yield file
     except BaseException as error:
         ended = {"code": code_of(error), "reason": reason_of(error)}
         if ended["code"] and not (folder / RESULT).is_file():

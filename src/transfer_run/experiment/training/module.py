@@ -160,7 +160,8 @@ class TransferModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Behind all callbacks: what Lightning keeps of a logged value is no part of the step that is measured."""
-        self.log("train/loss", outputs["loss"].detach(), prog_bar=True, logger=False)
+        several = self.trainer.world_size > 1
+        self.log("train/loss", outputs["loss"].detach(), prog_bar=True, logger=False, sync_dist=several)
 
     def _own_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A step of the method's own; an update counts as one, whatever optimizers take part."""

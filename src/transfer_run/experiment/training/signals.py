@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 (Slurm) and SIGINT while something can be saved: they are remembered until it is."""
+"""Signals while something can be saved: they are remembered until it is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from types import FrameType
 from typing import Any
 
 from transfer_run.errors import Preempted
-
-NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from transfer_run.signals import answered, give_back
 
 
 class Signals:
-    """The signals between `take` and `give_back`.
+    """The signals between `take` and `give_back`, Ctrl-C among them.
 
     Attributes:
         asked: the last one that came; None: the run may go on.
@@ -25,13 +24,12 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def take(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in NUMBERS:
-                self._before[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is threading.main_thread() and not self._before:
+            self._before = answered(self._remember, signal.SIGINT)
 
     def give_back(self) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        give_back(self._before)
+        self._before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.asked == signal.SIGINT == number:

@@ -277,7 +277,7 @@ def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:
 
 
 def _fit(trainer: pl.Trainer, module: TransferModule, ledger: Ledger, resume: Path | None) -> dict[str, float]:
-    """Fit; seconds of training over all starts, and samples a second of this process's part."""
+    """Fit; seconds of training over all starts; samples a second."""
     if not module.method.trains:
         return {"fit_seconds": 0.0, "samples_per_second": 0.0}
     _note_unvalidated(module)
@@ -287,7 +287,8 @@ def _fit(trainer: pl.Trainer, module: TransferModule, ledger: Ledger, resume: Pa
     except Interrupted as error:
         raise KeyboardInterrupt from error
     spent = ledger.seconds
-    return {"fit_seconds": round(spent, 3), "samples_per_second": round(module.samples / max(spent, 1e-9), 3)}
+    samples = module.samples * trainer.world_size  # every process reads as many rows as the others
+    return {"fit_seconds": round(spent, 3), "samples_per_second": round(samples / max(spent, 1e-9), 3)}
 
 
 def _note_unvalidated(module: TransferModule) -> None:
