@@ -1,7 +1,7 @@
 """Benchmarks, printed with the machine they ran on: the command line, the runner over a bare loop, planning,
-side-tuning as released and lean, stored taps.
+side-tuning as released and lean, LST's preparation beside its training, stored taps.
 
-python scripts/bench.py [cli|runner|plan|modes|taps ...]        all by default
+python scripts/bench.py [cli|runner|plan|modes|prepare|taps ...]        all by default
 """
 
 from __future__ import annotations
@@ -193,6 +193,31 @@ def _step_seconds(cfg: Any, steps: int) -> float:
     return min(times[1:])
 
 
+def prepare() -> None:
+    """LST's Fisher pass and cutting beside its training: planned peaks, and on MiniLM measured ones; MiB."""
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.experiment.planning.plan import plan_run
+
+    minilm = "sentence-transformers/all-MiniLM-L6-v2"
+    for backbone, data in ((minilm, "python_docs"), ("bert-base-uncased", "glue/rte"), ("t5-base", "glue/rte")):
+        words = ["method=lst", f"backbone={backbone}", f"dataset={data}"]
+        words += ["dataset.answers=head"] * (backbone == "bert-base-uncased")
+        for hardware in ("cpu", "1gpu"):
+            cfg = compose([*words, f"hardware={hardware}"])
+            _print_phases(
+                f"{backbone:40} {hardware:4} batch {cfg.config['dataset']['batch_size']:3} plan", plan_run(cfg)
+            )
+    few = ["method.init_samples=4", "trainer.max_steps=2"]
+    measured = _result_of(["method=lst", f"backbone={minilm}", "dataset=python_docs", *few])["memory"]
+    _print_phases(f"{minilm:40} cpu  batch  16 measured", measured)
+
+
+def _print_phases(name: str, memory: Any) -> None:
+    phases = {phase: node["peak"] / 2**20 for phase, node in getattr(memory, "memory", memory)["phases"].items()}
+    training = max(phases[phase] for phase in ("forward", "backward", "step"))
+    print(f"{name:68} prepare {phases['prepare']:7.1f}   training {training:7.1f}", flush=True)
+
+
 def taps(epochs: int = 3) -> None:
     """Seconds of an epoch without stored taps, while they are stored, and when another seed reads them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -206,13 +231,15 @@ def taps(epochs: int = 3) -> None:
 
 
 def _result_of(words: list[str]) -> dict[str, Any]:
-    """`result.json` of a run on the digits, made in a folder of its own."""
+    """`result.json` of a run, by default of a tiny ViT on the digits, made in a folder of its own."""
     import json
 
     from transfer_run.experiment.config.compose import compose
     from transfer_run.experiment.run import carry_out
 
-    common = ["backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]
+    common = ["backbone.weights=random:0", "hardware=cpu"]
+    for word in ("backbone=vit_tiny", "dataset=digits"):
+        common += [word] * (not any(given.startswith(word.partition("=")[0] + "=") for given in words))
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             done = carry_out(compose([*words, *common, f"output_dir={folder}", "trainer.progress=none"]))
@@ -220,7 +247,7 @@ def _result_of(words: list[str]) -> dict[str, Any]:
     return result
 
 
-PARTS = {"cli": cli, "runner": runner, "plan": plan, "modes": modes, "taps": taps}
+PARTS = {"cli": cli, "runner": runner, "plan": plan, "modes": modes, "prepare": prepare, "taps": taps}
 
 
 def main(*parts: str) -> None:

@@ -106,6 +106,9 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     asked = parser.parse_args()
     chosen, outcomes = mutations(*asked.words), []
+    if not chosen:
+        print(f"no mistake has {' or '.join(asked.words)} in its name or file", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         for part in PARTS if not asked.list else ():

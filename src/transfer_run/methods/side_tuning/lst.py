@@ -24,14 +24,15 @@ from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.extra_tokens import ExtraTokens
+from transfer_run.methods.side_tuning.ladder.fisher import FirstWeights, squared_gradients
 from transfer_run.methods.side_tuning.ladder.ladder import Ladder, LadderTuning, MemoryMode, outputs, task_stacks
 from transfer_run.methods.side_tuning.ladder.mixing import ScheduledGate, build_mix, small_linear
 from transfer_run.methods.side_tuning.ladder.pruning import (
     Order,
     PruningChain,
-    decision_parameters,
+    decision_matrices,
     first_parameter,
-    squared_gradients,
+    first_parameters,
 )
 from transfer_run.methods.side_tuning.ladder.slim_blocks import side_blocks
 from transfer_run.task import Task
@@ -185,29 +186,37 @@ class LST(LadderTuning):
         context.log(f"side blocks cut out of the backbone by {self.init}")
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """One sample's pass of the Fisher estimate, its sums included; cutting holds less at any time."""
+        """One sample's pass of the Fisher estimate, its sums included, then the cutting."""
+        importance = None
         if self.init == "fisher":
-            self.fisher(iter([self.form.example(batch, 0)]))
+            importance = self.fisher(iter([self.form.example(batch, 0)]))
+        if self.init != "random":
+            self.cut_from_backbone(importance, "ascending")  # the released order is read from values
         return ()
 
     def fisher(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """Importance of the matrices that the pruning decides on, by parameter name of the backbone.
+        """Importance of what the pruning decides on, by parameter name of the backbone (`ladder/fisher.py`).
 
         Args:
             batches: of one sample each.
         """
         training = self.training
         plain = self.plain().eval()
-        parameters = decision_parameters(self.backbone, self.ladders)
-        total = squared_gradients(plain.loss, parameters, batches, self.init_samples)
+        firsts = first_parameters(self.backbone, self.ladders)
+        matrices = decision_matrices(self.backbone, self.ladders)
+        if self.prune_compat:  # logarithms of single entries: sums over them do not do
+            total = squared_gradients(plain.loss, {**firsts, **matrices}, batches, self.init_samples)
+        else:
+            channels = {name: FirstWeights(p, self.backbone) for name, p in firsts.items()}
+            total = squared_gradients(plain.loss, matrices, batches, self.init_samples, channels)
         self.train(training)
         return total
 
     @torch.no_grad()
-    def cut_from_backbone(self, importance: Mapping[str, Tensor] | None) -> PruningChain:
+    def cut_from_backbone(self, importance: Mapping[str, Tensor] | None, order: Order | None = None) -> PruningChain:
         """Load pruned weights into every side block and final side norm; returns the chain with its decisions."""
         chain = PruningChain(
-            self.backbone, importance, self.reduction_factor, order=self.prune_order, logs=self.prune_compat
+            self.backbone, importance, self.reduction_factor, order=order or self.prune_order, logs=self.prune_compat
         )
         for stack in self.ladders:
             if stack != "decoder":  # which goes on where the encoder ends

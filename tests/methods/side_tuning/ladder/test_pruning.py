@@ -15,8 +15,17 @@ from torch.nn import functional as F
 from tests.methods.side_tuning.models import BACKBONES, backbone, batch, lst, task
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
+from transfer_run.memory.tracker import MemoryTracker
 from transfer_run.methods.base import Context
-from transfer_run.methods.side_tuning.ladder.pruning import PruningChain, kept_rows, squared_gradients
+from transfer_run.methods.side_tuning.ladder.fisher import squared_gradients
+from transfer_run.methods.side_tuning.ladder.pruning import (
+    ROWS_AT_ONCE,
+    PruningChain,
+    channel_scores,
+    first_parameters,
+    kept_rows,
+    row_scores,
+)
 from transfer_run.methods.side_tuning.lst import LST
 
 
@@ -276,3 +285,44 @@ def test_random_initialisation_reads_no_data(tmp_path: Path) -> None:
 
     method.prepare(Context(seed=0, folder=tmp_path, batches=none))
     assert all(torch.equal(p, before[n]) for n, p in method.named_parameters())
+
+
+# ---- the first weights: channels alone, and no table of gradients
+@pytest.mark.parametrize("name", ["t5", "t5-gated", "bert", "deberta", "gpt2", "llama", "vit"])
+def test_a_tables_sums_are_those_of_its_whole_gradient(name: str) -> None:
+    """Tokens that come twice, padding ids, heads that are the table: by channel as if every entry had been kept."""
+    model = backbone(name)
+    method = LST(model, task(model), reduction_factor=2).eval()
+    given = [batch(model, rows=1, seed=seed) for seed in range(3)]
+    for one in given:
+        if "input_ids" in one:
+            one["input_ids"][:, 2], one["input_ids"][:, 3] = one["input_ids"][0, 0], 0
+    ours = method.fisher(iter(given))
+    firsts = first_parameters(model, method.ladders)
+    whole = squared_gradients(method.plain().loss, firsts, iter(given), 3)
+    assert set(firsts) <= set(ours)
+    for key, sums in whole.items():
+        others = [0] if sums.dim() == 2 else [1, 2, 3]
+        assert ours[key].shape == (sums.shape[1] if sums.dim() == 2 else sums.shape[0],)
+        assert sums.any()
+        torch.testing.assert_close(ours[key].float(), sums.sum(others), rtol=1e-5, atol=0)
+    assert all(p.grad is None for p in method.parameters())
+    assert not any(module._forward_hooks for module in method.modules())
+
+
+def test_an_untied_tables_gradient_is_never_made() -> None:
+    model = backbone("bert", vocab_size=5000)
+    method = LST(model, task(model), reduction_factor=2)
+    table = model.model.get_input_embeddings().weight
+    with MemoryTracker() as tracker:
+        tracker.hold_model(method)
+        method.fisher(iter([batch(model, rows=1)]))
+        assert not [a for a in tracker.allocations if a.kind != "parameters" and a.bytes >= table.nbytes]
+
+
+def test_scores_are_made_some_rows_at_a_time() -> None:
+    importance = torch.rand(3 * ROWS_AT_ONCE + 5, 7)
+    columns = torch.tensor([0, 3, 6])
+    whole = (importance.double()[:, columns] * importance.double()[:, columns]).sum(1)
+    assert torch.equal(row_scores([importance] * 2, columns), whole)
+    torch.testing.assert_close(channel_scores(importance - 0.5), (importance.double() - 0.5).abs().sum(0))

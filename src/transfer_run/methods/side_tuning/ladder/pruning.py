@@ -18,19 +18,18 @@ whose channels are those of no one head any more) is not cut, and comes along on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from transfer_run.backbones.base import Backbone, Batch
-from transfer_run.memory.tracker import on_host
+from transfer_run.backbones.base import Backbone
 
 Order = Literal["ascending", "released"]
+ROWS_AT_ONCE = 128
 SUBLAYERS = (
     ("norm1", "qkv", ("qkv", "q", "k", "v"), "out"),
     ("cross_norm", "cross_qkv", ("cross_q", "cross_k", "cross_v"), "cross_out"),
@@ -54,53 +53,27 @@ def kept_rows(
     Returns:
         (keep,) int64.
     """
-    chosen = [i.double() if columns is None else i.double()[:, columns] for i in importances]
-    product = torch.stack([i.log() for i in chosen]).sum(0) if logs else torch.stack(chosen).prod(0)
-    ranked = torch.argsort(product.abs().sum(1), stable=True)
+    return highest(row_scores(importances, columns, logs=logs), keep, order=order)
+
+
+def row_scores(importances: Iterable[Tensor], columns: Tensor | None, *, logs: bool = False) -> Tensor:
+    """(rows,) float64, see `kept_rows`; some rows at a time, so that the copies in float64 stay small."""
+    pieces = []
+    for rows in zip(*(i.split(ROWS_AT_ONCE) for i in importances), strict=True):
+        chosen = [(i if columns is None else i[:, columns]).double() for i in rows]
+        product = torch.stack([i.log() for i in chosen]).sum(0) if logs else torch.stack(chosen).prod(0)
+        pieces.append(product.abs_().sum(1))
+    return torch.cat(pieces)
+
+
+def highest(scores: Tensor, keep: int, *, order: Order = "ascending") -> Tensor:
+    """(keep,) int64: the indices of the `keep` highest of (rows,) scores."""
+    ranked = torch.argsort(scores, stable=True)
     pruned = ranked[: len(ranked) - keep]
     if order == "released":
         rows = list(set(range(len(ranked))) - set(pruned.tolist()))
         return torch.tensor(rows, dtype=torch.int64, device=ranked.device)
     return ranked[len(ranked) - keep :].sort().values
-
-
-def squared_gradients(
-    loss: Callable[[Batch], Tensor], parameters: Mapping[str, nn.Parameter], batches: Iterator[Batch], samples: int
-) -> dict[str, Tensor]:
-    """Diagonal Fisher information: the sum over samples of the squared gradient of the sample's loss (not divided).
-
-    A gradient is squared, added and let go of as soon as backward has made it, and the sums stay in CPU memory: the
-    device holds the weights, one sample's activations and one gradient at a time.
-
-    Args:
-        loss: the loss of one batch; batches hold one sample each.
-        parameters: what to differentiate by; may be frozen, and is so again afterwards.
-        samples: at most so many are drawn.
-    """
-    total: dict[str, Tensor] = {}
-    was = {name: p.requires_grad for name, p in parameters.items()}
-    handles = []
-    for name, p in parameters.items():
-        total[name] = torch.zeros(p.shape, dtype=torch.float32)
-        on_host([total[name]])
-        p.requires_grad_(True)
-        handles.append(p.register_post_accumulate_grad_hook(partial(_add_squared, total[name])))
-    try:
-        with torch.enable_grad():
-            for _, batch in zip(range(samples), batches, strict=False):
-                loss(batch).backward(inputs=list(parameters.values()))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, p in parameters.items():
-            p.requires_grad_(was[name])
-    return total
-
-
-def _add_squared(total: Tensor, parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    total += parameter.grad.float().square().to(total.device)
-    parameter.grad = None
 
 
 @dataclass
@@ -124,7 +97,8 @@ class PruningChain:
 
     Args:
         backbone: real weights.
-        importance: parameter name -> importance of the same shape; None: the weights themselves (`magnitude`).
+        importance: parameter name -> importance of the same shape, of the first weights also (D,), the sum of a
+            channel's (`fisher.py`); None: the weights themselves (`magnitude`).
         reduction: r; rows // r rows are kept, of a projection into heads (head width // r) for every head.
         order, logs: see `kept_rows`.
 
@@ -145,9 +119,10 @@ class PruningChain:
 
     def start(self, stack: str) -> None:
         """C as the first weights of a stack have it; each of two towers begins anew."""
-        rows = self._importance(first_parameter(self.backbone, stack))
-        rows = rows.flatten(1) if rows.dim() > 2 else rows.T  # a patch projection (D, C, p, p); a token table (V, D)
-        self.columns = self._rows("first", [rows], None, len(rows) // self.reduction)
+        scores = self._importance(first_parameter(self.backbone, stack))
+        if scores.dim() > 1:
+            scores = channel_scores(scores, logs=self.logs)
+        self.columns = self._keep("first", scores, len(scores) // self.reduction)
 
     def block(self, stack: str, index: int) -> dict[str, Tensor]:
         """Pruned weights of a block under their names in the block; the running C moves past it."""
@@ -193,7 +168,8 @@ class PruningChain:
         """One decision: the rows that `matrices` share; C <- R."""
         count = len(matrices[0].weight)
         keep = count // head * (head // self.reduction) if head > 1 else count // self.reduction
-        self.columns = rows = self._rows(label, [m.importance for m in matrices], columns, keep)
+        scores = row_scores([m.importance for m in matrices], columns.cpu(), logs=self.logs)
+        self.columns = rows = self._keep(label, scores, keep)
         pieces: dict[str, list[Tensor]] = {}
         for m in matrices:
             pieces.setdefault(f"{m.name}.weight", []).append(m.weight[rows][:, columns])
@@ -207,9 +183,9 @@ class PruningChain:
     def _cut_channels(self, module: nn.Module, inside: Mapping[int, str], cut: dict[str, Tensor]) -> None:
         cut |= {f"{inside[id(module)]}.{name}": tensor for name, tensor in self.norm(module).items()}
 
-    def _rows(self, label: str, scores: Iterable[Tensor], columns: Tensor | None, keep: int) -> Tensor:
+    def _keep(self, label: str, scores: Tensor, keep: int) -> Tensor:
         """Rows are ranked in CPU memory, where float64 is cheap, and used where the weights are."""
-        rows = kept_rows(scores, None if columns is None else columns.cpu(), keep, order=self.order, logs=self.logs)
+        rows = highest(scores, keep, order=self.order)
         self.decisions[label] = rows
         return rows.to(next(self.backbone.parameters()).device)
 
@@ -244,14 +220,30 @@ def first_parameter(backbone: Backbone, stack: str | None = None) -> nn.Paramete
     return model.get_parameter("patch_embed.proj.weight")
 
 
-def decision_parameters(backbone: Backbone, stacks: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters whose importance the chain asks for, by name: what a Fisher pass has to differentiate by."""
+def channel_scores(weights: Tensor, *, logs: bool = False) -> Tensor:
+    """(D,) float64: what each channel of the first weights scores, of a token table (V, D) or a patch projection."""
+    if weights.dim() > 2:
+        return row_scores([weights.flatten(1)], None, logs=logs)
+    total = weights.new_zeros(weights.shape[1], dtype=torch.float64)
+    for rows in weights.split(ROWS_AT_ONCE):
+        total += (rows.double().log() if logs else rows.double()).abs_().sum(0)
+    return total
+
+
+def decision_matrices(backbone: Backbone, stacks: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The blocks' parameters whose importance the chain asks for, by name: what a Fisher pass differentiates by."""
     names = {id(p): name for name, p in backbone.named_parameters()}
     matrices = {name for _, _, readers, writer in SUBLAYERS for name in (*readers, writer)}
     wanted = []
     for stack in stacks:
-        wanted.append(first_parameter(backbone, stack))
         for index in range(backbone.depth(stack)):
             parts = backbone.parts(stack, index)
             wanted += [backbone.get_parameter(f"{parts[name]}.weight") for name in parts if name in matrices]
     return {names[id(p)]: p for p in wanted}
+
+
+def first_parameters(backbone: Backbone, stacks: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The weights that the chain starts from, by name."""
+    names = {id(p): name for name, p in backbone.named_parameters()}
+    firsts = [first_parameter(backbone, stack) for stack in stacks]
+    return {names[id(p)]: p for p in firsts}
