@@ -355,3 +355,13 @@ def test_a_backbone_may_be_built_with_checkpointing() -> None:
     config = {"name": "tiny", "family": "vit", "architecture": {"model": "vit_tiny_patch16_224", "depth": 1}}
     built = [build_backbone(config, device="meta", checkpointing=checkpointing) for checkpointing in (False, True)]
     assert [backbone.activation_checkpointing for backbone in built] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_weights_that_are_no_numbers(config_of: Configs, tmp_path: Path, name: str) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    broken = next(n for n in source.model.state_dict() if n.endswith(".weight") and ".1." in n)
+    source.model.state_dict()[broken].view(-1)[3] = float("inf")
+    source.save_library(tmp_path)
+    with pytest.raises(UserError, match=rf"no finite numbers \({broken}\)"):
+        build_backbone(config_of(name) | {"weights": str(tmp_path)})

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.run import carry_out
 from transfer_run.methods.tuning.linear_probe import LinearProbe
 

@@ -22,7 +22,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.quantised import check_quantised
 from transfer_run.backbones.stream import BlockStream
-from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors
+from transfer_run.backbones.weights.checkpoints import checksum, fill, read_tensors, refuse_not_finite
 from transfer_run.backbones.weights.files import stored_config
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.backbones.weights.published import find_weights
@@ -102,6 +102,8 @@ def build_backbone(
             backbone, provenance = _from_hub(config)
         else:
             backbone, provenance = _from_path(config, str(source))
+        if source.kind != RANDOM:
+            refuse_not_finite(backbone.model.state_dict(), str(provenance["weights"]))
         backbone.provenance = {**provenance, "checksum": checksum(backbone.model)}
     backbone.activation_checkpointing = checkpointing
     if config.get("load"):

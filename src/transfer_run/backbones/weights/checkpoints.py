@@ -21,6 +21,9 @@ from transfer_run.errors import UserError, nearest_names
 UNDECLARED = {"decoder_start_token_id", "tie_word_embeddings", "position_buckets", "norm_rel_ebd", "share_att_key"}
 """Settings that the library's models read although their config classes do not declare them."""
 
+OF_DIVERGED = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
+"""What helps a run that diverged."""
+
 
 # ---- transformers
 def new_transformer(model_class: Any, architecture: Mapping[str, Any] | None, **kwargs: Any) -> Any:
@@ -251,6 +254,33 @@ def _refuse_misfit(path: Path, wrong: list[str], missing: Iterable[str], unknown
             f"The weights do not fit the backbone's architecture: tensors {', '.join(said)}.",
             where=str(path),
             remedy="choose the backbone that goes with these weights, or change backbone.architecture",
+        )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a value which is infinite or no number; the device is asked once.
+
+    Quantised and whole numbers are finite.
+    """
+    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
+    if not names:
+        return []
+    sums = torch.stack([torch.isfinite(tensors[name]).all().cpu() for name in names])
+    return [name for name, good in zip(names, sums.tolist(), strict=True) if not good]
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], place: Path | str) -> None:
+    """Weights that are infinite or no numbers are nobody's to use.
+
+    Raises:
+        UserError: naming some of them.
+    """
+    if broken := not_finite(tensors):
+        raise UserError(
+            f"The weights hold values that are no finite numbers ({', '.join(broken[:3])}): the run that made them has "
+            "diverged, or the file is damaged.",
+            where=str(place),
+            remedy=f"fetch or copy them again; carry such a run out again with other settings: {OF_DIVERGED}",
         )
 
 

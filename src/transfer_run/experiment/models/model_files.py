@@ -13,20 +13,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
-from transfer_run.backbones.weights.checkpoints import read_tensors
+from transfer_run.backbones.weights.checkpoints import read_tensors, refuse_not_finite
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.files import read_json, write_json, written_whole
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 from transfer_run.run_folder import AGAIN, DESCRIPTION, HEADS, TASKS, WEIGHTS, read_description
 from transfer_run.task import Task
-
-REMEDY = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
-"""Of a run that diverged."""
 
 
 def save_model(method: Method, folder: Path, config: Mapping[str, Any], transform: Mapping[str, Any]) -> None:
@@ -123,7 +119,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None, packed: boo
     method = build_method(about["method"], backbone, task)
     method.settle()
     tensors = read_tensors(folder / WEIGHTS)
-    refuse_diverged(tensors, folder)
+    refuse_not_finite(tensors, folder)
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -141,32 +137,6 @@ def load_model(folder: Path, *, backbone_weights: str | None = None, packed: boo
     return method.eval()
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a value which is infinite or no number; the device is asked once.
-
-    Quantised and whole numbers are finite.
-    """
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
-    if not names:
-        return []
-    sums = torch.stack([torch.isfinite(tensors[name]).all().cpu() for name in names])
-    return [name for name, good in zip(names, sums.tolist(), strict=True) if not good]
-
-
-def refuse_diverged(tensors: Mapping[str, Tensor], place: Path | str) -> None:
-    """Weights that are infinite or no numbers are nobody's to use: the run that made them diverged.
-
-    Raises:
-        UserError: naming some of them.
-    """
-    if broken := not_finite(tensors):
-        raise UserError(
-            f"The weights hold values that are no finite numbers ({', '.join(broken[:3])}): that run has diverged.",
-            where=str(place),
-            remedy=f"carry it out again, with other settings: {REMEDY}",
-        )
-
-
 def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
     """An exported model: the backbone as its library writes it, the head beside it."""
     backbone = build_backbone({**about["backbone"], "weights": str(folder)})
@@ -176,5 +146,5 @@ def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:
     if head.is_file():
         tensors = read_tensors(head)
         method.backbone.head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items()})
-    refuse_diverged(dict(method.named_parameters()), folder)
+    refuse_not_finite(dict(method.named_parameters()), folder)
     return method.eval()

@@ -12,13 +12,14 @@ from torch import nn
 
 from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.weights.checkpoints import refuse_not_finite
 from transfer_run.backbones.weights.folders import folder_backbone, folder_head
 from transfer_run.data.load import build_task
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compatibility import phrase, reads
 from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.models.model_files import load_model, refuse_diverged
+from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, on_meta
@@ -73,7 +74,7 @@ def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Tas
             state = head.state_dict()
             state["weight"].copy_(found[0])
             state["bias"].copy_(torch.zeros(task.num_labels) if found[1] is None else found[1])
-    refuse_diverged(dict(method.named_parameters()), folder)
+    refuse_not_finite(dict(method.named_parameters()), folder)
     return method.requires_grad_(False).eval()
 
 

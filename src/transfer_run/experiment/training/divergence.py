@@ -15,8 +15,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from transfer_run.backbones.weights.checkpoints import OF_DIVERGED
 from transfer_run.errors import RunFailed
-from transfer_run.experiment.models.model_files import REMEDY
 from transfer_run.experiment.record.log import LOG
 
 
@@ -54,4 +54,4 @@ class StopOnNan(Callback):
 def diverged(what: str, log: Path) -> RunFailed:
     """The failure of a run that diverged, written to its log."""
     LOG.error(what)
-    return RunFailed(log, f"{what} The run has diverged: {REMEDY}")
+    return RunFailed(log, f"{what} The run has diverged: {OF_DIVERGED}")

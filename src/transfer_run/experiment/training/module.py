@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from transfer_run.backbones.base import Batch
+from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import others
 from transfer_run.data.rows.beside import Beside, with_beside
-from transfer_run.experiment.models.model_files import not_finite
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered

@@ -8,10 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.models.model_files import not_finite, save_model
+from transfer_run.experiment.models.model_files import save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
 from transfer_run.experiment.record.log import LOG, environment
 from transfer_run.experiment.record.parameters import count_parameters

@@ -24,7 +24,6 @@ from transfer_run.experiment.config.compose import make_importable
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.references import Backbones, recorded_runs
 from transfer_run.experiment.models.handover import hand_over, resolved_backbone, starting_backbone
-from transfer_run.experiment.models.model_files import refuse_diverged
 from transfer_run.experiment.planning.plan import prepared_on_cpu
 from transfer_run.experiment.record.log import LOG
 from transfer_run.experiment.record.loggers import build_loggers
@@ -138,8 +137,6 @@ def _build(config: dict[str, Any], sources: dict[str, Path], data: DataModule) -
         weights=method_needs_weights(config),
         checkpointing=config["hardware"]["activation_checkpointing"],
     )
-    if "backbone" in sources:
-        refuse_diverged(dict(backbone.named_parameters()), sources["backbone"])
     return build_method(config["method"], backbone, data.task)
 
 

@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from transfer_run.experiment.models.model_files import not_finite
+from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.experiment.record.log import LOG
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.saved import read_saved

@@ -8,6 +8,7 @@ from typing import Unpack
 from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.merging.base import Common, Merging, Option
 from transfer_run.methods.merging.engine.stream import Job, Piece, Rule, model_weights
@@ -23,6 +24,12 @@ class AverageRule(Rule):
 
     def survey(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
+        if sum(self.factors) == 0:
+            raise UserError(
+                "Weights that sum to zero have no mean.",
+                where=f"method.weights={self.weights}",
+                remedy="give others; method=task_arithmetic takes one model's change from another",
+            )
 
     def merge(self, job: Job, piece: Piece) -> Tensor:
         total = job.values(piece, 0).mul_(self.factors[0])

@@ -5,6 +5,7 @@ tau_i = theta_i - theta_0, theta = theta_0 + lambda * tau_m with tau_m made of a
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +68,10 @@ class TaskVectorMerging(Merging):
     def __init__(self, backbone: Backbone | None, task: Task | None, lambda_: Scales, **common: Unpack[Common]) -> None:
         super().__init__(backbone, task, **common)
         scales = list(lambda_) if isinstance(lambda_, Sequence) and not isinstance(lambda_, str) else [lambda_]
-        if not scales or any(isinstance(s, bool | str) or not isinstance(s, int | float) for s in scales):
+        numbers = (isinstance(s, int | float) and not isinstance(s, bool) and math.isfinite(s) for s in scales)
+        if not scales or not all(numbers):
             raise UserError(
-                f"{lambda_!r} is neither a number nor a list of numbers.",
+                f"{lambda_!r} is neither a finite number nor a list of them.",
                 where="method.lambda",
                 remedy="method.lambda=1.0, or a search over validation data: method.lambda=[0.8,1.0,1.2]",
             )

@@ -98,15 +98,32 @@ class Job:
     def base_values(self, piece: Piece) -> Tensor:
         """theta_0 at `piece`, flat."""
         assert self.base is not None, "this rule needs a base"
-        return self.base.read(piece.name, piece.start, piece.stop).to(self.dtype)
+        return self.finite(self.base.read(piece.name, piece.start, piece.stop).to(self.dtype), piece, self.base)
 
     def values(self, piece: Piece, model: int) -> Tensor:
         """theta_i at `piece`, flat; the caller may change it."""
-        return self.models[model].read(piece.name, piece.start, piece.stop).to(self.dtype)
+        source = self.models[model]
+        return self.finite(source.read(piece.name, piece.start, piece.stop).to(self.dtype), piece, source)
 
     def difference(self, piece: Piece, model: int, base: Tensor) -> Tensor:
         """tau_i = theta_i - theta_0 at `piece`; the caller may change it."""
-        return self.models[model].difference(piece.name, piece.start, piece.stop, base)
+        source = self.models[model]
+        return self.finite(source.difference(piece.name, piece.start, piece.stop, base), piece, source)
+
+    @staticmethod
+    def finite(values: Tensor, piece: Piece, source: Checkpoint) -> Tensor:
+        """The values, all of them finite numbers.
+
+        Raises:
+            UserError: naming the tensor and the model.
+        """
+        if not is_finite(values):
+            raise UserError(
+                f"The tensor {piece.name} holds values that are no finite numbers.",
+                where=source.where,
+                remedy="leave that model out: the run that made it has diverged, or the file is damaged",
+            )
+        return values
 
 
 class Rule(ABC):
@@ -136,8 +153,10 @@ def run(job: Job, rule: Rule, sink: Sink) -> None:
         for piece in job.pieces(name):
             _write(job, piece, _mean(job, piece), sink)
     for name, source in job.layout.copied.items():
-        for start in range(0, source.entries[name].numel, job.step):
-            sink.write(name, start, source.read(name, start, min(start + job.step, source.entries[name].numel)))
+        numel = source.entries[name].numel
+        for start in range(0, numel, job.step):
+            piece = Piece(name, start, min(start + job.step, numel))
+            sink.write(name, start, job.finite(source.read(name, start, piece.stop), piece, source))
 
 
 @torch.no_grad()
@@ -152,7 +171,10 @@ def merge_tensors(job: Job, rule: Rule, sink: Sink) -> None:
 
 
 def _mean(job: Job, piece: Piece) -> Tensor:
-    values = [model.read(piece.name, piece.start, piece.stop).to(job.dtype) for model in job.originals]
+    values = [
+        job.finite(model.read(piece.name, piece.start, piece.stop).to(job.dtype), piece, model)
+        for model in job.originals
+    ]
     total = values[0]
     for each in values[1:]:
         total.add_(each)
@@ -160,6 +182,22 @@ def _mean(job: Job, piece: Piece) -> Tensor:
 
 
 def _write(job: Job, piece: Piece, values: Tensor, sink: Sink) -> None:
+    """Into the sink, in the type of the result.
+
+    Raises:
+        UserError: a merged value is infinite or no number, in itself or in that type.
+    """
+    dtype = (job.layout.merged.get(piece.name) or job.layout.averaged[piece.name]).dtype
+    if not is_finite(values.to(dtype)):
+        small = is_finite(values)
+        raise UserError(
+            f"The merged {piece.name} would hold values "
+            + (f"too large for {str(dtype).removeprefix('torch.')}." if small else "that are no finite numbers."),
+            where=", ".join(model.where for model in job.originals),
+            remedy="name a base or a first model of a wider type (float32): the result has its types"
+            if small
+            else "choose a smaller method.lambda, or other method.weights",
+        )
     for name in (piece.name, *job.layout.tied.get(piece.name, ())):
         sink.write(name, piece.start, values)
 
@@ -195,17 +233,24 @@ class SquareSum:
         return math.fsum(self._terms)
 
 
+def is_finite(values: Tensor) -> bool:
+    """Are all values finite numbers? A finite sum says so at once."""
+    if not values.is_floating_point() or bool(torch.isfinite(values.sum(dtype=torch.float32))):
+        return True
+    return bool(torch.isfinite(values.float()).all())
+
+
 def model_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     """One factor a model; ones where none are given.
 
     Raises:
-        UserError: another number of them, or all zero.
+        UserError: another number of them, all zero, or one that is no finite number.
     """
     factors = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(factors) != count or not any(factors):
+    if len(factors) != count or not any(factors) or not all(math.isfinite(factor) for factor in factors):
         raise UserError(
             f"There are {count} models and the weights {factors}.",
             where="method.weights",
-            remedy="one number a model, not all zero",
+            remedy="one finite number a model, not all zero",
         )
     return factors
