@@ -10,7 +10,7 @@ import pytest
 
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.planning.plan import inference_memory, plan_run
-from transfer_run.tables import figures, plans, produce
+from transfer_run.tables import figures, plans, produce, render
 from transfer_run.tables import spec as specs
 from transfer_run.tables.produce import Cell, summary
 from transfer_run.tables.spec import TableSpec
@@ -157,3 +157,34 @@ def test_a_changed_source_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert plans.recall(("memory", compose(["method=lora", "backbone=vit_tiny", "dataset=digits"]))) is None
     monkeypatch.setattr(plans, "_made_of", lambda: "another source")
     assert plans.recall(job) is None
+
+
+def test_several_seeds_give_their_mean_and_spread(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard deviation with n - 1, in the column's unit, in all three forms; a column by plan has one figure."""
+    scores = {"seed=0": 0.5, "seed=1": 0.6, "seed=2": 0.7}
+
+    def ask(words: tuple[str, ...], value: str, source: str) -> tuple[float, str, str]:
+        return scores.get(words[-1], 0.25), words[-1], source
+
+    monkeypatch.setattr(produce, "ask", ask)
+    monkeypatch.setattr(produce, "prepare", lambda *_: None)
+    content["rows"], content["seeds"] = content["rows"][:1], [0, 1, 2]
+    table = specs._spec("toy/small", content)
+    cells = produce.produce(table, "run", "paper", quiet)
+    by_column = {cell.column: cell for cell in cells}
+    a = by_column["a"]
+    assert (a.ours, a.spread, a.seeds, a.identity) == (pytest.approx(60), pytest.approx(10), 3, "seed=0")
+    assert (by_column["counted"].spread, by_column["counted"].seeds) == (None, None)
+    assert "| 60 ± 10 |" in render.as_markdown(table, cells)
+    assert Cell(**a.to_json()).spread == a.spread
+    assert "spread" not in by_column["counted"].to_json()
+    assert "spread,seeds" in render.as_csv(cells).splitlines()[0]
+
+
+def test_one_seed_has_no_spread(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(produce, "ask", lambda words, value, source: (0.5, "x", source))
+    monkeypatch.setattr(produce, "prepare", lambda *_: None)
+    content["rows"], content["seeds"] = content["rows"][:1], [0]
+    cells = produce.produce(specs._spec("toy/small", content), "run", "paper", quiet)
+    assert {cell.spread for cell in cells} == {None}
+    assert "spread" not in render.as_csv(cells).splitlines()[0]

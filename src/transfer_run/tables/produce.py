@@ -25,6 +25,7 @@ class Cell:
         paper_source: `recalled` where the paper's figure is from memory, `derived` where it is computed from others.
         counter: what the paper's memory figure counts, where the table says so.
         compared: does the cell count in the summary of differences?
+        spread: standard deviation of our figure over `seeds` runs of different seeds (n - 1); None: of one run.
     """
 
     row: str
@@ -38,11 +39,14 @@ class Cell:
     paper_source: str = ""
     counter: str = ""
     compared: bool = True
+    spread: float | None = None
+    seeds: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The contract's keys, and the others where they say something."""
         content = asdict(self)
-        for name, default in (("paper_source", ""), ("counter", ""), ("compared", True)):
+        defaults = {"paper_source": "", "counter": "", "compared": True, "spread": None, "seeds": None}
+        for name, default in defaults.items():
             if content[name] == default:
                 del content[name]
         return content
@@ -120,21 +124,23 @@ def _cell(
 ) -> Cell:
     paper, paper_source = _printed(row, column, others)
     divide = row.divide if row.divide is not None and column.origin == "plan" else column.divide
-    figure, mark, origin, why = _ours(spec, row, column, source, scale, extra, others)
+    ours = _ours(spec, row, column, source, scale, extra, others)
     smoke = SMOKE if scale == "smoke" else ""
-    notes = "; ".join(dict.fromkeys(note for note in (why, row.note, column.note, smoke) if note))
+    notes = "; ".join(dict.fromkeys(note for note in (ours.why, row.note, column.note, smoke) if note))
     return Cell(
         row.name,
         column.name,
         row.unit if row.unit and column.origin == "plan" else column.unit,
         paper,
-        None if figure is None else figure / divide,
-        origin,
-        mark,
+        None if ours.figure is None else ours.figure / divide,
+        ours.origin,
+        ours.identity,
         notes,
         paper_source,
         row.counter,
         row.compared and not smoke,
+        None if ours.spread is None else ours.spread / divide,
+        ours.seeds,
     )
 
 
@@ -152,28 +158,42 @@ def _printed(row: Row, column: Column, others: Mapping[str, Cell]) -> tuple[floa
     return round(statistics.fmean(cell.paper or 0.0 for cell in parts), 2), "recalled" if recalled else "derived"
 
 
+@dataclass(frozen=True)
+class _Ours:
+    """Our figure, where it comes from, the identity of its first run, why there is none; its spread over seeds."""
+
+    figure: float | None
+    origin: str
+    identity: str | None = None
+    why: str = ""
+    spread: float | None = None
+    seeds: int | None = None
+
+
 def _ours(
     spec: TableSpec, row: Row, column: Column, source: str, scale: str, extra: Sequence[str], others: Mapping[str, Cell]
-) -> tuple[float | None, str | None, str, str]:
-    """Our figure, the identity of its run, where it comes from, and why there is none."""
+) -> _Ours:
     if column.origin == "none":
-        return None, None, source, NOT_OURS
+        return _Ours(None, source, why=NOT_OURS)
     if row.words is None:
-        return None, None, source, row.note or NOT_OURS
+        return _Ours(None, source, why=row.note or NOT_OURS)
     if column.origin == "run" and source == "plan":
-        return None, None, source, NEEDS_RUN
+        return _Ours(None, source, why=NEEDS_RUN)
     if column.origin == "mean":
         return _mean(column, source, others)
     if scale == "smoke" and not spec.smoke:
-        return None, None, source, "this table has no smoke scale"
+        return _Ours(None, source, why="this table has no smoke scale")
     words = [*spec.cell_words(row, column, scale), *extra]
     seeds = [f"seed={seed}" for seed in spec.seeds] if column.origin == "run" else []
     try:
         answers = [ask((*words, *seed), row.value or column.value, source) for seed in _repeated(seeds, scale)]
     except Exception as error:  # whatever breaks a cell is told in its place; the other cells go on
-        return None, None, source, _reason(error)
+        return _Ours(None, source, why=_reason(error))
     combine = statistics.median if spec.statistic == "median" else statistics.fmean
-    return combine([figure for figure, _, _ in answers]), answers[0][1], answers[0][2], ""
+    figures, (_, identity, origin) = [figure for figure, _, _ in answers], answers[0]
+    if len(figures) == 1:
+        return _Ours(figures[0], origin, identity)
+    return _Ours(combine(figures), origin, identity, spread=statistics.stdev(figures), seeds=len(figures))
 
 
 def _repeated(seeds: Sequence[str], scale: str) -> list[tuple[str, ...]]:
@@ -183,13 +203,13 @@ def _repeated(seeds: Sequence[str], scale: str) -> list[tuple[str, ...]]:
     return [(seeds[0],)] if scale == "smoke" else [(seed,) for seed in seeds]
 
 
-def _mean(column: Column, source: str, others: Mapping[str, Cell]) -> tuple[float | None, str | None, str, str]:
+def _mean(column: Column, source: str, others: Mapping[str, Cell]) -> _Ours:
     figures = [others[name].ours for name in column.of]
     missing = [name for name, figure in zip(column.of, figures, strict=True) if figure is None]
     if missing:
         note = NEEDS_RUN if source == "plan" else f"a mean that lacks {', '.join(missing)}"
-        return None, None, source, note
-    return statistics.fmean(figure for figure in figures if figure is not None), None, source, ""
+        return _Ours(None, source, why=note)
+    return _Ours(statistics.fmean(figure for figure in figures if figure is not None), source)
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,7 @@ def as_csv(cells: Sequence[Cell]) -> str:
     smoke = of_smoke_scale(cells)
     text = io.StringIO()
     names = ["row", "column", "unit", "paper", "ours", "source", "identity", "paper_source", "counter", "compared"]
+    names += ["spread", "seeds"] * any(cell.seeds for cell in cells)
     writer = csv.DictWriter(text, [*names, "note"], lineterminator="\n")
     writer.writeheader()
     for cell in cells:
@@ -94,10 +95,15 @@ def _parts(column: Column, cells: Sequence[Cell]) -> list[str]:
 def _fields(cell: Cell, parts: Sequence[str]) -> list[str]:
     of = {
         "paper": figure(cell.paper) + MARKS.get(cell.paper_source, ""),
-        "ours": figure(cell.ours) or "-",
+        "ours": _with_spread(cell) or "-",
         "difference": "" if cell.difference is None else f"{100 * cell.difference:+.1f} %",
     }
     return [of[part] for part in parts]
+
+
+def _with_spread(cell: Cell) -> str:
+    """Our figure, and its standard deviation over seeds where they differ: 92.3 ± 0.41."""
+    return figure(cell.ours) + (f" ± {cell.spread:.2g}" if cell.spread else "")
 
 
 def _marks(cells: Sequence[Cell]) -> list[str]:
