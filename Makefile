@@ -9,7 +9,7 @@ BUDGET ?= 2
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-fast lint format bench faults mutations tables clean
+.PHONY: docs help setup demo test test-long test-fast lint format bench faults mutations tables clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ tables: $(READY)  ## every paper table, memory by plan
 
 table-%: $(READY)
 	$(BIN)/transfer-table $(shell echo $* | sed 's,-,/,')
+
+docs: $(READY)  ## a page for every method, data set and backbone, below docs/ (transfer-list methods NAME prints it)
+	$(BIN)/python scripts/write_docs.py --pages
 
 clean:  ## remove outputs and caches; the environment stays
 	rm -rf outputs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

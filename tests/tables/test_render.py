@@ -17,7 +17,8 @@ from transfer_run.tables import figures, produce
 from transfer_run.tables import spec as specs
 from transfer_run.tables.picture import picture
 from transfer_run.tables.produce import Cell
-from transfer_run.tables.render import as_csv, as_json, as_markdown, figure
+from transfer_run.tables.render import as_csv, as_json, as_markdown
+from transfer_run.tables.sheet import figure
 from transfer_run.tables.spec import TableSpec
 
 

@@ -64,6 +64,7 @@ class Family:
         loads: folders of a library that it reads, `{transformers: {MODEL_TYPE: WORDS}, timm: {PATTERN: WORDS}}`, with
             the words of the backbone's config that go with each.
         smallest: the backbone to try a method on.
+        tries: words of a run that needs no download; usual: words of one as papers have it. Pages show them.
     """
 
     name: str
@@ -78,6 +79,8 @@ class Family:
     relative_positions: bool = False
     loads: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     smallest: str = ""
+    tries: tuple[str, ...] = ()
+    usual: tuple[str, ...] = ()
 
     def form(self, dataset: Mapping[str, Any]) -> str:
         """The form in which the family answers `dataset`: its own, or text-to-text where answers are written.
@@ -108,7 +111,7 @@ def takes(about: Mapping[str, Any], family: Family) -> bool:
     return family.name in (about.get("backbones") or [family.name]) and not lacks(family, about)
 
 
-DESCRIBES = ("title", "published")
+DESCRIBES = ("title", "does", "choose", "commands", "published")
 """Keys of `about` that declare nothing of a family."""
 
 
@@ -168,7 +171,7 @@ def _read(name: str, about: Mapping[str, Any], where: str) -> Family:
             f"The family {name!r} does not say where its class is.", where=where, remedy="target: MODULE.CLASS"
         )
     words = {key: value for key, value in about.items() if key in valid}
-    for key in ("reads", "answers", "has"):
+    for key in ("reads", "answers", "has", "tries", "usual"):
         words[key] = tuple(words.get(key) or ())
     if words.get("towers"):
         words["reads"] = tuple(kind for kinds in words["towers"].values() for kind in kinds)

@@ -17,15 +17,20 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.registry import KINDS, Entry, entries, nearest_choices
 
 HELP = f"""\
-transfer-list KIND [PATTERN] [--format json] [--config-dir DIR]
+transfer-list KIND [NAME|PATTERN] [--format json|md] [--config-dir DIR]
 
 What there is to choose from, with the paper's title and the family: {", ".join(KINDS)}.
 
   transfer-list methods
+  transfer-list methods lst          its page: what it does, when to choose it, its options, commands, tables, figures
   transfer-list methods 'peft/*'     names that fit the pattern; without * and ? names that contain it
   transfer-list datasets glue --format json
   transfer-list methods --config-dir my_configs     your own beside the packaged ones
 """
+TABLE = "table"
+"""The group whose choices have no page: `transfer-table NAME` shows them."""
+WIDEST = 110
+"""Characters in a line of a page: longer ones are hard to read."""
 
 
 def main() -> None:
@@ -51,13 +56,33 @@ def show(arguments: Sequence[str]) -> None:
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise UserError(f"The folder of configs {flags.config_dir} does not exist.", where="--config-dir")
     folders = [Path(flags.config_dir).resolve()] if flags.config_dir else []
-    found = _fitting(entries(KINDS[flags.kind], folders), flags.pattern)
+    listed = entries(KINDS[flags.kind], folders)
+    if flags.format != "json" and KINDS[flags.kind] != TABLE and flags.pattern in [entry.name for entry in listed]:
+        print(_page(listed, KINDS[flags.kind], flags.pattern, folders, flags.format), end="")
+        return
+    if flags.format == "md":
+        raise UserError("A page is of one choice.", where="--format md", remedy="name it: transfer-list methods NAME",
+                        nearest=nearest_choices(flags.pattern or "", [entry.name for entry in listed]))  # fmt: skip
+    found = _fitting(listed, flags.pattern)
     if flags.format == "json":
         fields = [{"name": e.name, "title": e.title, "family": e.family, "file": str(e.file)} for e in found]
         print(json.dumps(fields, indent=1, ensure_ascii=False))
         return
     for line in columns(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0):
         print(line)
+
+
+def _page(listed: Sequence[Entry], group: str, name: str, folders: Sequence[Path], form: str) -> str:
+    """The page of a choice, and below it the others whose names contain its own."""
+    from transfer_run.tables.pages.describe import page
+    from transfer_run.tables.pages.page import in_markdown, in_terminal
+
+    told = page(group, name, folders)
+    if form == "md":
+        return in_markdown(told)
+    others = [entry.name for entry in listed if name in entry.name and entry.name != name]
+    more = f"\nAlso: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}\n" if others else ""
+    return in_terminal(told, min(shutil.get_terminal_size((100, 24)).columns, WIDEST)) + more
 
 
 def _fitting(found: Sequence[Entry], pattern: str | None) -> list[Entry]:
@@ -83,7 +108,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("kind", nargs="?")
     parser.add_argument("pattern", nargs="?")
     parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument("--format", choices=["text", "json", "md"], default="text")
     parser.add_argument("--config-dir", "-cd")
     return parser.parse_args(arguments)
 

@@ -52,14 +52,14 @@ def show(arguments: Sequence[str]) -> None:
     if flags.help or flags.name is None:
         print(HELP)
         return
-    from transfer_run.tables.spec import names, read
+    from transfer_run.tables.spec import names, read, recorded_file
 
     every = flags.name == "all"
     specs = [read(name) for name in (names() if every else [flags.name])]
     _check_words(flags.overrides)
     from transfer_run.files import make_folder
     from transfer_run.tables.produce import check_extra, produce
-    from transfer_run.tables.records import record, recorded, recorded_file
+    from transfer_run.tables.records import record, recorded
 
     if flags.source == "recorded" and every:
         specs = [spec for spec in specs if recorded_file(spec.name).is_file()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.tables.produce import Cell, of_smoke_scale
-from transfer_run.tables.render import figure
+from transfer_run.tables.sheet import figure
 from transfer_run.tables.spec import TableSpec
 
 PAPER, OURS = "C0", "C1"

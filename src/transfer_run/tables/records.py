@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
-from transfer_run.experiment.config import registry
 from transfer_run.experiment.record.log import environment
 from transfer_run.files import write_json
 from transfer_run.tables.produce import Cell, of_smoke_scale
 from transfer_run.tables.render import as_json
-from transfer_run.tables.spec import TableSpec
-
-
-def recorded_file(name: str) -> Path:
-    """Where recorded results of a table stand in the repository."""
-    return registry.config_root().parent / "tests" / "recorded" / "tables" / f"{name.replace('/', '_')}.json"
+from transfer_run.tables.spec import TableSpec, recorded_file
 
 
 def record(spec: TableSpec, cells: Sequence[Cell]) -> Path:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from transfer_run.tables.produce import NOT_OURS, SMOKE, Cell, of_smoke_scale, summary
-from transfer_run.tables.sheet import Group, Sheet, in_markdown
+from transfer_run.tables.sheet import Group, Sheet, figure, in_markdown
 from transfer_run.tables.smoke import smoke_sheet
 from transfer_run.tables.spec import Column, TableSpec
 
@@ -39,13 +39,6 @@ def as_csv(cells: Sequence[Cell]) -> str:
         line = {"paper_source": "", "counter": "", "compared": True, **cell.to_json()}
         writer.writerow({**line, "paper": None, "paper_source": ""} if smoke else line)
     return text.getvalue()
-
-
-def figure(value: float | None) -> str:
-    """Four significant digits, whole numbers whole; nothing for a missing figure."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 10000 and value == int(value) else f"{value:.4g}"
 
 
 def as_markdown(spec: TableSpec, cells: Sequence[Cell]) -> str:

@@ -49,17 +49,29 @@ class Sheet:
     summary: Sequence[str] = field(default=())
 
 
+def figure(value: float | None) -> str:
+    """Four significant digits, whole numbers whole; nothing for a missing figure."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10000 and value == int(value) else f"{value:.4g}"
+
+
 def in_markdown(sheet: Sheet) -> str:
     """The whole sheet as Markdown."""
+    lines = [f"## {sheet.title}", "", *([sheet.intro, ""] if sheet.intro else []), *rows_in_markdown(sheet)]
+    lines += [*(f"- {note}" for note in sheet.notes), "", *sheet.summary]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def rows_in_markdown(sheet: Sheet) -> list[str]:
+    """The rows alone under their headings, and an empty line; nothing where there are no rows."""
+    if not sheet.rows:
+        return []
     head = []
     for group in sheet.groups:
         head += [f"{group.heading}, {group.parts[0]}", *group.parts[1:]] if group.parts else [group.heading]
-    lines = [f"## {sheet.title}", "", *([sheet.intro, ""] if sheet.intro else [])]
-    if sheet.rows:
-        lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        lines += [f"| {' | '.join(row)} |" for row in sheet.rows] + [""]
-    lines += [*(f"- {note}" for note in sheet.notes), "", *sheet.summary]
-    return "\n".join(lines).rstrip() + "\n"
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in sheet.rows), ""]
 
 
 def in_terminal(sheet: Sheet, width: int) -> str:
@@ -70,16 +82,22 @@ def in_terminal(sheet: Sheet, width: int) -> str:
     """
     lines = [*_wrapped(sheet.title, width), ""]
     lines += [*_wrapped(sheet.intro, width), ""] if sheet.intro else []
-    if sheet.rows:
-        blocks = _blocks(sheet.groups, sheet.rows, width)
-        if len(blocks) > 1:
-            turned = _blocks(*_turned(sheet), width)
-            blocks = turned if len(turned) == 1 else blocks
-        lines += [line for block in blocks for line in (*block, "")]
+    lines += rows_in_terminal(sheet, width)
     for note in sheet.notes:
         lines += textwrap.wrap(note, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
     lines += ["", *(line for text in sheet.summary for line in _wrapped(text, width))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def rows_in_terminal(sheet: Sheet, width: int) -> list[str]:
+    """The rows alone, and an empty line after each block of columns."""
+    if not sheet.rows:
+        return []
+    blocks = _blocks(sheet.groups, sheet.rows, width)
+    if len(blocks) > 1:
+        turned = _blocks(*_turned(sheet), width)
+        blocks = turned if len(turned) == 1 else blocks
+    return [line for block in blocks for line in (*block, "")]
 
 
 def _turned(sheet: Sheet) -> tuple[list[Group], list[list[str]]]:

@@ -150,6 +150,11 @@ def file_of(name: str) -> Path:
     return registry.find("table", name, ())[0]
 
 
+def recorded_file(name: str) -> Path:
+    """Where recorded results of a table stand in the repository."""
+    return registry.config_root().parent / "tests" / "recorded" / "tables" / f"{name.replace('/', '_')}.json"
+
+
 def _spec(name: str, content: Mapping[str, Any]) -> TableSpec:
     written = content["columns"]
     groups = {key: [str(item) for item in value["each"]] for key, value in written.items() if "each" in value}

@@ -38,6 +38,9 @@ class Fact:
 
 ANY = {
     "title": Fact("str", "what it is, in a line; a method's paper"),
+    "does": Fact("str", "what it does, in two sentences; left out: what the comment at the head of its file says"),
+    "choose": Fact("str", "when to choose it, and when not"),
+    "commands": Fact("list[str]", "command lines that its page shows; left out: those of its family's `usual` words"),
     "options": Fact("dict", "types and choices of its own keys, where the default does not tell (`schema.py`)"),
     "former": Fact("dict", "words of a paper's own code, and what to write here instead"),
 }
@@ -88,6 +91,8 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "loads": Fact("dict", "the libraries' folders that it reads, and the words that go with each"),
         "published": Fact("dict", "digests of its files, and the package that carries them (`weights/published.py`)"),
         "smallest": Fact("str", "the backbone to try a method on"),
+        "tries": Fact("list[str]", "words that try it at once, on data that are installed"),
+        "usual": Fact("list[str]", "words of a run as papers have it"),
     },
 }
 

@@ -151,6 +151,23 @@ def _files(group: str, folders: Sequence[Path], *, hidden: bool = False) -> dict
     return found
 
 
+def built_on(group: str, name: str, folders: Sequence[Path] = ()) -> list[Path]:
+    """The files that make up a choice: those that its defaults list names, each after its own, and itself last."""
+    return list(dict.fromkeys(_chain(group, name, _files(group, folders, hidden=True))))
+
+
+def _chain(group: str, name: str, files: Mapping[str, Path], base: str = "") -> list[Path]:
+    parents = [each for each in _parents(group, read_yaml(files[name]), base) if each in files]
+    below = [path for each in parents for path in _chain(group, each, files, each[: each.rfind("/") + 1])]
+    return [*below, files[name]]
+
+
+def _parents(group: str, content: Mapping[str, Any], base: str) -> list[str]:
+    """The choices of its own group that a file's defaults list names."""
+    named = [item.partition("@")[0] for item in content.get("defaults", []) if isinstance(item, str)]
+    return [each.removeprefix(f"/{group}/") if each.startswith("/") else f"{base}{each}" for each in named]
+
+
 def _read(group: str, name: str, files: Mapping[str, Path], base: str = "") -> dict[str, Any]:
     """What the file adds to a config, over what the files of its group that its defaults list names add.
 
@@ -160,11 +177,10 @@ def _read(group: str, name: str, files: Mapping[str, Path], base: str = "") -> d
     """
     own = read_yaml(files[name])
     content: dict[str, Any] = {}
-    for item in own.pop("defaults", []):
-        parent = str(item).partition("@")[0]
-        parent = parent.removeprefix(f"/{group}/") if parent.startswith("/") else f"{base}{parent}"
-        if isinstance(item, str) and parent in files:
+    for parent in _parents(group, own, base):
+        if parent in files:
             content = merged(content, _read(group, parent, files, parent[: parent.rfind("/") + 1]))
+    own.pop("defaults", None)
     path = group if group == "table" else f"{group}/{name}".rpartition("/")[0].replace("/", ".")
     return merged(content, _placed(own, _package(files[name]) or path))
 
@@ -194,13 +210,18 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _comment(file: Path) -> str:
-    """What the comment at the head of the file says, up to the end of its first sentence."""
+def comment(file: Path) -> list[str]:
+    """The lines of the comment at the head of a file, without the package that they are placed in."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
-            lines.append(line.lstrip("# ").strip())
-    text = " ".join(lines)
+            lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return lines
+
+
+def _comment(file: Path) -> str:
+    """What the comment at the head of the file says, up to the end of its first sentence."""
+    text = " ".join(line.strip() for line in comment(file))
     return text.partition(". ")[0].rstrip(".") if text else ""
