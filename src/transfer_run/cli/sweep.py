@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from transfer_run.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import Composer
 from transfer_run.experiment.record.state import FINISHED, STATUS, State
+from transfer_run.experiment.record.wandb_access import check_key
 from transfer_run.files import make_folder
 from transfer_run.memory.budget import parse_budget
 from transfer_run.sweeps import record, table
@@ -52,6 +53,9 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
         make_folder(folder, f"output_dir: {folder}")
         record.write(asked, rows)
     todo = to_do(rows, retry_failed=master.sweep.retry_failed, force=master.force or master.dry_run)
+    for each in todo:
+        if each.run is not None:
+            check_key(each.run.config["logger"])
     left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
     print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {launcher}, {folder}", flush=True)
     work = _Local(asked, master) if launcher in LOCAL else _Launched(asked, master, composer)

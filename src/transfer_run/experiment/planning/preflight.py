@@ -11,6 +11,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.digests import members
 from transfer_run.experiment.config.references import ROWS
+from transfer_run.experiment.record.wandb_access import check_key
 
 
 def check_before(run: Run, *, sources_missing: bool) -> None:
@@ -26,6 +27,7 @@ def check_before(run: Run, *, sources_missing: bool) -> None:
     config = run.config
     if not run.has_data:
         return
+    check_key(config["logger"])
     check_shares(config)
     if config["method"]["about"].get("pretrained", True) and run.weights.kind == "hub":
         refuse_nowhere(config["backbone"])
