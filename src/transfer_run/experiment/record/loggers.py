@@ -32,7 +32,7 @@ def build_loggers(config: Mapping[str, Any], folder: Path) -> list[Logger]:
 
 @contextmanager
 def _same_mode() -> Iterator[None]:
-    """A logger that begins offline sets WANDB_MODE, and the next run of this process would be offline without a word."""
+    """A logger that begins offline sets WANDB_MODE: the next run of this process would be offline without a word."""
     before = os.environ.get("WANDB_MODE")
     try:
         yield
