@@ -20,7 +20,7 @@ FLOORS = (
     {"experiment"},
     {"methods"},
     {"data", "backbones", "memory", "hardware"},
-    {"errors", "files", "run_folder", "signals", "task", "words"},
+    {"errors", "files", "run_folder", "signals", "targets", "task", "words"},
 )
 """The rooms from the top of the house to its ground; each may import those below it."""
 SHARED = "base"

@@ -36,6 +36,33 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def user_path(named: str, where: str) -> Path:
+    """The path that a user's word names, `~` expanded; whether anything is there is another question.
+
+    Args:
+        where: the key, for the message.
+
+    Raises:
+        UserError: no file can be called so, or it may not be looked at.
+    """
+    try:
+        path = Path(named).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # pathlib's word for ~NAME
+        raise UserError(
+            f"Nobody on this machine has the home {named.partition('/')[0]}.",
+            where=where,
+            remedy="write the folder in full, or ./~NAME for a name that begins so",
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        shown = named if len(named) <= 80 else f"{named[:60]}... ({len(named)} characters)"
+        raise UserError(f"{shown!r} is no path: {reason}.", where=where, remedy="name a file or folder") from error
+    return path
+
+
 def make_folder(folder: Path, where: str) -> None:
     """Make a folder that the user's words name.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.own_configs import own
 from transfer_run.data.load import build_data, build_tests
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
@@ -117,8 +118,9 @@ def test_words_that_name_no_fitting_data_set_are_refused(tests: str, says: str) 
         compose(["method=full", "backbone=vit_tiny", "dataset=digits", f"dataset.tests={tests}"])
 
 
-def test_data_beside_that_the_backbone_does_not_read_are_refused() -> None:
-    words = ["method=full", "backbone=vit_tiny", "dataset=digits", "++method.about.beside={other: images}"]
+def test_data_beside_that_the_backbone_does_not_read_are_refused(tmp_path: Path) -> None:
+    folder = own(tmp_path, "method", "beside", "full", about={"beside": {"other": "images"}})
+    words = [f"hydra.searchpath=[{folder}]", "method=beside", "backbone=vit_tiny", "dataset=digits"]
     with pytest.raises(UserError, match="dataset=python_docs holds text, which backbone=vit_tiny") as error:
         compose([*words, "dataset.beside.other=python_docs"])
     assert error.value.where == "dataset.beside.other"

@@ -52,7 +52,11 @@ def test_one_of_torch_or_from_a_users_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "what"),
-    [("torch.optim.Adamw", "cannot be imported"), ("torch.nn.Linear", "no optimizer"), ("Adam", "cannot be imported")],
+    [
+        ("torch.optim.Adamw", "has no optimizer"),
+        ("torch.nn.Linear", "no folder that you have named"),
+        ("Adam", "no module"),
+    ],
 )
 def test_a_class_that_is_none_is_named(target: str, what: str) -> None:
     with pytest.raises(UserError, match=what) as error:

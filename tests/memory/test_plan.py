@@ -101,7 +101,7 @@ def test_the_papers_setting_is_said_and_gives_way_to_words(capfd: pytest.Capture
     assert "method.bias=all, method.add_biases=true" in said
     (said,) = answer(capfd, *lora, "method.bias=all")["assumptions"]
     assert "method.bias" not in said
-    assert "assumptions" not in answer(capfd, *lora, "method.about.paper_profile=null")
+    assert "assumptions" not in answer(capfd, *lora, "plan.paper_method=false")
 
 
 def test_wrong_words_are_answered_without_a_plan(capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ Only the module of the family asked for is imported: a text model never waits fo
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.backbones.weights.published import find_weights
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
+from transfer_run.targets import load_class
 
 LOG = logging.getLogger("transfer_run")
 RANDOM: Literal["random"] = "random"
@@ -48,26 +48,8 @@ def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> typ
     if family.targets and kind is None and folder is not None:
         kind = stored_config(folder).get("model_type")
     target = family.targets.get(str(kind), family.target)
-    module_name, _, class_name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise UserError(
-            f"The module {module_name!r} of the family {family.name!r} cannot be imported.",
-            where=f"backbone.about.target: {target}",
-            remedy="put the file beside the folder that holds backbone/NAME.yaml, or on PYTHONPATH",
-        ) from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Backbone)):
-        names = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Backbone)]
-        names = [name for name in names if name != Backbone.__name__]
-        raise UserError(
-            f"{module_name} has no class of backbones {class_name!r}.",
-            where=f"backbone.about.target: {target}",
-            nearest=nearest_names(class_name, names) or names,
-        )
+    where = f"backbone.about.target: {target} (family {family.name})"
+    found: type[Backbone] = load_class(target, Backbone, where, "class of backbones")
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.parser import Parser
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.files import user_path
 from transfer_run.experiment.config.registry import KINDS, Entry, entries, nearest_choices
 
 HELP = f"""\
@@ -53,9 +54,9 @@ def show(arguments: Sequence[str]) -> None:
     if flags.kind not in KINDS:
         near = nearest_names(flags.kind, KINDS) or list(KINDS)
         raise UserError(f"There is no list of {flags.kind!r}.", nearest=near, remedy=f"one of {', '.join(KINDS)}")
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
+    folders = [user_path(flags.config_dir, "--config-dir").resolve()] if flags.config_dir else []
+    if folders and not folders[0].is_dir():
         raise UserError(f"The folder of configs {flags.config_dir} does not exist.", where="--config-dir")
-    folders = [Path(flags.config_dir).resolve()] if flags.config_dir else []
     listed = entries(KINDS[flags.kind], folders)
     if flags.format != "json" and KINDS[flags.kind] != TABLE and flags.pattern in [entry.name for entry in listed]:
         print(_page(listed, KINDS[flags.kind], flags.pattern, folders, flags.format), end="")

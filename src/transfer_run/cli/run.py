@@ -11,6 +11,7 @@ from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
 from transfer_run.errors import DONE, UserError
+from transfer_run.files import user_path
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -71,7 +72,7 @@ def _carry(run: Run) -> int:
 def _export(words: Sequence[str]) -> int:
     """`run=FOLDER export=DIR`: the model of a run that has finished, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    run = Path(given.get("run", "")).expanduser()
+    run = user_path(given.get("run", ""), "run")
     if set(given) != {"run", "export"} or len(words) != 2:
         raise UserError(
             "run=FOLDER exports a finished run, and goes with export=DIR alone.",

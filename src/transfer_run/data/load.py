@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
 from transfer_run.data.loss import with_loss
 from transfer_run.errors import UserError
+from transfer_run.targets import load_class
 from transfer_run.task import BatchSpec, Task, named_beside
 
 
@@ -19,16 +19,11 @@ def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:
     Raises:
         UserError: there is no such module or class (a user's own dataset, misspelt).
     """
-    target = dataset["about"]["target"]
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"The dataset's class cannot be imported: {error}",
-            where=f"about.target={target} of dataset={dataset['name']}",
-            remedy="write about.target as module.Class of an importable module",
-        ) from error
+    target = str(dataset["about"]["target"])
+    found: type[DataModule] = load_class(
+        target, DataModule, f"about.target={target} of dataset={dataset['name']}", "data set's class"
+    )
+    return found
 
 
 def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from transfer_run.errors import UserError
+from transfer_run.targets import load_class
 
 OF_RUN = ("about", "name", "schedule", "interval", "warmup", "no_decay_1d")
 """Keys of the `optimizer` node that are not arguments of the optimizer's class."""
@@ -59,7 +59,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Mapping[str, Any]) -> 
         groups = [part for group in groups for part in _split_1d(group)]
     groups = [group for group in groups if group["params"]]
     target = str(config["about"]["target"])
-    kind = _class(target)
+    kind: type[Optimizer] = load_class(target, Optimizer, f"optimizer.about.target: {target}", "optimizer")
     arguments = {key: value for key, value in config.items() if key not in OF_RUN}
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     try:
@@ -70,21 +70,6 @@ def build_optimizer(groups: list[dict[str, Any]], config: Mapping[str, Any]) -> 
             where=f"optimizer: {', '.join(arguments)}",
             remedy="give its config the keys that the class takes",
         ) from error
-
-
-def _class(target: str) -> type[Optimizer]:
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"The optimizer's class cannot be imported: {error}.",
-            where=f"optimizer.about.target: {target}",
-            remedy="write module.Class of an importable module, as torch.optim.RAdam",
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise UserError(f"{target} is no optimizer of torch.", where=f"optimizer.about.target: {target}")
-    return found
 
 
 def _split_1d(group: dict[str, Any]) -> list[dict[str, Any]]:

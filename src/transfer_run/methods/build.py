@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import keyword
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -11,8 +10,9 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.quantised import QUANTISED
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.targets import load_class
 from transfer_run.task import Task
 
 T = TypeVar("T")
@@ -28,26 +28,7 @@ def method_class(target: str) -> type[Method]:
     Raises:
         UserError: the module or the class does not exist, or is no Method.
     """
-    module_name, _, class_name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise UserError(
-            f"The method's module {module_name!r} cannot be imported.",
-            where=f"method.about.target: {target}",
-            remedy="put the file beside the folder that holds method/NAME.yaml, or on PYTHONPATH",
-        ) from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method)]
-        names = [v.__name__ for v in classes if v is not Method]
-        raise UserError(
-            f"{module_name} has no method class {class_name!r}.",
-            where=f"method.about.target: {target}",
-            nearest=nearest_names(class_name, names) or names,
-        )
+    found: type[Method] = load_class(target, Method, f"method.about.target: {target}", "method class")
     return found
 
 

@@ -13,7 +13,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -25,6 +24,7 @@ from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.entropy import cross_entropy
 from transfer_run.methods.known_forms import check_form, target_of
+from transfer_run.targets import load_class
 from transfer_run.task import Task
 
 if TYPE_CHECKING:
@@ -192,14 +192,11 @@ def find_form(form: str) -> Form:
     """
     check_form(form)
     module_name, class_name = target_of(form)
-    module = import_module(module_name)
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Form)) or inspect.isabstract(found):
-        names = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Form) and v is not Form]
+    found: type[Form] = load_class(f"{module_name}.{class_name}", Form, f"dataset.form={form}", "form")
+    if inspect.isabstract(found):
         raise UserError(
-            f"{module_name} has no form {class_name!r}.",
+            f"The form {class_name!r} does not give all that a form gives: {', '.join(sorted(found.__abstractmethods__))}.",
             where=f"dataset.form={form}",
-            nearest=nearest_names(class_name, names) or names,
-            remedy="a form is a class that inherits transfer_run.methods.form.Form and gives its loss and predict",
+            remedy="a form inherits transfer_run.methods.form.Form and gives its loss and predict",
         )
     return found()

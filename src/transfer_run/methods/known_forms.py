@@ -6,12 +6,11 @@ A form is a word of `dataset.form`. `classification` is the class `Classificatio
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.targets import check_target
 
 FOLDER = Path(__file__).parent / "forms"
 OWN = ":"
@@ -26,7 +25,7 @@ def packaged_forms() -> list[str]:
 def target_of(form: str) -> tuple[str, str]:
     """Module and class of a form."""
     module, colon, name = form.partition(OWN)
-    if colon:
+    if colon:  # a class of the user's own
         return module, name
     return f"transfer_run.methods.forms.{form}", "".join(part.title() for part in form.split("_"))
 
@@ -50,11 +49,5 @@ def check_form(form: str, also: Collection[str] = (), folders: Sequence[Path] = 
             nearest=nearest_names(form, known),
             remedy=f"choose among {', '.join(known)}, or name your own as module:Class",
         )
-    places = [*map(str, folders), *sys.path]
-    if colon and not (name and module and PathFinder.find_spec(module.partition(".")[0], places)):
-        raise UserError(
-            f"There is no module {module!r} to take a form from.",
-            where=f"dataset.form={form}",
-            nearest=nearest_names(module, [path.stem for folder in folders for path in folder.glob("*.py")]),
-            remedy="write module:Class, and put the module beside the folder that holds dataset/NAME.yaml",
-        )
+    if colon:
+        check_target(f"{module}.{name}", f"dataset.form={form}", folders)

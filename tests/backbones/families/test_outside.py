@@ -133,9 +133,14 @@ def test_a_data_set_that_ours_do_not_read_is_answered_with_the_users_own(folder:
     shutil.copytree(folder, mine)
     other = yaml.safe_load(CONFIG) | {"name": "curves_small", "family": "curves"}
     other["about"] = {"target": "curves.Curves", "reads": ["series"]}
+    (mine / "curves.py").write_text("")
+    data = dict(registry.entry("dataset", "digits").content["dataset"])
+    data = {**data, "name": "curves", "about": {**data["about"], "holds": "series"}}
+    (mine / "dataset").mkdir(exist_ok=True)
+    (mine / "dataset" / "curves.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"dataset": data}))
     (mine / "backbone" / "curves_small.yaml").write_text("# @package backbone\n# Curves.\n" + yaml.safe_dump(other))
     with pytest.raises(UserError) as error:
-        composed(mine, "dataset.about.holds=series")
+        composed(mine, "dataset=curves")
     assert error.value.remedy.startswith("choose backbone=curves_small, or dataset=")
 
 
@@ -173,7 +178,7 @@ def test_what_describes_it_is_no_part_of_the_identity(folder: Path, tmp_path: Pa
     ("about", "what", "nearest"),
     [
         ({"target": "bag_of_bytes.Bags"}, "bag_of_bytes has no class of backbones 'Bags'", "Bag"),
-        ({"target": "bag_of_words.Bag"}, "module 'bag_of_words' of the family 'bag' cannot be imported", ""),
+        ({"target": "bag_of_words.Bag"}, "module 'bag_of_words' cannot be imported", ""),
         ({"reads": ["text"]}, "does not say where its class is", ""),
         ({"target": "bag_of_bytes.Bag", "answer": ["regression"]}, "declares no 'answer'", "answers"),
     ],
@@ -181,6 +186,7 @@ def test_what_describes_it_is_no_part_of_the_identity(folder: Path, tmp_path: Pa
 def test_a_wrong_declaration(
     folder: Path, about: dict[str, Any], what: str, nearest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.syspath_prepend(str(folder))
     with pytest.raises(UserError) as error:
         build_backbone(yaml.safe_load(CONFIG) | {"about": about}, device="meta")

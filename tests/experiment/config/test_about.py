@@ -42,6 +42,7 @@ def method(folder: Path, about: str) -> Path:
     return file
 
 
+TARGET = "transfer_run.methods.tuning.full.Full"
 TOY = "target: toy.Toy, family: tuning, shape: tune"
 
 
@@ -105,7 +106,7 @@ def test_a_slip_in_a_backbones_file(tmp_path: Path) -> None:
 
 
 def test_a_method_may_name_a_family_of_the_users_own(tmp_path: Path) -> None:
-    about = {"target": "toy.Toy", "backbones": ["series"]}
+    about = {"target": TARGET, "backbones": ["series"]}
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "series.yaml").write_text(
         "# @package backbone\nname: series\nfamily: series\nabout: {target: series.Forecaster}\n", encoding="utf-8"
@@ -116,7 +117,7 @@ def test_a_method_may_name_a_family_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_a_method_may_name_a_form_of_the_users_own() -> None:
-    check_about({"method": {"about": {"target": "toy.Toy", "tasks": ["my_form:SeveralLabels"]}}})
+    check_about({"method": {"about": {"target": TARGET, "tasks": ["my_form:SeveralLabels"]}}})
 
 
 def test_a_family_declares_the_same_keys_in_its_own_file() -> None:
@@ -126,12 +127,18 @@ def test_a_family_declares_the_same_keys_in_its_own_file() -> None:
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("method.about.backbnes=[vit]", "no key"), ("hardware.about.titel=x", "no key"), ("method.about=3", "a group")],
+    [
+        ("method.about.backbnes=[vit]", r"method\.about\.backbnes is a fact of its file"),
+        ("method.about.tasks=[regression]", r"method\.about\.tasks is a fact"),
+        ("hardware.about.titel=x", r"hardware\.about\.titel is a fact"),
+        ("method.about=3", r"method\.about\.title is a fact"),
+        ("~method.about.family", r"method\.about\.family is a fact"),
+    ],
 )
 def test_a_word_says_nothing_new(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         compose(["method=full", *RUN, word])
-    assert word.partition("=")[0] in caught.value.where
+    assert word.lstrip("~").partition("=")[0] in caught.value.where
 
 
 def test_about_describes_a_node_and_not_what_is_below_it() -> None:

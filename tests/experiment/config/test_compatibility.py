@@ -37,10 +37,10 @@ def own(dataset: dict[str, Any], **declared: Any) -> dict[str, Any]:
         pair("t5", TEXT, tasks=["text_to_text"]),
         pair("decoder", {**TEXT, "form": "language_modeling"}),
         pair("t5", {**TEXT, "form": "span_corruption"}),
-        pair("vit", {**PICTURES, "form": "json:Forecast"}),  # a form of one's own, which no family names
+        pair("vit", {**PICTURES, "form": "transfer_run.task:Forecast"}),  # a form of one's own, which no family names
         pair("vit", {"name": "mine", "form": "classification"}),  # a data set that does not say what it holds
         own(TEXT, reads=["text"], answers=["classification"]),
-        own({"name": "curves", "form": "json:Forecast", "about": {"holds": "series"}}, reads=["series"]),
+        own({"name": "curves", "form": "transfer_run.task:Forecast", "about": {"holds": "series"}}, reads=["series"]),
         pair("vit", PICTURES, asks=["parts", "attention"]),
         own(PICTURES),  # a family that does not say what it reads
     ],

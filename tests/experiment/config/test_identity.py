@@ -127,7 +127,7 @@ def of(*words: str) -> str:
         ["hardware=slurm", "hardware.slurm.minutes=5"],
         ["trainer.progress=none", "trainer.checkpoint_every=3", "trainer.tracked_steps=0"],
         ["plan.profile=paper", "dry_run=true"],
-        ["method.about.title=other"],
+        ["plan.paper_method=false"],
     ],
 )
 def test_words_that_ask_for_the_same_result(words: list[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_configs import own
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
@@ -83,9 +84,15 @@ def test_rows_that_are_none_of_the_data_set(refused, tmp_path: Path) -> None:  #
     assert error.where.startswith(f"dataset.rows: {file}")
 
 
-def test_data_beside_the_runs_own_without_a_path(refused) -> None:  # type: ignore[no-untyped-def]
-    words = ("method=full", "backbone=vit_tiny", "dataset=digits", "++method.about.beside={unlabeled: images}")
-    error = refused(*words, "dataset.beside.unlabeled=image_folder")
+def test_data_beside_the_runs_own_without_a_path(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = own(tmp_path / "mine", "method", "beside", "full", about={"beside": {"unlabeled": "images"}})
+    error = refused(
+        f"hydra.searchpath=[{folder}]",
+        "method=beside",
+        "backbone=vit_tiny",
+        "dataset=digits",
+        "dataset.beside.unlabeled=image_folder",
+    )
     assert error.what == "The dataset has no path."
     assert error.where == "dataset.beside.unlabeled: image_folder"
 

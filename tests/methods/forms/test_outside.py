@@ -214,21 +214,22 @@ def stop_behind(patch: pytest.MonkeyPatch, step: int) -> None:
     ("form", "said", "near"),
     [
         ("clasification", "There is no form of task 'clasification'", "classification"),
-        ("my_fom:SeveralLabels", "There is no module 'my_fom'", "my_form"),
-        ("my_form:", "There is no module 'my_form'", "my_form"),
+        ("my_fom:SeveralLabels", "The module 'my_fom' cannot be imported", "my_form"),
+        ("my_form:", "'my_form.' is no module.Class", None),
     ],
 )
 def test_a_word_that_is_no_form_gets_one_message(
-    form: str, said: str, near: str, words: Callable[..., list[str]], tmp_path: Path
+    form: str, said: str, near: str | None, words: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
         run(words(tmp_path, f"dataset.form='{form}'"))
-    assert near in caught.value.nearest
+    assert near is None or near in caught.value.nearest
     assert not list(tmp_path.iterdir())
 
 
 def test_a_class_that_is_no_form_is_named_with_those_that_are(folder: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
         patch.syspath_prepend(str(folder))
         with pytest.raises(UserError, match="has no form 'Wrong'") as caught:
             find_form("my_form:Wrong")

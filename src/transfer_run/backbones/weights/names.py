@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from transfer_run.backbones.weights.files import tokenizer_files
 from transfer_run.errors import UserError
+from transfer_run.files import user_path
 from transfer_run.run_folder import has_model, model_folder, read_description
 
 BYTES = "bytes"
@@ -31,7 +32,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 def is_hub_name(words: str) -> bool:
     """May these words be a model of the hub, NAME or NAME@REVISION? What lies in a folder that exists is a path."""
-    return _HUB_NAME.fullmatch(words) is not None and not Path(words).expanduser().parent.exists()
+    return _HUB_NAME.fullmatch(words) is not None and not user_path(words, words).parent.exists()
 
 
 Kind = Literal["hub", "random", "run", "stage", "path"]

@@ -18,6 +18,7 @@ from transfer_run.experiment.config.compatibility import known_families
 from transfer_run.experiment.config.reads import reads
 from transfer_run.experiment.config.schema import ABOUT, converted, parse_type
 from transfer_run.methods.known_forms import OWN, packaged_forms
+from transfer_run.targets import check_target
 
 SHAPES = ("tune", "stage", "combine", "distil", "score", "reshape")
 """What a method does; `methods/base.py` says what each of them means."""
@@ -129,6 +130,37 @@ def check_about(
         _check_kinds(group, values.get(group) or {}, where, folders)
     _check_profile(values.get("method") or {}, where)
     published(values.get("backbone") or {})
+    for group, node in values.items():
+        about = (node.get(ABOUT) if isinstance(node, Mapping) else None) or {}
+        for target in [about.get("target"), *(about.get("targets") or {}).values()]:
+            if target is not None:
+                check_target(str(target), where(f"{group}.{ABOUT}.target"), folders)
+
+
+def check_facts(values: Mapping[str, Any], declared: Mapping[str, Any], where: Callable[[str], str]) -> None:
+    """What `about` says is the file's to say: a word that changed it would name other code, or a run that its identity
+    does not tell, for no fact is in it.
+
+    Args:
+        declared: the nodes as the files of their choices declare them.
+
+    Raises:
+        UserError: naming the word.
+    """
+    for group in {**values, **declared}:
+        said, meant = (
+            (node if isinstance(node, Mapping) else {}).get(ABOUT) for node in (values.get(group), declared.get(group))
+        )
+        if said == meant:
+            continue
+        both = [each if isinstance(each, Mapping) else {} for each in (said, meant)]
+        key = next((key for key in {**both[0], **both[1]} if both[0].get(key) != both[1].get(key)), "")
+        dotted = f"{group}.{ABOUT}" + (f".{key}" if key else "")
+        raise UserError(
+            f"{dotted} is a fact of its file: no word sets it.",
+            where=where(dotted),
+            remedy=f"leave it out, or write a {group} of your own (--config-dir FOLDER, a file {group}/NAME.yaml)",
+        )
 
 
 def _check_keys(group: str, about: Any, where: Callable[[str], str]) -> None:

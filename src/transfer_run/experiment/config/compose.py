@@ -9,7 +9,6 @@ are written: on a command line, in a sweep, as a source of another run, in a tab
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,15 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from transfer_run import targets
 from transfer_run.backbones.weights.published import WHERE as PINNED
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
-from transfer_run.experiment.config.about import check_about
+from transfer_run.experiment.config.about import check_about, check_facts
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.default_backbone import standing_in
-from transfer_run.experiment.config.files import check_files, check_weights
+from transfer_run.experiment.config.files import check_files, check_places, check_weights
 from transfer_run.experiment.config.hydra_errors import CONFIG_NAME, user_errors
+from transfer_run.experiment.config.hydra_node import check_hydra, check_hydra_word
 from transfer_run.experiment.config.hydra_parts import (
     BasicSweeper,
     ConfigLoaderImpl,
@@ -119,8 +120,15 @@ class Composer:
         if missing:
             raise UserError(f"{missing} must be given.", where=missing, remedy=f"add {missing}=VALUE")
         declared = self._declared(contents)
+        unchosen = next((group for group in GROUPS if group != "experiment" and not choices.get(group)), None)
+        if unchosen is not None:
+            raise _unusable(unchosen, None, self.folders)
         for group in ("method", "backbone", "dataset"):
-            if not isinstance(values.get(group), dict) or declared.get(group, {}).get("name") != choices.get(group):
+            if (
+                not isinstance(values.get(group), dict)
+                or values[group].get("name") != choices.get(group)
+                or declared.get(group, {}).get("name") != choices.get(group)
+            ):
                 raise _unusable(group, choices.get(group), self.folders)
 
         def where(key: str) -> str:
@@ -128,6 +136,7 @@ class Composer:
 
         if values["contents"]:
             raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
+        check_facts(values, declared, where)
         check_about(values, where, self.folders)
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
@@ -144,6 +153,7 @@ class Composer:
         backbones = named_backbones(values, self.folders)
         for backbone in (values["backbone"], *(node for nodes in backbones.values() for node in nodes.values())):
             check_fit({**values, "backbone": backbone}, self.folders)
+        check_places(values, where)
         check_files(values, where)
         for key, nodes in backbones.items():
             for words, node in nodes.items():
@@ -180,7 +190,9 @@ class Composer:
             UserError: a choice does not exist, or Hydra cannot compose the words.
         """
         with user_errors(words, self.folders):
-            return self.loader.load_configuration(CONFIG_NAME, list(words), mode)
+            cfg = self.loader.load_configuration(CONFIG_NAME, list(words), mode)
+        check_hydra(cfg, self.folders)
+        return cfg
 
     def _load_run(self, words: Sequence[str]) -> DictConfig:
         """`load` of one run. Runs that choose the same files share their composition: values are set on a copy of it,
@@ -214,13 +226,18 @@ class Composer:
 
     def _normalised(self, override: Override) -> str:
         line, key = str(override.input_line), override.key_or_group
+        if override.is_hydra_override():
+            check_hydra_word(override)
         if override.is_hydra_override() or override.is_delete():
             return line
+        if key.startswith("sources.") and isinstance(override.value(), int | float):
+            return f"++{line.lstrip('+').partition('=')[0]}='{line.partition('=')[2]}'"  # an identity, as 6e123456
         if self.loader.repository.group_exists(key):
             if override.value() is None and key == "experiment":
                 return ""
             several = key == "experiment" and isinstance(override.value(), list)
-            if not isinstance(override.value(), str) and not several and not override.is_sweep_override():
+            named = isinstance(override.value(), str) and "${" not in line
+            if not named and not several and not override.is_sweep_override():
                 names = registry.names(key, self.folders)
                 raise UserError(
                     f"{line} chooses no {key}.", where=line, nearest=nearest_names(str(override.value()), names)
@@ -301,7 +318,7 @@ def saved(folder: Path) -> Run:
 
 def make_importable(run: Run) -> None:
     """Let modules in the user's folders be imported (`about.target: toy.Toy`), after everything that is installed."""
-    sys.path += [folder for folder in run.config["search_path"] if folder not in sys.path]
+    targets.make_importable(run.config["search_path"])
 
 
 def _search_path(folders: Sequence[Path]) -> ConfigSearchPath:

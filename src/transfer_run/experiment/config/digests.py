@@ -30,7 +30,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.data.reading.named_files import named_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
-from transfer_run.files import write_json
+from transfer_run.files import user_path, write_json
 from transfer_run.run_folder import MODEL, is_run
 
 MANY = 20_000
@@ -79,7 +79,7 @@ def told_by_contents(contents: Mapping[str, str]) -> list[str]:
 
 def _names_run(named_path: Any) -> bool:
     """Is this the folder of a run? A run is told by its own identity."""
-    return is_run(Path(str(named_path)).expanduser())
+    return is_run(user_path(str(named_path), str(named_path)))
 
 
 def _named_files(
@@ -109,8 +109,10 @@ def _named_files(
         for entry, value in keys(owner, PATHS):
             yield f"{group}.{entry.name}", value, None
     for name, words in (values.get("sources") or {}).items():
-        folder = Path(str(words)).expanduser()
-        if "=" not in str(words) and folder.is_dir() and not _names_run(words):
+        if "=" in str(words):
+            continue
+        folder = user_path(str(words), f"sources.{name}")
+        if folder.is_dir() and not _names_run(words):
             yield f"sources.{name}", str(folder.resolve()), None
 
 

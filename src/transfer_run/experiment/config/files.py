@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from transfer_run.backbones.weights.names import Weights, is_hub_name
+from transfer_run.backbones.weights.names import BYTES, Weights, is_hub_name
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.reads import PATHS, artifact_keys, keys
 from transfer_run.experiment.config.references import RUN
+from transfer_run.files import user_path
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
+"""NAME or NAME@REVISION of a model of the hub."""
 
 
 def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
@@ -33,14 +38,30 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
     check_weights(backbone, "backbone.weights", where)
     tokenizer = backbone.get("tokenizer")
-    if tokenizer and tokenizer.startswith((".", "/", "~")):
-        backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, ["bytes"])
+    if tokenizer and tokenizer != BYTES and not (HUB_NAME.fullmatch(tokenizer) and not Path(tokenizer).exists()):
+        backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, [BYTES])
     for group, owner in (("method", values["method"]), ("dataset", dataset)):
         for entry, value in keys(owner, PATHS):
             *parents, leaf = entry.name.split(".")
             key = f"{group}.{entry.name}"
             named = [_named(each, key, where, entry.words) for each in (value if isinstance(value, list) else [value])]
             reduce(dict.__getitem__, parents, owner)[leaf] = named if isinstance(value, list) else named[0]
+
+
+def check_places(values: dict[str, Any], where: Callable[[str], str]) -> None:
+    """As `check_files`, of the places that only a run's own words name: where it writes, and its sources.
+
+    Raises:
+        UserError: a place that cannot be one, a source that is no text.
+    """
+    values["output_dir"] = str(user_path(str(values["output_dir"]), where("output_dir")))
+    for name, words in values["sources"].items():
+        if not isinstance(words, str | None):  # null names none, which its reader says
+            raise UserError(
+                f"sources.{name} must be the words of a run, its folder or its identity, not {words!r}.",
+                where=where(f"sources.{name}"),
+                remedy=f'sources.{name}="method=full dataset=..."',
+            )
 
 
 def check_weights(backbone: dict[str, Any], key: str, where: Callable[[str], str]) -> None:
@@ -65,13 +86,13 @@ def _named(named: Any, key: str, where: Callable[[str], str], words: Sequence[st
     """A path that exists, absolute; a model of the hub and words that name no file as they are."""
     if not isinstance(named, str) or not named or named in words:
         return named
-    if not Path(named).expanduser().exists() and is_hub_name(named):
+    if not user_path(named, where(key)).exists() and is_hub_name(named):
         return named
     return _existing(named, key, where, list(words))
 
 
 def _existing(named: str, key: str, where: Callable[[str], str], words: list[str]) -> str:
-    path = Path(named).expanduser().absolute()
+    path = user_path(named, where(key)).absolute()
     if path.exists() or (glob.has_magic(named) and glob.glob(str(path), recursive=True)):
         return str(path.parent.resolve() / path.name)
     folder = next(parent for parent in path.parents if parent.is_dir())

@@ -29,7 +29,7 @@ def user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None]
         mark = getattr(error, "problem_mark", None)
         position = f"{mark.name}, line {mark.line + 1}" if mark else ""
         raise UserError(f"A config is not valid YAML: {getattr(error, 'problem', error)}.", where=position) from error
-    except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, KeyError, AssertionError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         text = str(cause).strip().splitlines()[0].rstrip(".")
         line = str(error).partition("Error merging override ")[2].splitlines()
@@ -48,6 +48,8 @@ def user_errors(words: Sequence[str], folders: Sequence[Path]) -> Iterator[None]
             raise UserError(
                 f"{key} is a group of keys, not a list.", where=where, remedy=f"set them one by one: {key}.KEY={value}"
             ) from error
+        if isinstance(error, AssertionError):  # Hydra's own, of a key below one of its that holds nothing
+            where = where or next((word for word in words if word.startswith("hydra.")), "")
         if unknown := re.match(r"Key '(\w+)' not in '\w+'", text):  # below `hydra`, where Hydra checks its own keys
             where = next((word for word in words if word.partition("=")[0].endswith(f".{unknown[1]}")), where)
         raise UserError(f"The config cannot be composed: {text}.", where=where) from error

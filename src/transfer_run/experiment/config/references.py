@@ -24,6 +24,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import fitting
 from transfer_run.experiment.config.reads import BACKBONES, Read, artifact_keys, keys, reads, value_at
+from transfer_run.files import user_path
 from transfer_run.run_folder import RESULT, finished_runs, read_result
 from transfer_run.words import named
 
@@ -67,8 +68,10 @@ class Reference:
     @property
     def folder(self) -> Path | None:
         """The folder or file that is named and exists."""
-        path = Path(self.words).expanduser()
-        return path if not self.is_words and path.exists() else None
+        if self.is_words:
+            return None
+        path = user_path(self.words, f"{self.key}: {self.words}")
+        return path if path.exists() else None
 
     @property
     def is_identity(self) -> bool:
@@ -119,7 +122,7 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
     weights = Weights.of(config.get("backbone") or {})
     if weights.of_run:
         kinds = fitting("backbone.weights", folders)
-        key = "stages" if weights.kind == "stage" else "backbone.weights"
+        key = "stages" if weights.kind == "stage" and weights.words else "backbone.weights"
         yield Reference(BACKBONE, key, weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds)
     for key, nodes in backbones.items():
         for words, node in nodes.items():
@@ -199,7 +202,8 @@ def found_runs(config: Mapping[str, Any]) -> dict[str, list[tuple[Path, str]]]:
         if not entry.method:
             continue
         whose = _method_of(entry, method, [Path(folder) for folder in config.get("search_path") or ()])
-        folder = Path(str(value_at(method, entry.folder) or root)).expanduser() if entry.folder else root
+        named_folder = str(value_at(method, entry.folder) or root) if entry.folder else str(root)
+        folder = user_path(named_folder, f"method.{entry.folder}")
         if folder != root and not folder.is_dir():
             raise UserError(
                 f"method.{entry.folder}={folder} is no folder.",

@@ -27,7 +27,7 @@ from transfer_run.experiment.config.compatibility import reads as holds
 from transfer_run.experiment.config.files import check_files
 from transfer_run.experiment.config.reads import DATASET, DATASETS, keys
 from transfer_run.experiment.config.references import RUN
-from transfer_run.files import read_yaml
+from transfer_run.files import read_yaml, user_path
 from transfer_run.words import named
 
 Begin = Callable[[dict[str, Any]], dict[str, Any]]
@@ -206,10 +206,11 @@ def _member(
     for path, value in settings.items():
         OmegaConf.update(merged, f"dataset.{path}", value, force_add=True)
     values: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
-    check_about(values, lambda path: f"{next(iter(registry.find('dataset', choice, folders)), choice)}: {path}")
+    file = next(iter(registry.find("dataset", choice, folders)), choice)
+    check_about(values, lambda path: f"{file}: {path}", folders)
     types = {**_general(), "dataset.batch_size": "int? >= 1"}  # null: that of the run
     schema.check(values, {"dataset": {**first, **declared}}, lambda path: where, types)
-    if above and values["dataset"].get("path", "") is None and (Path(above).expanduser() / name).exists():
+    if above and values["dataset"].get("path", "") is None and (user_path(above, "dataset.path") / name).exists():
         values["dataset"]["path"] = str(Path(above) / name)
     check_files({"dataset": values["dataset"], "backbone": {}, "method": {}}, lambda path: where)
     return name, values["dataset"]

@@ -14,6 +14,7 @@ from hydra.errors import OverrideParseException
 
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry
+from transfer_run.files import user_path
 from transfer_run.words import quoted_lists
 
 SEARCH_PATH = "hydra.searchpath"
@@ -50,7 +51,7 @@ def _folder(named: str) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"There is no package {module!r}.", where=f"{SEARCH_PATH}: {named}", remedy="install it")
         return Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = Path(named.removeprefix("file://")).expanduser().resolve()
+    folder = user_path(named.removeprefix("file://"), f"--config-dir or {SEARCH_PATH}").resolve()
     if not folder.is_dir():
         beside = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
         raise UserError(
@@ -78,7 +79,8 @@ def parse(word: str) -> Override:
             return OverridesParser.create().parse_overrides([quoted_lists(word)])[0]
         if re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) and not re.match(r"[\[{'\"]", value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            return OverridesParser.create().parse_overrides([f"{key}='{escaped}'"])[0]
+            with suppress(OverrideParseException):  # else its key is none (`a..b`), which is said below
+                return OverridesParser.create().parse_overrides([f"{key}='{escaped}'"])[0]
         problem = str(error).partition("\nSee ")[0].replace("\n", ": ")
         raise UserError(
             f"{word!r} cannot be read: {problem}.",

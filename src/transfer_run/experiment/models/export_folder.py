@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from transfer_run.errors import UserError
-from transfer_run.files import write_json
+from transfer_run.files import user_path, write_json
 from transfer_run.run_folder import is_run
 
 MANIFEST = "export.json"
@@ -29,7 +29,7 @@ def check_target(run: Path, out: Path) -> Path:
     Raises:
         UserError: `out` is, holds or lies in a run's folder, is a file, or holds things that no export wrote.
     """
-    target, home = out.expanduser().resolve(), run.resolve()
+    target, home = user_path(str(out), f"export={out}").resolve(), run.resolve()
     inside = next((folder for folder in (target, *target.parents) if folder == home or is_run(folder)), None)
     if inside is not None or target in home.parents:
         what = f"lies in the run {inside}" if inside else f"holds the run {home}"

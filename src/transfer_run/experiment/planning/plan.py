@@ -310,7 +310,7 @@ def paper_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the paper profile sets of the method (`about.paper_profile`), by dotted key; what the run's words or its
     experiment have changed stays as they say."""
     method = config["method"]
-    own = method["about"].get("paper_profile") or {}
+    own = method["about"].get("paper_profile") or {} if config["plan"].get("paper_method", True) else {}
     entries = registry.entries("method", [Path(folder) for folder in config.get("search_path", [])])
     default = next((e.content["method"] for e in entries if e.name == method["name"]), method)
     return {key: value for key, value in own.items() if OmegaConf.select(OmegaConf.create(method), key)
@@ -320,7 +320,7 @@ def paper_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _paper_line(config: Mapping[str, Any]) -> str:
     """The settings that the paper profile plans with, which a run of the same words would not have."""
     words = ", ".join(f"method.{key}={str(value).lower()}" for key, value in paper_settings(config).items())
-    return f"as in the paper's memory setting: {words} (method.about.paper_profile=null plans without)" if words else ""
+    return f"as in the paper's memory setting: {words} (plan.paper_method=false plans without)" if words else ""
 
 
 def beside_the_model(method: Method) -> list[str]:

@@ -26,6 +26,7 @@ from transfer_run.experiment.config.composed import Run, naming
 from transfer_run.experiment.config.references import BACKBONE, Reference, references
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, Source, Tree
+from transfer_run.files import user_path
 from transfer_run.run_folder import is_run, read_config, read_result
 
 
@@ -62,7 +63,7 @@ def _resolve(reference: Reference, run: Run) -> Source:
     if reference.is_words:
         assert below is not None, f"{reference.key} was not composed"
         return Source(reference, below.below(run))
-    place = Path(words).expanduser()
+    place = user_path(words, f"{reference.key}: {words}")
     if place.is_dir():
         return Source(reference, below, folder=_checked(reference, place))
     if reference.is_identity:
