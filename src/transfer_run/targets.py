@@ -1,4 +1,4 @@
-"""The classes that configs name (`about.target`, `dataset.form=module:Class`): whose modules are imported, and whose not.
+"""The classes that configs name (`about.target`, `dataset.form=module:Class`), and whose modules are imported for them.
 Imports nothing heavy.
 
 A config is data, and data may come from anybody: a model's folder, the record of a run, a word on a command line. So a

@@ -9,13 +9,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.parser import Parser
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.files import user_path
 from transfer_run.experiment.config.registry import KINDS, Entry, entries, nearest_choices
+from transfer_run.files import user_path
 
 HELP = f"""\
 transfer-list KIND [NAME|PATTERN] [--format json|md] [--config-dir DIR]

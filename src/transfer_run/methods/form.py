@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.precise import as_head
 from transfer_run.data.base import DataModule
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.errors import UserError
 from transfer_run.methods.entropy import cross_entropy
 from transfer_run.methods.known_forms import check_form, target_of
 from transfer_run.targets import load_class
@@ -195,7 +195,7 @@ def find_form(form: str) -> Form:
     found: type[Form] = load_class(f"{module_name}.{class_name}", Form, f"dataset.form={form}", "form")
     if inspect.isabstract(found):
         raise UserError(
-            f"The form {class_name!r} does not give all that a form gives: {', '.join(sorted(found.__abstractmethods__))}.",
+            f"The form {class_name!r} lacks {', '.join(sorted(found.__abstractmethods__))}.",
             where=f"dataset.form={form}",
             remedy="a form inherits transfer_run.methods.form.Form and gives its loss and predict",
         )
