@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.parser import Parser
