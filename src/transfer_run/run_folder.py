@@ -4,13 +4,14 @@ config.yaml            the composed config
 run.log  metrics.csv   what was said and measured on the way
 checkpoints/           the state to go on from, and in `model/` the finished model:
     model/model.json        what it is
-    model/model.safetensors what it ships
+    model/model.safetensors what it ships; its SHA-256 stands in model.json
     model/heads/            of a merged model: its tasks, and their heads
 result.json            written last: the run has finished
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,21 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder} holds no saved model ({DESCRIPTION} is missing).", remedy=f"name a run's {MODEL} folder"
         )
     return read_json(folder / DESCRIPTION, AGAIN)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def check_model(folder: Path) -> None:
+    """Are the weights in a model folder those that were written there?
+
+    Raises:
+        UserError: they are not, or not there.
+    """
+    for name, written in read_description(folder).get("sha256", {}).items():
+        file = folder / name
+        if not file.is_file() or sha256(file) != written:
+            what = "are gone" if not file.is_file() else "are damaged: they are not what the run wrote"
+            raise UserError(f"The weights {what}.", where=str(file), remedy=AGAIN)

@@ -5,12 +5,16 @@ Nothing here imports torch: a finished run answers at once.
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from transfer_run.errors import Preempted, RunFailed, UserError
 from transfer_run.experiment.config.composed import Run, naming, write_config
+from transfer_run.experiment.config.digests import refuse_changed
 from transfer_run.experiment.models.export_folder import check_target
 from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.record.log import LOG, run_log
@@ -19,8 +23,22 @@ from transfer_run.experiment.record.summary import show_result
 from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, source_tree, sources_of
 from transfer_run.experiment.sources.source import Tree
 from transfer_run.files import make_folder
-from transfer_run.run_folder import CHECKPOINTS, LOG_FILE, METRICS, RESULT, read_result
+from transfer_run.run_folder import (
+    CHECKPOINTS,
+    LOG_FILE,
+    METRICS,
+    RESULT,
+    check_model,
+    has_model,
+    is_run,
+    model_folder,
+    read_result,
+)
 from transfer_run.signals import preemptible
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = ("No space left on device", "PytorchStreamWriter failed writing file", "file write failed")
+"""What libraries say of a full disk that raise errors of their own."""
 
 
 def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
@@ -63,6 +81,10 @@ def _carry_out(run: Run, chain: tuple[str, ...], lock: int) -> None:
 
     check_machines(run.config["hardware"])
     folder, sources = run.folder, ensure_sources(run, (*chain, run.identity))
+    refuse_changed(run.config, run.backbones)  # while sources were carried out, or another process was waited for
+    for source in sources.values():
+        if is_run(source) and has_model(model_folder(source)):
+            check_model(model_folder(source))
     if run.config["force"]:
         _clear(folder)
     write_config(folder, run.config)
@@ -84,9 +106,25 @@ def _carry_out(run: Run, chain: tuple[str, ...], lock: int) -> None:
         except SystemExit as error:  # Lightning's answer to Ctrl-C outside of training steps
             raise KeyboardInterrupt from error
         except Exception as error:
-            with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+            with suppress(OSError), (folder / LOG_FILE).open("a", encoding="utf-8") as log:  # the disk may be full
                 traceback.print_exc(file=log)
-            raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error
+            raise RunFailed(folder / LOG_FILE, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """In one line; a full disk or a folder that may not be written to is no fault of the run's."""
+    for each in _causes(error):
+        told = os.strerror(each.errno or 0) if isinstance(each, OSError) and each.errno in UNWRITABLE else ""
+        if told or any(words in str(each) for words in FULL):
+            what = told or os.strerror(errno.ENOSPC)
+            return f"{what}: the same command goes on from the last checkpoint once there is room to write to"
+    return f"{type(error).__name__}: {error}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _clear(folder: Path) -> None:

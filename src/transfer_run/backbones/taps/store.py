@@ -3,9 +3,10 @@
     folder/<key>/about.json            what the taps are of
                  encoder.3.taps        (N, T, D) memory-mapped: the output of block 3 for every row
                  encoder.filled        (N,) bytes: 1 where all taps of the row are there
+                 encoder.sums          (N,) CRC-32 of all taps of the row, looked at once a process
 
 Rows are written the first time they are seen and read ever after; other runs, seeds and ranks of the same machine
-read the same files. Files are sparse: rows that nobody has seen take no room.
+read the same files. Their room on the disk is taken when they are made.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -54,18 +56,39 @@ class TapStore:
 
         self._taps = {tap: tensor(_name(tap), shape, dtype or own) for tap, (shape, own) in taps.items()}
         self._filled = {stack: tensor(f"{stack}.filled", (), torch.uint8) for stack in stacks}
+        self._sums = {stack: tensor(f"{stack}.sums", (), torch.int64) for stack in stacks} if folder else {}
+        self._known = {stack: torch.zeros(rows, dtype=torch.bool) for stack in self._sums}
+        self.folder = folder
 
     def tensors(self) -> list[Tensor]:
-        """All that is kept, taps and marks."""
-        return [*self._taps.values(), *self._filled.values()]
+        """All that is kept, taps, marks and sums."""
+        return [*self._taps.values(), *self._filled.values(), *self._sums.values()]
 
     def depth(self, stack: str) -> int:
         """Blocks of `stack` whose output is kept: the first ones."""
         return sum(one == stack for one, _ in self.taps)
 
     def has(self, stack: str, rows: Tensor) -> bool:
-        """Are all taps of these rows there?"""
-        return stack in self._filled and bool(self._filled[stack][rows].all())
+        """Are all taps of these rows there?
+
+        Raises:
+            UserError: they are, and are not what was written.
+        """
+        if stack not in self._filled or not self._filled[stack][rows].all():
+            return False
+        for row in rows[~self._known[stack][rows]].tolist() if self._sums else ():
+            if self._sum(stack, row) != int(self._sums[stack][row]):
+                raise damaged(self.folder, f"{self.folder}: row {row} of {stack}")
+            self._known[stack][row] = True
+        return True
+
+    def _sum(self, stack: str, row: int) -> int:
+        """CRC-32 of all taps of a row."""
+        found = 0
+        for tap in self._taps:
+            if tap[0] == stack:
+                found = zlib.crc32(self._taps[tap][row].contiguous().view(torch.uint8).numpy().data, found)
+        return found
 
     def read(self, tap: Tap, rows: Tensor, like: Tensor) -> Tensor:
         """The taps of `rows` (B,), on the device of `like` (B, T, ...), whose T is that of the batch."""
@@ -84,7 +107,14 @@ class TapStore:
 
     def mark(self, stack: str, rows: Tensor) -> None:
         """All taps of these rows are written."""
+        for row in rows.tolist() if self._sums else ():
+            self._sums[stack][row] = self._sum(stack, row)
+            self._known[stack][row] = True
         self._filled[stack][rows] = 1
+
+
+def damaged(folder: Path | None, where: str) -> UserError:
+    return UserError("The stored taps are damaged.", where=where, remedy=f"delete {folder}; it is made again")
 
 
 def _name(tap: Tap) -> str:
@@ -118,7 +148,7 @@ def open_store(
     for tap, wanted in needed.items():
         path = final / _name(tap)
         if not path.is_file() or path.stat().st_size != wanted:
-            raise UserError("The stored taps are damaged.", where=str(path), remedy=f"delete {final}; it is made again")
+            raise damaged(final, str(path))
     return TapStore(rows, taps, dtype, final)
 
 
@@ -127,18 +157,27 @@ def _make(final: Path, about: Mapping[str, Any], rows: int, needed: Mapping[Tap,
     building = Path(tempfile.mkdtemp(prefix=".taps-", dir=final.parent))
     try:
         for tap, size in needed.items():
-            _sparse(building / _name(tap), size)
+            _reserved(building / _name(tap), size)
         for stack in {stack for stack, _ in needed}:
-            _sparse(building / f"{stack}.filled", rows)
+            _reserved(building / f"{stack}.filled", rows)
+            _reserved(building / f"{stack}.sums", 8 * rows)
         (building / "about.json").write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
         with contextlib.suppress(OSError):  # another process was first
             os.rename(building, final)
+    except OSError as error:
+        raise UserError(
+            f"The taps cannot be kept: {os.strerror(error.errno or 0).lower()}.",
+            where=str(final.parent),
+            remedy="make room, name another cache.folder, or set cache.taps=none",
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _sparse(path: Path, size: int) -> None:
+def _reserved(path: Path, size: int) -> None:
+    """A file of zeros whose room on the disk is taken: writing to mapped memory cannot run out of it."""
     with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
         file.truncate(size)
 
 

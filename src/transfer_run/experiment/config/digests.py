@@ -28,6 +28,7 @@ from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
 from transfer_run.data.reading.named_files import named_files
+from transfer_run.errors import UserError
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
 from transfer_run.files import user_path, write_json
@@ -58,7 +59,7 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
     found = {}
     for key, named_path, node in _named_files(values, backbones):
         named = [str(each) for each in (named_path if isinstance(named_path, list) else [named_path])]
-        read = [_digest(each, key.startswith("dataset.")) for each in named]
+        read = [_digest(each, key.startswith("dataset."), values.get("output_dir")) for each in named]
         if any(read):
             parts = [digest or words for digest, words in zip(read, named, strict=True)]  # a model of the hub: its name
             if node is not None and (node.get("about") or {}).get("elsewhere"):
@@ -70,6 +71,26 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
         if runs:
             found[f"method.{name}"] = " ".join(identity[:8] for _, identity in runs)
     return dict(sorted(found.items()))
+
+
+def refuse_changed(values: Mapping[str, Any], backbones: Backbones) -> None:
+    """What the config's keys name must still be what it was when the run was composed: its identity says so.
+
+    Runs that a method finds by itself were chosen then; others may have finished since.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    found = {f"method.{name}" for name in found_runs(values)}
+    before = {key: said for key, said in values["contents"].items() if key not in found}
+    now = digests(values, backbones) if before else {}
+    changed = [key for key, said in before.items() if now.get(key) != said]
+    if changed:
+        raise UserError(
+            f"What {', '.join(changed)} names has changed since this run was composed.",
+            where=changed[0],
+            remedy="give the command again: other contents are another run",
+        )
 
 
 def told_by_contents(contents: Mapping[str, str]) -> list[str]:
@@ -126,15 +147,19 @@ def members(dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
         yield name, nodes.get(name) or {}
 
 
-def _digest(named_path: str, data: bool) -> str | None:
-    """The digest of a file, of a folder, or of the data files that a pattern fits; None of what is no path."""
+def _digest(named_path: str, data: bool, output_dir: str | None) -> str | None:
+    """The digest of a file, of a folder, or of the data files that a pattern fits; None of what is no path.
+
+    Args:
+        output_dir: where runs write: it may lie in a folder of data, and is none.
+    """
     path = Path(named_path)
     if not path.is_absolute():  # composed configs have no other paths: this is `hub`, `random`, `run:WORDS`, `null`
         return None
     if path.is_file():  # its ending says how it is read
         return _short(f"{path.suffix} {_bytes(path)}")
     if path.is_dir():
-        return _tree(path) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
+        return _tree(path, output_dir) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
     if data and glob.has_magic(named_path):
         return _lines([(Path(file), file) for file in sorted(glob.glob(named_path, recursive=True))])
     return None
@@ -157,16 +182,20 @@ def _elsewhere(dataset: Mapping[str, Any], path: Path) -> str:
     return _lines(files, f"{path.resolve()}, named") + PARTLY * missing
 
 
-def _tree(folder: Path) -> str:
-    return _lines(_below(folder, ""), f"{folder.resolve()}/")
+def _tree(folder: Path, output_dir: str | None) -> str:
+    return _lines(_below(folder, "", output_dir), f"{folder.resolve()}/")
 
 
-def _below(folder: Path, name: str) -> list[tuple[Path, str]]:
+def _below(folder: Path, name: str, output_dir: str | None = None) -> list[tuple[Path, str]]:
     """All files below a folder, through links, with their names: these begin with the folder's own."""
     found: list[tuple[Path, str]] = []
     seen: set[str] = set()
+    runs = os.path.realpath(output_dir) if output_dir else None
     for parent, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
+        if real == runs and Path(parent) != folder:
+            below.clear()
+            continue
         if real in seen:  # a circle of links, or a folder that is linked twice: told once, by its first name
             below.clear()
             found.append((Path(parent), f"{os.path.relpath(parent, folder)} -> {real}"))

@@ -116,6 +116,8 @@ def export_run(run: Path, out: Path) -> Path:
         _save_tokenizer(about["backbone"], folder)
         if (source / HEADS).is_dir():
             shutil.copytree(source / HEADS, folder / HEADS)
+        if library in (TRANSFORMERS, TIMM):  # other files than the run's
+            about = {key: value for key, value in about.items() if key != "sha256"}
         write_json(folder / DESCRIPTION, {**about, "library": library})
         title = f"# {about['method']['name']} on {about['backbone']['name']}\n\nWritten by transfer-run. "
         page = (HOW[library] + WHOLE).format(count=about["tensors"], **words)

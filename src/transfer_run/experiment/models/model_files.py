@@ -21,7 +21,7 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.files import read_json, write_json, written_whole
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
-from transfer_run.run_folder import AGAIN, DESCRIPTION, HEADS, TASKS, WEIGHTS, read_description
+from transfer_run.run_folder import AGAIN, DESCRIPTION, HEADS, TASKS, WEIGHTS, check_model, read_description, sha256
 from transfer_run.task import Task
 
 
@@ -35,6 +35,7 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.shipped().items()}
     with written_whole(folder / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
+        written = sha256(partial)
     complete = all(f"backbone.{name}" in tensors for name, _ in method.backbone.named_parameters())
     write_json(
         folder / DESCRIPTION,
@@ -47,6 +48,7 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
             "transform": dict(transform),
             "complete": complete,
             "tensors": len(tensors),
+            "sha256": {WEIGHTS: written},
         },
     )
 
@@ -103,6 +105,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None, packed: boo
         UserError: a file is damaged, values are not finite, tensors are missing, unexpected or of another shape, or the
             backbone's weights are not those the model was trained on.
     """
+    check_model(folder)
     about = read_description(folder)
     task = Task.from_json(about["task"])
     if about.get("library") in LIBRARIES:

@@ -53,6 +53,14 @@ def _git_revision() -> str:
     return revision + ("+changes" if changed else "")
 
 
+class _File(logging.FileHandler):
+    """A log that a full disk cannot end a run by: what it could not write is on the console alone."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 LIBRARIES = ("lightning.pytorch", "lightning.fabric", "py.warnings")
 
 
@@ -64,7 +72,7 @@ def run_log(folder: Path, *, console: bool = True, file: Path | None = None) -> 
         file: another log, of a process beside the first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(file or folder / LOG_FILE, encoding="utf-8")
+    to_file = _File(file or folder / LOG_FILE, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_console = logging.StreamHandler(sys.stderr)
     to_console.setFormatter(logging.Formatter("%(message)s"))

@@ -12,6 +12,7 @@ from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.digests import refuse_changed
 from transfer_run.experiment.models.model_files import save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
 from transfer_run.experiment.record.log import LOG, environment
@@ -37,6 +38,7 @@ def _record(
 ) -> None:
     """Save the model, plan the run beside its measurement, and write `result.json` last."""
     method = module.method
+    refuse_changed(run.config, run.backbones)
     if broken := not_finite(method.shipped()):
         raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / LOG_FILE)
     context.scores = dict(module.reported)
