@@ -42,6 +42,10 @@ class Preempted(BaseException):
     """
 
 
+class Pruned(Preempted):
+    """A search ended the run early: its validations lag behind those of others. Its words alone go on with it."""
+
+
 class RunFailed(Exception):
     """A run broke for a reason that is not the user's; the traceback stands in the log (exit code 1)."""
 

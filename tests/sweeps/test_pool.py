@@ -15,7 +15,7 @@ import pytest
 from transfer_run.errors import UserError
 from transfer_run.sweeps.asked import Member
 from transfer_run.sweeps.places import OF_A_PROCESS, Place, Places
-from transfer_run.sweeps.pool import Ending, Pool
+from transfer_run.sweeps.pool import Ending, Pool, Report
 
 SWEEP = """
 import os, sys, time
@@ -27,7 +27,7 @@ from transfer_run.sweeps.places import Places
 
 folder = Path(sys.argv[1])
 
-def carry(member):
+def carry(member, report):
     try:
         (folder / f"{member.number}.begun").write_text(str(os.getpid()))
         time.sleep(120)
@@ -47,7 +47,9 @@ def members(count: int, folder: Path = Path("/nowhere")) -> list[Member]:
     return [Member(number, (), "", folder) for number in range(1, count + 1)]
 
 
-def carried(carry: Callable[[Member], None], count: int, at_once: int, logs: Path | None = None) -> dict[int, Ending]:
+def carried(
+    carry: Callable[[Member, Report], None], count: int, at_once: int, logs: Path | None = None
+) -> dict[int, Ending]:
     endings: dict[int, Ending] = {}
     Pool(carry, at_once, Places(), logs).run(
         members(count), lambda member: "", lambda member, ending: endings.update({member.number: ending})
@@ -64,7 +66,7 @@ def until(found: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_what_ends_one_run_is_that_runs_alone(at_once: int, tmp_path: Path) -> None:
-    def carry(member: Member) -> None:
+    def carry(member: Member, report: Report) -> None:
         print("from run", member.number)
         if member.number == 1:
             raise UserError("no network", remedy="name local weights")
@@ -87,7 +89,7 @@ def test_what_ends_one_run_is_that_runs_alone(at_once: int, tmp_path: Path) -> N
 
 
 def test_as_many_at_a_time_as_asked_for(tmp_path: Path) -> None:
-    def carry(member: Member) -> None:
+    def carry(member: Member, report: Report) -> None:
         own = tmp_path / f"now-{member.number}"
         own.touch()
         if member.number < 3:  # each of the first two waits for the other: they only end side by side
@@ -105,7 +107,7 @@ def test_as_many_at_a_time_as_asked_for(tmp_path: Path) -> None:
 def test_processes_may_start_processes(tmp_path: Path) -> None:
     """`hardware.num_workers` inside a run of a sweep."""
 
-    def carry(member: Member) -> None:
+    def carry(member: Member, report: Report) -> None:
         from torch.utils.data import DataLoader
 
         (tmp_path / str(sorted(int(x) for x in DataLoader(range(4), num_workers=2)))).touch()  # type: ignore[arg-type]
@@ -114,7 +116,7 @@ def test_processes_may_start_processes(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["[0, 1, 2, 3]"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_reach_every_run_and_no_other_begins(number: signal.Signals, tmp_path: Path) -> None:
     sweep = begin(tmp_path)
     sweep.send_signal(number)

@@ -59,6 +59,8 @@ def run(arguments: Sequence[str]) -> int:
 
         return sweep(composer, words)
     run = composer.compose(words)
+    if run.config["sweep"]["trials"] is not None:
+        raise UserError("A search is a sweep.", where="sweep.trials", remedy="add -m, and give a key several values")
     from transfer_run.experiment.training.group import together
 
     return together(run.config["hardware"], lambda: _carry(run))

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -19,21 +19,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import Composer
-from transfer_run.experiment.record.state import FINISHED, STATUS, State
+from transfer_run.experiment.record.state import FINISHED, PRUNED, STATUS, State, held, state_of
 from transfer_run.experiment.record.wandb_access import check_key
 from transfer_run.files import make_folder
 from transfer_run.memory.budget import parse_budget
 from transfer_run.sweeps import record, table
 from transfer_run.sweeps.asked import Member, Sweep, folder_of, members_of, plain, with_axes
 from transfer_run.sweeps.places import Places, free_memory, in_a_process, planned_peaks
-from transfer_run.sweeps.pool import Ending, Pool
+from transfer_run.sweeps.pool import Ending, Pool, Report
+from transfer_run.sweeps.search import Search, corners, metric_of, told
 
 LOCAL = ("basic", "joblib")
 """Launchers that are processes of this machine."""
 
 
 def sweep(composer: Composer, words: Sequence[str]) -> int:
-    """Carry out a sweep; returns the exit code.
+    """Carry out a sweep, or with `sweep.trials` a search; returns the exit code.
 
     Args:
         words: normalised, with several values where the sweep has them.
@@ -44,24 +45,62 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
     master = composer.load(words, RunMode.MULTIRUN)
     _check_launcher(master)
     words = with_axes(composer, words, master)
+    if master.sweep.trials is not None:
+        return _search(composer, words, master)
     members = members_of(composer, words)
-    folder = folder_of(composer, words, "\n".join(sorted({member.identity for member in members})))
-    launcher = master.hydra.runtime.choices["hydra/launcher"]
-    asked = Sweep(folder, plain(words), [str(each) for each in composer.folders], launcher, members)
+    asked = _asked(composer, words, master, "\n".join(sorted({member.identity for member in members})), members)
     rows = record.rows_of(asked)
-    if not master.dry_run:
-        make_folder(folder, f"output_dir: {folder}")
-        record.write(asked, rows)
     todo = to_do(rows, retry_failed=master.sweep.retry_failed, force=master.force or master.dry_run)
     for each in todo:
         if each.run is not None:
             check_key(each.run.config["logger"])
+    if not master.dry_run:
+        make_folder(asked.folder, f"output_dir: {asked.folder}")
+        record.write(asked, rows)
     left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
-    print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {launcher}, {folder}", flush=True)
-    work = _Local(asked, master) if launcher in LOCAL else _Launched(asked, master, composer)
+    print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {asked.launcher}, {asked.folder}", flush=True)
+    work = _Local(asked, master) if asked.launcher in LOCAL else _Launched(asked, master, composer)
     if todo:
-        work.carry_out(todo)
+        _until_stopped(work, lambda: work.carry_out(todo))
     return _summary(asked, work)
+
+
+def _asked(
+    composer: Composer, words: Sequence[str], master: DictConfig, told: str, members: Sequence[Member] = ()
+) -> Sweep:
+    folder, launcher = folder_of(composer, words, told), master.hydra.runtime.choices["hydra/launcher"]
+    return Sweep(folder, plain(words), [str(each) for each in composer.folders], launcher, list(members))
+
+
+def _until_stopped(work: _Local, carry_out: Callable[[], None]) -> None:
+    """Ctrl-C and preemption end the work, and the sweep still says what became of every run."""
+    try:
+        carry_out()
+    except KeyboardInterrupt:
+        work.asked = signal.SIGINT
+    except Preempted:
+        work.asked = signal.SIGTERM
+
+
+def _search(composer: Composer, words: Sequence[str], master: DictConfig) -> int:
+    """`sweep.trials=N`: runs that are chosen one after the other."""
+    if master.hydra.runtime.choices["hydra/launcher"] not in LOCAL or master.dry_run:
+        raise UserError(
+            "A search chooses each run by the ones before: it carries them out, on this machine.",
+            where="sweep.trials",
+            remedy="leave out dry_run, hydra/launcher and hardware=slurm; a search may itself be one job of a cluster",
+        )
+    for each in corners(words):
+        check_key(composer.compose(each).config["logger"])
+    metric = metric_of(composer, words, master)
+    asked = _asked(composer, words, master, told(words))
+    make_folder(asked.folder, f"output_dir: {asked.folder}")
+    with held(asked.folder):
+        search = Search(asked, composer, words, master, metric)
+        print(f"search {asked.name}: {master.sweep.trials} trials by {search.metric}, {asked.folder}", flush=True)
+        work = _Local(asked, master, search)
+        _until_stopped(work, lambda: work.carry_out(None))
+        return _summary(asked, work, search.best())
 
 
 def to_do(rows: Sequence[record.Row], *, retry_failed: bool, force: bool) -> list[Member]:
@@ -96,7 +135,8 @@ class _Local:
         problem: what broke the launcher.
     """
 
-    def __init__(self, asked: Sweep, master: DictConfig) -> None:
+    def __init__(self, asked: Sweep, master: DictConfig, search: Search | None = None) -> None:
+        self.search = search
         self.sweep, self.settings, self.dry_run = asked, master.sweep, bool(master.dry_run)
         self.parallel = _at_once(master)
         self.memory = parse_budget(self.settings.memory) if self.settings.memory else None
@@ -104,18 +144,35 @@ class _Local:
         self.asked: int | None = None
         self.problem = ""
 
-    def carry_out(self, todo: Sequence[Member]) -> None:
+    def carry_out(self, todo: Sequence[Member] | None) -> None:
+        """Carry out these runs; None: those that the search chooses."""
         import transfer_run.experiment.training.train  # noqa: F401  once, not in every run's process
 
-        several = self.parallel > 1 and len(todo) > 1
-        pool = Pool(_carry, self.parallel, self._places(todo) if several else Places(),
-                    self.sweep.folder / "logs" if several and not self.dry_run else None)  # fmt: skip
+        several = self.parallel > 1 and (todo is None or len(todo) > 1)
+        logs = self.sweep.folder / "logs" if several and not self.dry_run else None
+        pool = Pool(self._carry, self.parallel, self._places(todo) if several else Places(), logs)
+        runs: Iterable[Member] = todo or ()
+        if todo is None and self.search is not None:
+            pool.reported, runs = self.search.reported, self.search.members()
         try:
-            pool.run(todo, self._begun, self._ended)
+            pool.run(runs, self._begun, self._ended)
         finally:
             self.asked = pool.asked
 
-    def _places(self, todo: Sequence[Member]) -> Places:
+    def _carry(self, member: Member, report: Report) -> None:
+        """One run, in its own process."""
+        from transfer_run.cli.carry import carry
+        from transfer_run.experiment.training.watch import watch
+
+        assert member.run is not None
+        if self.search is not None and self.settings.prune != "none":
+            metric = self.search.metric
+            watch(member.run.folder, lambda step, scores: metric in scores and report(step, scores[metric]))
+        carry(member.run)
+
+    def _places(self, todo: Sequence[Member] | None) -> Places:
+        if todo is None:  # trials are not known before they begin
+            return Places(threads=max(1, _cores() // self.parallel))
         peaks = in_a_process(lambda: planned_peaks(todo))
         return Places(free_memory(self.memory), peaks, max(1, _cores() // self.parallel))
 
@@ -127,26 +184,25 @@ class _Local:
         if stopping:
             return f"not started: run {stopping.number} failed and sweep.stop_on_error=true"
         print(f"#{member.number}: {member.told}", flush=True)
+        if self.search is not None:  # a new run of the sweep: other processes can ask for it
+            record.write(self.sweep, record.rows_of(self.sweep, self.seen))
         return ""
 
     def _ended(self, member: Member, ending: Ending) -> None:
+        if self.search is not None:
+            self.search.ended(member)
         if ending.code == DONE:
             self.seen[member.number] = State(FINISHED)
             if self.parallel > 1:
                 print(f"#{member.number} finished", flush=True)
             return
+        if state_of(member.folder).status == PRUNED:
+            print(f"#{member.number} {ending.reason}", flush=True)
+            return
         status = STATUS.get(ending.code, "killed" if ending.code < 0 else STATUS[FAILED])
         status = "waiting" if ending.reason.startswith("not started") else status
         self.seen[member.number] = State(status, ending.reason)
         print(f"#{member.number} {status}: {ending.reason.splitlines()[0]}", file=sys.stderr, flush=True)
-
-
-def _carry(member: Member) -> None:
-    """One run, in its own process."""
-    from transfer_run.cli.carry import carry
-
-    assert member.run is not None
-    carry(member.run)
 
 
 class _Launched(_Local):
@@ -156,7 +212,8 @@ class _Launched(_Local):
         super().__init__(asked, master)
         self.master, self.composer = master, composer
 
-    def carry_out(self, todo: Sequence[Member]) -> None:
+    def carry_out(self, todo: Sequence[Member] | None) -> None:
+        assert todo is not None, "a search carries its runs out here"
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext
 
@@ -216,7 +273,7 @@ def _check_launcher(master: DictConfig) -> None:
         )
 
 
-def _summary(asked: Sweep, work: _Local) -> int:
+def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
     """Say what became of every run and write it down; the exit code is that of the worst that happened."""
     rows = record.rows_of(asked, work.seen)
     files = "dry_run: nothing is written"
@@ -228,8 +285,14 @@ def _summary(asked: Sweep, work: _Local) -> int:
         print(line)
     for number, line in enumerate(table.lines_over_seeds(rows)):
         print(f"\n{line}" if number == 0 else line)
-    missing = [row for row in rows if row.state.status != FINISHED]
-    print(f"sweep {asked.name}: {len(rows) - len(missing)} of {len(rows)} runs finished ({files})", flush=True)
+    for line in best:
+        print(line)
+    missing = [row for row in rows if row.state.status not in (FINISHED, PRUNED)]
+    pruned = sum(row.state.status == PRUNED for row in rows)
+    done = (
+        f"{len(rows) - len(missing) - pruned} of {len(rows)} runs finished{f', {pruned} ended early' if pruned else ''}"
+    )
+    print(f"sweep {asked.name}: {done} ({files})", flush=True)
     if work.problem:
         print(work.problem, file=sys.stderr)
     if missing:

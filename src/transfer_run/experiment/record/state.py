@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from transfer_run.errors import FAILED, INTERRUPTED, PREEMPTED, USER_ERROR, UserError, code_of, reason_of
+from transfer_run.errors import FAILED, INTERRUPTED, PREEMPTED, USER_ERROR, Pruned, UserError, code_of, reason_of
 from transfer_run.files import make_folder, read_json, write_json
 from transfer_run.run_folder import RESULT, read_result
 
@@ -27,7 +27,7 @@ LOCK, OWNER, ENDED = ".lock", ".owner", ".ended.json"
 MOMENT = 0.3
 """Seconds in which a lock is free again that `state_of` looked at."""
 
-FINISHED, RUNNING, WAITING, KILLED = "finished", "running", "waiting", "killed"
+FINISHED, RUNNING, WAITING, KILLED, PRUNED = "finished", "running", "waiting", "killed", "pruned"
 STATUS = {FAILED: "failed", USER_ERROR: "refused", PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
 """What the exit codes of runs without a result are called."""
 
@@ -38,7 +38,7 @@ class State:
 
     Attributes:
         status: finished, running, failed, refused (the user must provide something), preempted, interrupted, killed,
-            or waiting: nobody has begun it.
+            pruned (a search ended it early), or waiting: nobody has begun it.
         reason: who is at it, or why it has no result.
     """
 
@@ -48,14 +48,14 @@ class State:
     @property
     def code(self) -> int:
         """The exit code that it stands for; of what was killed, is running or has not begun, that of a failure."""
-        if self.status == FINISHED:
+        if self.status in (FINISHED, PRUNED):
             return 0
         return next((code for code, status in STATUS.items() if status == self.status), FAILED)
 
     @property
     def goes_on(self) -> bool:
         """Does the same command take it up, without being asked to repeat what failed?"""
-        return self.status not in (FINISHED, STATUS[FAILED])
+        return self.status not in (FINISHED, PRUNED, STATUS[FAILED])
 
 
 def state_of(folder: Path) -> State:
@@ -71,7 +71,8 @@ def state_of(folder: Path) -> State:
     with suppress(UserError):  # half a record, of a full disk: then it is told by what else is there
         if (folder / ENDED).is_file():
             ended = read_json(folder / ENDED, f"delete {folder / ENDED}")
-            return State(STATUS.get(int(ended.get("code", FAILED)), STATUS[FAILED]), str(ended.get("reason", "")))
+            status = PRUNED if ended.get("pruned") else STATUS.get(int(ended.get("code", FAILED)), STATUS[FAILED])
+            return State(status, str(ended.get("reason", "")))
     if owner:
         return State(KILLED, f"{owner} was killed; the same command goes on from the last checkpoint")
     return State(WAITING)
@@ -113,7 +114,9 @@ def held(folder: Path) -> Iterator[int]:
         assert file is not None, "just acquired"
         yield file
     except BaseException as error:
-        ended = {"code": code_of(error), "reason": reason_of(error)}
+        ended = {"code": code_of(error), "reason": reason_of(error)} | (
+            {"pruned": True} if isinstance(error, Pruned) else {}
+        )
         if ended["code"] and not (folder / RESULT).is_file():
             with suppress(OSError):  # a full disk: the process itself says what ended it
                 write_json(folder / ENDED, ended)

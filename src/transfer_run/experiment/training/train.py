@@ -39,6 +39,7 @@ from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.result import _record
 from transfer_run.experiment.training.saved import check_saved, read_saved
 from transfer_run.experiment.training.taps import open_replay
+from transfer_run.experiment.training.watch import watching
 from transfer_run.experiment.training.work import ResumedWork
 from transfer_run.hardware.devices import device_of
 from transfer_run.hardware.steps import check_own_steps
@@ -75,7 +76,9 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
     finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if settings["stop_on_nan"] else None
     ledger = Ledger(metrics)
-    callbacks: list[Callback] = [c for c in (memory, rows, finite, ledger, checkpoints, progress) if c]
+    callbacks: list[Callback] = [
+        c for c in (memory, rows, finite, ledger, checkpoints, progress, watching(folder)) if c
+    ]
     loggers = [metrics, *build_loggers(config, folder)]
     trainer = build_trainer(config, folder, callbacks, loggers, _block_classes(method), method.own_steps)
     others = _beside(config)
