@@ -29,7 +29,7 @@ def glue(task: str, backbone: str, *overrides: str, folder: str = "text") -> Any
 def test_splits_of_the_lst_paper(task: str, folder: str, sizes: tuple[int, int, int]) -> None:
     data = glue(task, "t5_tiny", folder=folder)
     assert tuple(data.sizes.values()) == sizes
-    assert data.notes == []
+    assert [note for note in data.notes if "are cut at" not in note] == []
     rows = {name: {str(row) for row in data.encoders[name].rows.rows} for name in data.sizes}
     overlap = (rows["train"] & rows["test"]) | (rows["validation"] & rows["test"])
     assert len(overlap) < 0.03 * sizes[2], "only sentences that the data repeat stand in two splits"
@@ -43,7 +43,8 @@ def test_halves_follow_the_papers_generator() -> None:
         rows = data.encoders[name].rows
         assert [rows.rows[i] for i in range(5)] == [whole.rows[j] for j in part[:5]]
         assert rows.labels.tolist() == whole.labels[part].tolist()
-    assert official.notes == ["test: 3000 of 3000 rows have no label; predicted, not scored"]
+    notes = [note for note in official.notes if "are cut at" not in note]
+    assert notes == ["test: 3000 of 3000 rows have no label; predicted, not scored"]
     scores = official.metrics("test")
     batch = next(iter(official.loader("test", batch_size=4)))
     scores.update(torch.zeros(4, 2, dtype=torch.int64), batch)

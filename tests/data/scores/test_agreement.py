@@ -139,6 +139,9 @@ def test_texts_match_as_strings_do() -> None:
     class Words:
         words, values = (), False
 
+        def whole(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(ids), dtype=torch.bool)
+
         def texts(self, ids: torch.Tensor) -> list[str]:
             return ["".join(chr(i) for i in row if i > 0).strip() for row in ids.tolist()]
 

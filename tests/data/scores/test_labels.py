@@ -142,6 +142,22 @@ def test_free_answers_match_exactly_or_not() -> None:
     assert scores.compute()["exact_match"] == pytest.approx(2 / 3)
 
 
+def test_a_right_answer_that_is_cut_is_met_by_nothing() -> None:
+    """Many answers have one beginning; it is none of them."""
+    task = Task("text_to_text", 0, (), ("exact_match",), 4)
+    answers = Answers(task, TOKENIZER)
+    labels = torch.tensor([answers.encode(text)[0] for text in ("abcde", "abcdf", "abc")])
+    scores = Scores(task, answers)
+    scores.update(labels, {"labels": labels})
+    assert scores.compute()["exact_match"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("lowest", [-30.0, 0.0, 1000.0])
+def test_no_number_is_below_all_that_was_trained_on(lowest: float) -> None:
+    answers = Answers(Task("text_to_text", 0, (), ("mae",), 8), TOKENIZER, values=True, step=None, lowest=lowest)
+    assert answers.read(written("x", "1e3", "-inf")).tolist() == [min(-1, lowest - 1), 1000, min(-1, lowest - 1)]
+
+
 def test_perplexity_is_of_all_tokens_together() -> None:
     scores = Scores(Task("text_to_text", 0, metrics=("perplexity",)))
     assert scores.needs_loss

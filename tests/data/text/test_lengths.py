@@ -84,6 +84,15 @@ def test_values_are_rounded_to_a_fifth(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "step", "text"),
+    [(1037.0, None, "1037"), (27.5, None, "27.5"), (-0.0017, None, "-0.0017"), (1e22, None, "10000000000000000000000"),
+     (1037.0, 10, "1040"), (0.3, 0.25, "0.25"), (0.37, 0.25, "0.25"), (-2.4, 0.5, "-2.5"), (7.0, 1, "7")],
+)  # fmt: skip
+def test_values_are_written_as_they_stand_or_as_asked(value: float, step: float | None, text: str) -> None:
+    assert value_text(value, step) == text
+
+
+@pytest.mark.parametrize(
     ("dataset", "backbone", "says"),
     [
         (["python_docs", "dataset.task=language_modeling"], "t5_tiny", "decoder"),

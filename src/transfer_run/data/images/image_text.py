@@ -24,6 +24,7 @@ from transfer_run.data.images.augment import build_augment
 from transfer_run.data.images.image_data import decoded
 from transfer_run.data.images.transform import Transform, image_node
 from transfer_run.data.rows.sampling import Draw
+from transfer_run.data.text.cuts import said_of_captions
 from transfer_run.data.text.lengths import cut_lengths, source_length
 from transfer_run.data.text.tokens import padded, pair_ids
 from transfer_run.task import Batch, BatchSpec, Task
@@ -93,6 +94,10 @@ class ImageText(DataModule):
         self.pairs = self.read_pairs()
         self._padding = self.tokenizer.pad_token_id
         self.notes += cut_lengths(self.dataset, self.backbone)
+        for name, split in self.pairs.items():
+            self.notes += said_of_captions(
+                name, split.captions, self.tokenizer, source_length(self.dataset, self.backbone)
+            )
         return {name: len(split) for name, split in self.pairs.items()}
 
     def pixels(self, split: str, number: int) -> Tensor:

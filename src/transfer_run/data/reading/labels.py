@@ -188,14 +188,18 @@ def _more(count: int) -> str:
 
 
 def value_labels(table: Table, column: str, unlabelled: float | None = None) -> np.ndarray:
-    """Float labels (n,) float64 of a regression column; NaN where a row has none (empty, null or `unlabelled`)."""
+    """Float labels (n,) float64 of a regression column; NaN where a row has none (empty, null or `unlabelled`).
+
+    Raises:
+        UserError: a value that is no finite number; with file, row and column.
+    """
     table.require([column], "dataset.label_column")
     values: list[Any] = table.rows[column][:]
     numbers = np.full(len(values), math.nan)
     for i, value in enumerate(values):
         if isinstance(value, str):
             value = _as_number(table, i, column, value) if value.strip() else None
-        elif value is not None and (not isinstance(value, int | float) or math.isinf(value)):
+        elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise UserError(
                 f"{shortened(value, 60)} is no finite number.",
                 where=table.locate(i, column),
@@ -204,6 +208,17 @@ def value_labels(table: Table, column: str, unlabelled: float | None = None) -> 
         if value is not None and value != unlabelled:
             numbers[i] = value
     return numbers
+
+
+def check_trained(table: Table, column: str, values: np.ndarray) -> None:
+    """Every training row has a value (n,): nothing can be learned from one without."""
+    missing = np.flatnonzero(np.isnan(values))
+    if len(missing):
+        raise UserError(
+            f"A training row has no value{f', and {len(missing) - 1} more have none' * (len(missing) > 1)}.",
+            where=table.locate(int(missing[0]), column),
+            remedy="fill it in, or take the row out",
+        )
 
 
 def check_texts(table: Table, columns: Sequence[str]) -> None:

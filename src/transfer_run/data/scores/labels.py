@@ -3,7 +3,8 @@
 Every metric knows its direction, torchmetrics' `higher_is_better`; `Scores.better` is that of the headline.
 
 A row without a label is predicted but not scored. An answer in words that is none of the labels counts as wrong: it is
-scored as a label other than the right one, or as -1 where a number is asked for (T5's evaluation does the same).
+scored as a label other than the right one; where a number is asked for, as -1 (as in T5's evaluation), or less.
+A right answer that is too long to be written is compared as a whole: nothing written equals it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class Answers(Protocol):
 
     def texts(self, ids: Tensor) -> list[str]:
         """Token ids (B, T) as texts."""
+
+    def whole(self, ids: Tensor) -> Tensor:
+        """Which of the right answers (B, T) are not cut, (B,)."""
 
 
 class Share(Metric):
@@ -193,7 +197,7 @@ class Scores(nn.Module):
         assert self.answers is not None
         known = (labels != -100).any(1)
         right = [a == b for a, b in zip(self.answers.texts(predictions), self.answers.texts(labels), strict=True)]
-        equal = torch.tensor(right, device=labels.device)[known].float()
+        equal = (torch.tensor(right, device=labels.device) & self.answers.whole(labels))[known].float()
         self.scored.update(known, torch.ones_like(known))
         self._of("texts", equal, torch.ones_like(equal))
 

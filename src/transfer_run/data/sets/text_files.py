@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer_run.data.asked import asked
-from transfer_run.data.reading.labels import UNLABELLED, check_texts, class_labels, value_labels
+from transfer_run.data.reading.labels import UNLABELLED, check_texts, check_trained, class_labels, value_labels
 from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
 from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
@@ -63,7 +63,10 @@ class TextFiles(TextData):
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
             return TextRows(rows, labels)
         if row.value:
-            return TextRows(rows, value_labels(table, label))
+            values = value_labels(table, label)
+            if split == "train":
+                check_trained(table, label, values)
+            return TextRows(rows, values)
         if row.running:
             return TextRows(rows, None)
         table.require([label], "dataset.label_column")

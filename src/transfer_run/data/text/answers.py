@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from transfer_run.data.reading.labels import UNLABELLED
-from transfer_run.data.text.lengths import value_text
+from transfer_run.data.text.lengths import VALUE_STEP, value_text
 from transfer_run.data.text.tokens import token_ids
 from transfer_run.errors import UserError
 from transfer_run.task import Task
 
 NO_NUMBER = -1.0
-"""What an answer counts as that is no number where one is asked for: below every score, as in T5's evaluation."""
+"""What an answer counts as that is no number where one is asked for: below every score, as in T5's evaluation; one less
+than the smallest value trained on, where that lies lower."""
 
 
 class Answers:
@@ -25,13 +26,24 @@ class Answers:
         task: text-to-text; with label words they are the only right answers.
         tokenizer: the backbone's.
         values: the answers are numbers (STS-B).
+        step: what these are rounded to; None: they are written as they stand.
+        lowest: the smallest value in training.
 
     Raises:
         UserError: a label word is longer than `task.max_target_length`.
     """
 
-    def __init__(self, task: Task, tokenizer: Any, *, values: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        *,
+        values: bool = False,
+        step: float | None = VALUE_STEP,
+        lowest: float = 0.0,
+    ) -> None:
         self.words, self.values, self.length = task.label_names, values, task.max_target_length
+        self.step, self.no_number = step, min(NO_NUMBER, lowest - 1)
         self.tokenizer = tokenizer
         self.ids = [token_ids(tokenizer, word, end=True) for word in self.words]
         longest = max(self.ids, key=len, default=[])
@@ -49,15 +61,23 @@ class Answers:
         """
         if self.values:
             known = label is not None and not math.isnan(label)
-            return (self._written(value_text(label)), float(label)) if known else ([-100], math.nan)
+            return (self.number_ids(label), float(label)) if known else ([-100], math.nan)
         if self.words:
             known = label is not None and label != UNLABELLED
             return (self.ids[label], int(label)) if known else ([-100], UNLABELLED)
         return (self._written(str(label)), None) if label is not None else ([-100], None)
 
+    def number_ids(self, value: float) -> list[int]:
+        """A value as token ids, end included."""
+        return token_ids(self.tokenizer, value_text(float(value), self.step), end=True)
+
     def _written(self, text: str) -> list[int]:
-        ids = token_ids(self.tokenizer, text, end=True)
-        return ids if len(ids) <= self.length else [*ids[: self.length - 1], ids[-1]]
+        """A text as token ids. One that is too long loses its end: what is generated cannot be all of it."""
+        return token_ids(self.tokenizer, text, end=True)[: self.length]
+
+    def whole(self, ids: Tensor) -> Tensor:
+        """Which of the right answers (B, T) are all there, (B,); a cut one has no end."""
+        return (ids == self.tokenizer.eos_token_id).any(1)
 
     def texts(self, ids: Tensor) -> list[str]:
         """Answers (B,) as text; what stands behind the end, padding and -100 is left out."""
@@ -70,14 +90,13 @@ class Answers:
         """Answers (B, T) as class numbers (B,) int64, -1 for what is no label; or as values (B,) float32."""
         texts = self.texts(ids)
         if self.values:
-            return torch.tensor([_number(text) for text in texts], dtype=torch.float32)
+            return torch.tensor([self._number(text) for text in texts], dtype=torch.float32)
         numbers = {word: number for number, word in enumerate(self.words)}
         return torch.tensor([numbers.get(text, UNLABELLED) for text in texts])
 
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return NO_NUMBER
-    return value if math.isfinite(value) else NO_NUMBER
+    def _number(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            return self.no_number
+        return value if math.isfinite(value) else self.no_number

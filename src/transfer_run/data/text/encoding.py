@@ -16,7 +16,7 @@ from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.lengths import span_sizes
-from transfer_run.data.text.tokens import pair_ids, token_ids, written_out
+from transfer_run.data.text.tokens import is_longer, pair_ids, token_ids, written_out
 
 Example = dict[str, Any]
 
@@ -88,6 +88,16 @@ class Labelled:
             return pair_ids(self.tokenizer, [text], self.limit)
         return {"input_ids": token_ids(self.tokenizer, text, end=True, limit=self.limit)}
 
+    def cut(self, most: int) -> tuple[int, int]:
+        """How many of the first `most` rows have more tokens than are read; and how many rows were looked at."""
+        looked = min(most, len(self))
+        return sum(self._is_cut(self.rows.rows[row]) for row in range(looked)), looked
+
+    def _is_cut(self, row: Mapping[str, Any]) -> bool:
+        paired = self.pairs and len(self.columns) <= 2
+        texts = [str(row[c]) for c in self.columns] if paired else [written_out(row, self.columns, self.prompt)]
+        return is_longer(self.tokenizer, texts, self.limit)
+
     def _label(self, label: Any) -> Example:
         if self.answers is not None:
             ids, target = self.answers.encode(label)
@@ -108,6 +118,7 @@ class Windows:
         for row in rows.rows:
             stream += token_ids(tokenizer, f"{row[column]}\n")
         count = len(stream) // length
+        self.left_out = len(stream) - count * length
         # 32 bit: half the memory of what a batch will hold
         self.tokens = np.array(stream[: count * length], dtype=np.int32).reshape(count, length)
 

@@ -8,6 +8,7 @@ A T5 reads and writes text: there a classification is posed as text-to-text, its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from transfer_run.backbones.declared import TEXT_TO_TEXT, family_of
@@ -17,7 +18,9 @@ from transfer_run.errors import UserError
 from transfer_run.task import Task, class_count
 
 VALUE_STEP = 0.2
-"""A value posed as text is rounded to the nearest multiple of this (T5's STS-B: 21 answers, "0.0" to "5.0")."""
+"""What a value posed as text is rounded to in a data set without `value_step` (T5's STS-B: 21 answers, 0.0 to 5.0)."""
+VALUE_ROOM = 12
+"""Tokens of a value that is written as it stands, end included, where only the data could tell (a plan reads none)."""
 
 
 def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
@@ -46,9 +49,19 @@ def answer_words(dataset: Mapping[str, Any], names: Sequence[str]) -> tuple[str,
     return tuple(str(i) for i in range(len(names))) if dataset.get("answers") == "digits" else tuple(names)
 
 
-def value_text(value: float) -> str:
-    """A value as a text-to-text model writes it, rounded to the nearest 0.2 (T5, section 2.4)."""
-    return f"{round(value / VALUE_STEP) * VALUE_STEP:.1f}"
+def value_step(dataset: Mapping[str, Any]) -> float | None:
+    """What values are rounded to before they are written; None: nothing."""
+    step = dataset.get("value_step", VALUE_STEP)
+    return None if step is None else float(step)
+
+
+def value_text(value: float, step: float | None = VALUE_STEP) -> str:
+    """A value as a text-to-text model writes it: rounded to the nearest multiple of `step` (T5, section 2.4), or with
+    all of its own digits."""
+    if step is None:
+        return str(int(value)) if value.is_integer() else repr(value)
+    digits = max(0, -int(Decimal(str(step)).normalize().as_tuple().exponent))
+    return f"{round(value / step) * step:.{digits}f}"
 
 
 def answer_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any], words: Sequence[str]) -> int:
@@ -63,6 +76,8 @@ def answer_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any], words
     if asked(dataset).noisy:
         return corrupted_lengths(dataset, backbone)[1]
     if asked(dataset).value:
+        if value_step(dataset) != VALUE_STEP:
+            return VALUE_ROOM
         words = [value_text(5.0)]
     if not words:
         raise UserError(

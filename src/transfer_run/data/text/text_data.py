@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +17,16 @@ from transfer_run.data.base import DataModule
 from transfer_run.data.reading.labels import is_unlabelled, said_of_classes
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
+from transfer_run.data.text.cuts import longest_number, said_of_answers, said_of_cuts
 from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
 from transfer_run.data.text.lengths import (
+    VALUE_STEP,
     corrupted_lengths,
     cut_lengths,
     describe_text,
     source_length,
     uses_token_types,
+    value_step,
 )
 from transfer_run.data.text.tokens import padded
 from transfer_run.errors import UserError
@@ -43,6 +48,7 @@ class TextData(DataModule):
         super().__init__(dataset, backbone, seed)
         self.encoders: dict[str, Encoder] = {}
         self.answers: Answers | None = None
+        self._value_room: int | None = None
 
     @abstractmethod
     def read_rows(self) -> dict[str, TextRows]:
@@ -76,15 +82,35 @@ class TextData(DataModule):
         rows = self.read_rows()
         self.notes += cut_lengths(self.dataset, self.backbone)
         if self.described.written:
-            self.answers = Answers(self.described, self.tokenizer, values=asked(self.dataset).value)
+            self.answers = self._answers(rows)
         for name, split in rows.items():
             self.encoders[name] = self._encoder(split)
+            self.notes += said_of_cuts(name, self.encoders[name])
+            if self.answers is not None and split.labels is not None:
+                self.notes += said_of_answers(name, list(split.labels), self.answers)
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
             if missing:
                 self.notes.append(f"{name}: {missing} of {len(split)} rows have no label; predicted, not scored")
         if "train" in rows and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(rows["train"].labels), self.label_names)
         return {name: len(encoder) for name, encoder in self.encoders.items()}
+
+    def _answers(self, rows: Mapping[str, TextRows]) -> Answers:
+        """Between labels and what the model writes; room for numbers as these need it, if none was asked for."""
+        if not asked(self.dataset).value:
+            return Answers(self.described, self.tokenizer)
+        values = [float(value) for split in rows.values() for value in _labels_of(split) if not is_unlabelled(value)]
+        trained = [float(value) for value in _labels_of(rows.get("train")) if not is_unlabelled(value)]
+        step = value_step(self.dataset)
+        made = partial(Answers, tokenizer=self.tokenizer, values=True, step=step, lowest=min(trained, default=0.0))
+        if step != VALUE_STEP and self.dataset.get("max_target_length") is None:
+            self._value_room = longest_number(values, made(self.described))
+        return made(self.described)
+
+    @property
+    def described(self) -> Task:
+        found = super().described
+        return found if self._value_room is None else replace(found, max_target_length=self._value_room)
 
     def _encoder(self, rows: TextRows) -> Encoder:
         dataset, row, pairs = self.dataset, asked(self.dataset), family_of(self.backbone).pairs
@@ -178,3 +204,7 @@ class TextData(DataModule):
             "label_names": list(self.label_names),
             "answers": list(task.label_names) if task.written else [],
         }
+
+
+def _labels_of(rows: TextRows | None) -> Sequence[Any]:
+    return [] if rows is None or rows.labels is None else list(rows.labels)

@@ -26,6 +26,17 @@ def is_bytes(tokenizer: Any) -> bool:
     return type(tokenizer).__name__ == "ByT5Tokenizer"
 
 
+def is_longer(tokenizer: Any, texts: Sequence[str], limit: int) -> bool:
+    """Have texts, one or a pair with the special tokens, more than `limit` tokens?
+
+    Most are known by their bytes alone: no tokenizer makes more tokens than there are, but for a word's beginning.
+    """
+    ends = len(texts) if is_bytes(tokenizer) else tokenizer.num_special_tokens_to_add(len(texts) > 1)
+    if sum(len(text.encode()) + 1 for text in texts) + ends <= limit:
+        return False
+    return sum(len(token_ids(tokenizer, text)) for text in texts) + ends > limit
+
+
 def pair_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, list[int]]:
     """`input_ids`, and `token_type_ids` from tokenizers that make them, of one text or a pair, with the special tokens
     of the model; the longer text is cut first where both are too long for `limit` tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def _record(
         raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / LOG_FILE)
     context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
-    extra |= {"notes": list(module.data.notes)} if module.data.notes else {}
     scores = module.reported | extra.pop("metrics", {})
+    lost = [name for name, value in scores.items() if not math.isfinite(float(value))]
+    notes = [*module.data.notes, *(f"{name} is no finite number and left out" for name in lost)]
+    extra |= {"notes": notes} if notes else {}
+    scores = {name: value for name, value in scores.items() if name not in lost}
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
@@ -68,8 +72,10 @@ def _planned(run: Run, target: Target) -> Plan | None:
 
 
 def _with_found_labels(run: Run, data: DataModule) -> Run:
-    """The run with the class names that only the data could tell: a plan reads no data."""
+    """The run with the class names, and the room for numbers, that only the data could tell: a plan reads no data."""
     dataset = run.config["dataset"]
+    if dataset.get("max_target_length") is None and data.described.written:
+        run = run.changed(dataset={"max_target_length": data.described.max_target_length})
     if dataset.get("num_labels") or dataset.get("label_names") or not data.label_names:
         return run
     return run.changed(dataset={"label_names": list(data.label_names)})
