@@ -195,8 +195,8 @@ def test_the_ground_imports_nothing_heavy() -> None:
 
 
 LEFT_BY_A_RUN = {
-    "config.yaml", "result.json", "run.log", "metrics.csv", "checkpoints", "model.json", "heads", "tasks.json",
-    "backbone.model.", "backbone.head.",
+    "config.yaml", "result.json", "run.log", "metrics.csv", "predictions.csv", "checkpoints", "model.json", "heads",
+    "tasks.json", "backbone.model.", "backbone.head.",
 }  # fmt: skip
 
 

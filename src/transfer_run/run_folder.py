@@ -6,6 +6,8 @@ checkpoints/           the state to go on from, and in `model/` the finished mod
     model/model.json        what it is
     model/model.safetensors what it ships; its SHA-256 stands in model.json
     model/heads/            of a merged model: its tasks, and their heads
+predictions.csv        what was answered of each test row; predictions-NAME.csv of a further test set
+tests/                 what the finished model reached on other test data afterwards
 result.json            written last: the run has finished
 """
 
@@ -20,7 +22,7 @@ from transfer_run.errors import UserError
 from transfer_run.files import read_json, read_yaml
 
 CONFIG, RESULT, LOG_FILE, METRICS = "config.yaml", "result.json", "run.log", "metrics.csv"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TESTS = "checkpoints", "tests"
 MODEL = f"{CHECKPOINTS}/model"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 HEADS, TASKS = "heads", "tasks.json"
@@ -29,6 +31,11 @@ BODY_PREFIX, HEAD_PREFIX = "backbone.model.", "backbone.head."
 """What the names of a backbone's own tensors, and those of the task's head, begin with in a run's model."""
 
 AGAIN = "carry out the run again with force=true, or copy the file again"
+
+
+def predictions_file(test: str = "") -> str:
+    """The name of the table of answers, those of a further test set by its name."""
+    return f"predictions-{test}.csv" if test else "predictions.csv"
 
 
 def is_run(folder: Path) -> bool:

@@ -25,6 +25,7 @@ transfer-run [KEY=VALUE ...]    compose, train, test and record one transfer-lea
   transfer-run -m seed=0,1,2 hydra/launcher=joblib                  several at a time (slurm: on a cluster)
   transfer-run method=full 'stages=[[dataset=A],[dataset=B]]'       runs that go on from each other, B from A's model
   transfer-run run=FOLDER export=DIR                                a finished run's model, for peft, transformers, timm
+  transfer-run run=FOLDER test=PATH                                 its model tested again, on other data (or test=own)
 
 Choices, as GROUP=NAME (`transfer-list methods` explains them, likewise backbones, datasets, ...):
 {groups}

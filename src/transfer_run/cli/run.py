@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import DONE, UserError
+from transfer_run.errors import DONE, RunFailed, UserError
 from transfer_run.files import user_path
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         answer(flags.words)
         return DONE
     if any(word.startswith("run=") for word in flags.words):
-        return _export(flags.words)
+        return _of_finished(flags.words)
     if any(word.startswith("sweep.status=") for word in flags.words):
         return _status(flags.words)
     from transfer_run.experiment.config.compose import Composer
@@ -71,21 +71,23 @@ def _carry(run: Run) -> int:
     return DONE
 
 
-def _export(words: Sequence[str]) -> int:
-    """`run=FOLDER export=DIR`: the model of a run that has finished, whatever its words were."""
+def _of_finished(words: Sequence[str]) -> int:
+    """`run=FOLDER export=DIR`, `run=FOLDER test=PATH`: the model of a finished run, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     run = user_path(given.get("run", ""), "run")
-    if set(given) != {"run", "export"} or len(words) != 2:
+    if set(given) not in ({"run", "export"}, {"run", "test"}) or len(words) != 2:
         raise UserError(
-            "run=FOLDER exports a finished run, and goes with export=DIR alone.",
+            "run=FOLDER exports or tests a finished run, and goes with export=DIR or test=PATH alone.",
             where=" ".join(words),
-            remedy="transfer-run run=outputs/runs/... export=DIR",
+            remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own",
         )
     from transfer_run.run_folder import read_result
 
     if read_result(run) is None:
         what = "has not finished" if run.is_dir() else "does not exist"
         raise UserError(f"The run {run} {what}.", where=f"run={run}", remedy="name the folder of a finished run")
+    if "test" in given:
+        return _test(run, given["test"])
     from transfer_run.experiment.models.export import export_run
 
     print(f"exported to {export_run(run, Path(given['export']))}")
@@ -104,6 +106,37 @@ def _status(words: Sequence[str]) -> int:
     from transfer_run.cli.sweep import status
 
     return status(given["sweep.status"], Path(given.get("output_dir", "outputs")))
+
+
+def _test(run: Path, test: str) -> int:
+    """Scores and answers of the model, beside its record."""
+    if test != "own" and not Path(test).expanduser().exists():
+        raise UserError(
+            "There is no such file or folder.",
+            where=f"test={test}",
+            remedy="name the test data, or the run's own: test=own",
+        )
+    import traceback
+
+    from transfer_run.experiment.training.tested_again import test_again
+    from transfer_run.files import read_json
+    from transfer_run.run_folder import LOG_FILE, TESTS, read_config
+
+    sys.path += [folder for folder in read_config(run).get("search_path") or () if folder not in sys.path]
+    try:
+        path = test_again(run, test)
+    except UserError:
+        raise
+    except Exception as error:
+        log = run / TESTS / LOG_FILE
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        raise RunFailed(log, f"{type(error).__name__}: {error}") from error
+    found = read_json(path, "test again")
+    for name, value in found["metrics"].items():
+        print(f"{name}  {value}")
+    print(f"{found['rows']} rows tested: {path}")
+    return DONE
 
 
 def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:

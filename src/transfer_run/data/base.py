@@ -192,6 +192,10 @@ class DataModule(ABC):
         rows = self.split(split)
         return np.array([int(rows[i]["labels"]) for i in range(len(rows))], dtype=np.int64)
 
+    def row_id(self, split: str, row: int) -> str:
+        """What a row of a split is known by besides its number: its own file, where it has one; else nothing."""
+        return ""
+
     # ---- batches and scores
     def loader(
         self,

@@ -32,6 +32,7 @@ from transfer_run.run_folder import (
     has_model,
     is_run,
     model_folder,
+    predictions_file,
     read_result,
 )
 from transfer_run.signals import preemptible
@@ -130,7 +131,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, the result first, so that nothing looks finished meanwhile."""
     (folder / RESULT).unlink(missing_ok=True)
-    for path in (folder / METRICS, *(folder / CHECKPOINTS).rglob("*")):
+    for path in (folder / METRICS, *folder.glob(predictions_file("*")), *(folder / CHECKPOINTS).rglob("*")):
         if path.is_file():
             path.unlink()
 

@@ -374,11 +374,12 @@ class Method(nn.Module):
         """What the scores compare with the labels: class numbers or values (B,), token ids, pairs; see the form."""
         return self.form.predict(self, batch)
 
-    def score(self, batch: Batch, scores: Scores) -> None:
-        """Count one batch of a split in its scores."""
+    def score(self, batch: Batch, scores: Scores) -> Tensor | None:
+        """Count one batch of a split in its scores; returns the predictions, where these need them."""
         predictions = self.predict(batch) if scores.needs_predictions else None
         loss = self.loss(batch) if scores.needs_loss else None
         scores.update(predictions, batch, loss, self.form.counted(batch["labels"]) if scores.needs_loss else None)
+        return predictions
 
     # ---- generation
     def new_cache(self) -> Any:

@@ -22,6 +22,7 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.precise import as_head
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
+from transfer_run.methods.answers import Answer
 from transfer_run.methods.entropy import cross_entropy
 from transfer_run.methods.known_forms import check_form, target_of
 from transfer_run.targets import load_class
@@ -118,6 +119,14 @@ class Form(ABC):
     def counted(self, labels: Tensor) -> Tensor:
         """The labels that the loss is a mean over; those of -100 are passed over."""
         return labels
+
+    def answers(self, data: DataModule, predictions: Tensor, batch: Batch, logits: Tensor | None) -> Sequence[Answer]:
+        """A batch's predictions as words beside what is right, a row each (`predictions.csv`); none by default.
+
+        Args:
+            logits: what the method's forward pass made for them; None where it was not run.
+        """
+        return ()
 
     def scores(self, data: DataModule, split: str) -> Scores:
         """Fresh scores of one split: `update`, `compute`, `reset`, `better`; the data set's own by default."""

@@ -40,6 +40,10 @@ class ImageRows(Protocol):
         """Where the image stands, for an error's `where`."""
         ...
 
+    def name(self, row: int) -> str:
+        """The image's own file; empty where it has none."""
+        ...
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -53,6 +57,9 @@ class FileImages:
 
     def locate(self, row: int) -> str:
         return f"{self.paths[row]}, row {row + 1} of the split, column 'image'"
+
+    def name(self, row: int) -> str:
+        return str(self.paths[row])
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class TableImages:
     def locate(self, row: int) -> str:
         return self.table.locate(row, self.column)
 
+    def name(self, row: int) -> str:
+        stored = self.table.rows[row][self.column] or {}
+        return str(stored.get("path") or "")
+
 
 @dataclass(frozen=True)
 class ArrayImages:
@@ -89,6 +100,9 @@ class ArrayImages:
 
     def locate(self, row: int) -> str:
         return f"{self.source}, row {row + 1}, column 'image'"
+
+    def name(self, row: int) -> str:
+        return ""
 
 
 class ImageData(DataModule):
@@ -152,6 +166,10 @@ class ImageData(DataModule):
         if self.dataset.get("keep_in_memory"):
             self._decoded[kind, row] = found
         return found
+
+    def row_id(self, split: str, row: int) -> str:
+        """The picture's file; nothing where it has none."""
+        return self.images[split].name(row)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         return {

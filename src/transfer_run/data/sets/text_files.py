@@ -54,8 +54,9 @@ class TextFiles(TextData):
         columns, label, row = list(self.dataset["text_columns"]), self.dataset["label_column"], asked(self.dataset)
         check_texts(table, columns)
         rows = table.rows.select_columns(columns)
-        if split == "test" and not row.running and label not in table.rows.column_names:
-            self.notes.append(f"test: there is no column '{label}'")
+        tested = split == "test" or self.dataset["split_shares"]["test"] == 1
+        if tested and not row.running and label not in table.rows.column_names:
+            self.notes.append(f"test: there is no column '{label}'; predicted, not scored")
             nothing = UNLABELLED if row.classes else math.nan
             return TextRows(rows, np.full(len(table), nothing) if row.labelled else [None] * len(table))
         if row.classes:
@@ -64,7 +65,7 @@ class TextFiles(TextData):
             return TextRows(rows, labels)
         if row.value:
             values = value_labels(table, label)
-            if split == "train":
+            if split == "train" and not tested:
                 check_trained(table, label, values)
             return TextRows(rows, values)
         if row.running:

@@ -18,12 +18,13 @@ from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import others
 from transfer_run.data.rows.beside import Beside, with_beside
+from transfer_run.experiment.record.predictions import Predictions
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
 from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
 from transfer_run.methods.base import Method
-from transfer_run.run_folder import LOG_FILE
+from transfer_run.run_folder import LOG_FILE, predictions_file
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -52,6 +53,7 @@ class TransferModule(pl.LightningModule):
         data: set up; gives loaders and metrics.
         tests: further data sets to test on, by name.
         others: further data sets that every training step reads (`dataset.beside`), by name, set up.
+        answers: the file of the answers to the test rows; None: that of the run's folder.
         config: the composed config as plain containers (`optimizer`, `trainer`, `dataset`, `hardware`, `seed`).
     """
 
@@ -62,16 +64,18 @@ class TransferModule(pl.LightningModule):
         config: Mapping[str, Any],
         tests: Mapping[str, DataModule] | None = None,
         others: Mapping[str, DataModule] | None = None,
+        answers: Path | None = None,
     ) -> None:
         super().__init__()
         self.method = method
         self.data, self.others = data, dict(others or {})
         self.config = config
-        self.tests = tests or {}
+        self.tests, self.answers = tests or {}, answers
         self.tested = [*(["test"] if "test" in data.sizes else []), *(f"test/{name}" for name in self.tests)]
         self.scores = {split: method.form.scores(data, split) for split in ("validation", "test")}
         self.scores |= {f"test/{name}": method.form.scores(other, "test") for name, other in self.tests.items()}
         self.headline: float | None = None  # of the last validation
+        self.predictions: dict[str, Predictions] = {}  # of the sets that are tested
         self.reported: dict[str, float] = {}  # the last value of every score
         self.samples = 0  # rows trained on by this process
         self.optimizations: dict[str, Optimization] = {}
@@ -222,8 +226,22 @@ class TransferModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.method.score(batch, self.scores["validation"])
 
+    def on_test_start(self) -> None:
+        if not self.config["trainer"].get("predictions"):
+            return
+        loaders: Any = self.trainer.test_dataloaders
+        for split, loader in zip(self.tested, loaders, strict=True):
+            name = split.partition("/")[2]
+            data = self.tests[name] if name else self.data
+            self.predictions[split] = Predictions(self.method, data, "test", list(loader.batch_sampler))
+
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.method.score(batch, self.scores[self.tested[dataloader_idx]])
+        split = self.tested[dataloader_idx]
+        if split not in self.predictions:
+            self.method.score(batch, self.scores[split])
+            return
+        with self.predictions[split].watching() as take:
+            take(self.method.score(batch, self.scores[split]), batch)
 
     def _report(self, split: str) -> None:
         """Log the scores here, not through Lightning, which logs only after the checkpoint of this step is written.
@@ -259,6 +277,9 @@ class TransferModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         for split in self.tested:
             self._report(split)
+        for split, answers in self.predictions.items():
+            file = Path(self.trainer.default_root_dir) / predictions_file(split.partition("/")[2])
+            answers.write(self.answers or file)
 
     # ---- checkpoints: frozen weights are not saved, they are named
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

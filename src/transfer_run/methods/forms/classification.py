@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Batch
+from transfer_run.data.base import DataModule
+from transfer_run.methods.answers import Answer, named, probabilities
 from transfer_run.methods.form import Answering, Form, draw
 
 
@@ -22,6 +24,11 @@ class Classification(Form):
 
     def predict(self, method: Answering, batch: Batch) -> Tensor:
         return method(batch).argmax(-1)
+
+    def answers(self, data: DataModule, predictions: Tensor, batch: Batch, logits: Tensor | None) -> Sequence[Answer]:
+        names = () if data.task.sequence else data.task.label_names  # tasks of a sequence number their own classes
+        said = zip(named(predictions, names), probabilities(logits, predictions), strict=True)
+        return [Answer(right, *each) for right, each in zip(named(batch["labels"], names), said, strict=True)]
 
     def class_likelihoods(self, method: Answering, batch: Batch, answers: Sequence[Sequence[int]] = ()) -> Tensor:
         return F.log_softmax(method(batch).float(), dim=-1)

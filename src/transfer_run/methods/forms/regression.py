@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Batch
+from transfer_run.data.base import DataModule
+from transfer_run.methods.answers import Answer, shown
 from transfer_run.methods.form import Answering, Form
 
 
@@ -20,6 +24,10 @@ class Regression(Form):
 
     def predict(self, method: Answering, batch: Batch) -> Tensor:
         return method(batch).squeeze(-1)
+
+    def answers(self, data: DataModule, predictions: Tensor, batch: Batch, logits: Tensor | None) -> Sequence[Answer]:
+        pairs = zip(batch["labels"].tolist(), predictions.float().tolist(), strict=True)
+        return [Answer(shown(right), shown(said)) for right, said in pairs]
 
     def sampled_likelihood(self, method: Answering, batch: Batch, generator: torch.Generator) -> Tensor:
         mean = method(batch).float().squeeze()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.base import DataModule
+from transfer_run.methods.answers import Answer, named, shown
 from transfer_run.methods.form import Answering, Form, draw
 from transfer_run.methods.generation import written
 
@@ -41,6 +43,19 @@ class TextToText(Form):
 
     def generate(self, method: Answering, batch: Batch, max_length: int, use_cache: bool = True) -> Tensor:
         return written(method, batch, max_length, use_cache)
+
+    def answers(self, data: DataModule, predictions: Tensor, batch: Batch, logits: Tensor | None) -> Sequence[Answer]:
+        """Texts; what is right is a class's word, a number, or the answer as far as it can be written."""
+        reader = getattr(data, "answers", None)  # what reads texts has one
+        if reader is None:
+            return ()
+        if "targets" not in batch:
+            right = reader.texts(batch["labels"])
+        elif batch["targets"].is_floating_point():
+            right = [shown(value) for value in batch["targets"].tolist()]
+        else:
+            right = named(batch["targets"], data.task.label_names)
+        return [Answer(*each) for each in zip(right, reader.texts(predictions), strict=True)]
 
     # ---- likelihoods
     def class_likelihoods(self, method: Answering, batch: Batch, answers: Sequence[Sequence[int]] = ()) -> Tensor:
