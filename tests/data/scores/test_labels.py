@@ -125,7 +125,7 @@ def test_nonsense_is_wrong_whatever_the_label(target: int) -> None:
 
 def test_answers_in_numbers() -> None:
     task = Task("text_to_text", 0, (), ("pearson",), 5)
-    answers = Answers(task, TOKENIZER, values=True)
+    answers = Answers(task, TOKENIZER, values=True, step=0.2)
     assert answers.read(written("3.8", "0.0", "many", "inf", "5")).tolist() == pytest.approx([3.8, 0, -1, -1, 5])
     ids, target = answers.encode(3.71)
     assert (TOKENIZER.decode(ids[:-1]), target) == ("3.8", 3.71)

@@ -80,7 +80,7 @@ def test_scores_are_posed_as_values() -> None:
     [(0, "0.0"), (5, "5.0"), (3.8, "3.8"), (2.75, "2.8"), (2.69, "2.6"), (4.333, "4.4"), (0.09, "0.0")],
 )
 def test_values_are_rounded_to_a_fifth(value: float, text: str) -> None:
-    assert value_text(value) == text
+    assert value_text(value, 0.2) == text
 
 
 @pytest.mark.parametrize(

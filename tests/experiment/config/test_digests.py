@@ -300,7 +300,7 @@ def test_no_files_no_contents_and_the_identity_of_before(tmp_path: Path, monkeyp
     for name in ("hub", "random", "random:0", "bytes"):
         checkpoint(tmp_path / name, 1.0)
     monkeypatch.chdir(tmp_path)
-    cfg = compose([])
+    cfg = compose(["backbone=t5_tiny"])
     assert cfg.config["contents"] == {}
     assert cfg.identity == DEFAULT
     assert compose(["backbone=bert-base-uncased", "dataset=glue/rte"]).config["contents"] == {}

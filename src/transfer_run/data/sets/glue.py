@@ -33,6 +33,8 @@ class Glue(TextData):
         glue: the official ones (mnli: matched); GLUE's test rows have no labels, so there is no test score.
     """
 
+    value_step = 0.2  # T5's STS-B: 21 answers, "0.0" to "5.0" (Raffel et al. 2020, section 2.4)
+
     def read_rows(self) -> dict[str, TextRows]:
         task = str(self.dataset["name"]).rpartition("/")[2]
         wanted: tuple[str, ...] = ("train", "validation", "test")

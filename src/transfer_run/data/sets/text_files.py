@@ -56,7 +56,7 @@ class TextFiles(TextData):
         rows = table.rows.select_columns(columns)
         tested = split == "test" or self.dataset["split_shares"]["test"] == 1
         if tested and not row.running and label not in table.rows.column_names:
-            self.notes.append(f"test: there is no column '{label}'; predicted, not scored")
+            self.notes.append(f"test: there is no column '{label}'")
             nothing = UNLABELLED if row.classes else math.nan
             return TextRows(rows, np.full(len(table), nothing) if row.labelled else [None] * len(table))
         if row.classes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transfer_run.data.reading.labels import UNLABELLED
-from transfer_run.data.text.lengths import VALUE_STEP, value_text
+from transfer_run.data.text.lengths import value_text
 from transfer_run.data.text.tokens import token_ids
 from transfer_run.errors import UserError
 from transfer_run.task import Task
@@ -39,7 +39,7 @@ class Answers:
         tokenizer: Any,
         *,
         values: bool = False,
-        step: float | None = VALUE_STEP,
+        step: float | None = None,
         lowest: float = 0.0,
     ) -> None:
         self.words, self.values, self.length = task.label_names, values, task.max_target_length

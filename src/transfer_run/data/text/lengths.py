@@ -17,8 +17,6 @@ from transfer_run.data.asked import asked
 from transfer_run.errors import UserError
 from transfer_run.task import Task, class_count
 
-VALUE_STEP = 0.2
-"""What a value posed as text is rounded to in a data set without `value_step` (T5's STS-B: 21 answers, 0.0 to 5.0)."""
 VALUE_ROOM = 12
 """Tokens of a value that is written as it stands, end included, where only the data could tell (a plan reads none)."""
 
@@ -49,13 +47,7 @@ def answer_words(dataset: Mapping[str, Any], names: Sequence[str]) -> tuple[str,
     return tuple(str(i) for i in range(len(names))) if dataset.get("answers") == "digits" else tuple(names)
 
 
-def value_step(dataset: Mapping[str, Any]) -> float | None:
-    """What values are rounded to before they are written; None: nothing."""
-    step = dataset.get("value_step", VALUE_STEP)
-    return None if step is None else float(step)
-
-
-def value_text(value: float, step: float | None = VALUE_STEP) -> str:
+def value_text(value: float, step: float | None = None) -> str:
     """A value as a text-to-text model writes it: rounded to the nearest multiple of `step` (T5, section 2.4), or with
     all of its own digits."""
     if step is None:
@@ -76,9 +68,7 @@ def answer_length(dataset: Mapping[str, Any], backbone: Mapping[str, Any], words
     if asked(dataset).noisy:
         return corrupted_lengths(dataset, backbone)[1]
     if asked(dataset).value:
-        if value_step(dataset) != VALUE_STEP:
-            return VALUE_ROOM
-        words = [value_text(5.0)]
+        return VALUE_ROOM
     if not words:
         raise UserError(
             "The length of the answers is not known.",

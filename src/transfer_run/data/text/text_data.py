@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,13 +20,11 @@ from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.cuts import longest_number, said_of_answers, said_of_cuts
 from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
 from transfer_run.data.text.lengths import (
-    VALUE_STEP,
     corrupted_lengths,
     cut_lengths,
     describe_text,
     source_length,
     uses_token_types,
-    value_step,
 )
 from transfer_run.data.text.tokens import padded
 from transfer_run.errors import UserError
@@ -43,6 +41,9 @@ class TextData(DataModule):
     `answers` (`names` | `digits`: label words of text-to-text models), `pad_to_multiple_of`, and for span corruption
     `noise_density` and `mean_span`.
     """
+
+    value_step: ClassVar[float | None] = None
+    """What values are rounded to before they are written, unless `dataset.value_step` says so; None: nothing."""
 
     def __init__(self, dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> None:
         super().__init__(dataset, backbone, seed)
@@ -101,9 +102,9 @@ class TextData(DataModule):
             return Answers(self.described, self.tokenizer)
         values = [float(value) for split in rows.values() for value in _labels_of(split) if not is_unlabelled(value)]
         trained = [float(value) for value in _labels_of(rows.get("train")) if not is_unlabelled(value)]
-        step = value_step(self.dataset)
+        step = self.dataset.get("value_step") or self.value_step
         made = partial(Answers, tokenizer=self.tokenizer, values=True, step=step, lowest=min(trained, default=0.0))
-        if step != VALUE_STEP and self.dataset.get("max_target_length") is None:
+        if self.dataset.get("max_target_length") is None:
             self._value_room = longest_number(values, made(self.described))
         return made(self.described)
 

@@ -63,7 +63,7 @@ def digests(values: Mapping[str, Any], backbones: Backbones) -> dict[str, str]:
         if any(read):
             parts = [digest or words for digest, words in zip(read, named, strict=True)]  # a model of the hub: its name
             if node is not None and (node.get("about") or {}).get("elsewhere"):
-                parts += [_elsewhere(node, Path(each)) for each in named]
+                parts += filter(None, (_elsewhere(node, Path(each)) for each in named))
             partly = any(part.endswith(PARTLY) for part in parts)
             whole = parts[0].removesuffix(PARTLY) if len(parts) == 1 else _short("\n".join(parts))
             found[key] = whole + PARTLY * partly
@@ -173,8 +173,11 @@ def _model(folder: Path) -> str:
 
 
 def _elsewhere(dataset: Mapping[str, Any], path: Path) -> str:
-    """The digest of what the tables of a data set name; not all of it where a file is missing or there are too many."""
+    """The digest of what the tables of a data set name; not all of it where a file is missing or there are too many.
+    Empty where they name nothing."""
     named = named_files(dataset, path)
+    if named == []:
+        return ""
     files: list[tuple[Path, str]] = []
     for name, found in named or []:
         files += _below(found, name) if found.is_dir() else [(found, name)]
