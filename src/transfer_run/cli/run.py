@@ -110,7 +110,7 @@ def _status(words: Sequence[str]) -> int:
 
 def _test(run: Path, test: str) -> int:
     """Scores and answers of the model, beside its record."""
-    if test != "own" and not Path(test).expanduser().exists():
+    if test != "own" and not user_path(test, "test").exists():
         raise UserError(
             "There is no such file or folder.",
             where=f"test={test}",
