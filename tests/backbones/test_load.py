@@ -17,11 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import transfer_run
+from tests.backbones.conftest import CLIP
 from transfer_run.backbones.base import Backbone
-from transfer_run.backbones.load import build_backbone
+from transfer_run.backbones.load import backbone_class, build_backbone
+from transfer_run.backbones.weights.settings import folder_architecture
 from transfer_run.errors import UserError
 
 Configs = Callable[[str], dict[str, Any]]
+CLIP_TEXT: Any = CLIP["text_config"]
 KINDS = pytest.mark.parametrize("name", ["t5", "t5_v1_1", "bert", "roberta", "deberta", "gpt2", "llama", "clip"])
 
 
@@ -218,8 +221,56 @@ def test_another_shape(config_of: Configs, tmp_path: Path, name: str, change: di
     else:
         save_file(tensors(source), tmp_path / "model.safetensors")
     config = config_of(name) | {"weights": str(tmp_path)}
+    if name == "bert":  # the folder's settings say nothing of it
+        stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        (tmp_path / "config.json").write_text(json.dumps(stored | change), encoding="utf-8")
     with pytest.raises(UserError, match=r"of another shape \(.* in the file, .* here"):
         build_backbone(config | {"architecture": config["architecture"] | change})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("bert", {"num_hidden_layers": 5}, "num_hidden_layers"),
+        ("bert", {"num_attention_heads": 8}, "num_attention_heads"),
+        ("bert", {"layer_norm_eps": 1e-3}, "layer_norm_eps"),
+        ("bert", {"hidden_act": "relu"}, "hidden_act"),
+        ("roberta", {"pad_token_id": 2}, "pad_token_id"),
+        ("deberta", {"position_buckets": 4}, "position_buckets"),
+        ("bart", {"encoder_attention_heads": 8}, "encoder_attention_heads"),
+        ("gpt2", {"n_head": 8}, "n_head"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters"),
+        ("llama", {"rms_norm_eps": 1e-3}, "rms_norm_eps"),
+        ("llama", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("mistral", {"sliding_window": 8}, "sliding_window"),
+        ("t5", {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),
+        ("t5", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("clip", {"text_config": {**CLIP_TEXT, "hidden_act": "gelu"}}, r"text_config\.hidden_act"),
+        ("vit", {"num_heads": 8}, "num_heads"),
+    ],
+)
+def test_settings_of_the_folder_are_not_overruled(
+    config_of: Configs, tmp_path: Path, name: str, change: dict[str, Any], said: str
+) -> None:
+    """Whatever has the same shapes and computes something else is refused by name, and read with the folder's own."""
+    config = config_of(name)
+    other = {**config["architecture"], **change}
+    source = build_backbone(config | {"weights": "random:3", "architecture": other})
+    source.save_library(tmp_path)
+    with pytest.raises(UserError, match=rf"other settings than the backbone's: .*{said} is") as error:
+        build_backbone(config | {"weights": str(tmp_path)})
+    assert "backbone.architecture=folder" in error.value.remedy
+    architecture = folder_architecture(tmp_path)
+    taken = config | {"weights": str(tmp_path), "architecture": architecture}
+    loaded = build_backbone(taken)
+    assert same(loaded, source)
+    with torch.device("meta"):
+        assert (
+            backbone_class(taken).from_architecture(taken).model.state_dict().keys() == source.model.state_dict().keys()
+        )
+    if name == "llama":
+        assert torch.equal(loaded.model.model.rotary_emb.inv_freq, source.model.model.rotary_emb.inv_freq)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "vit"])

@@ -74,3 +74,20 @@ def test_weights_of_another_size_are_refused(folders: tuple[Path, Path], tmp_pat
     words = [w for w in lst(*folders, f"output_dir={tmp_path}") if not w.startswith("backbone.architecture.d_ff")]
     with pytest.raises(UserError, match="do not fit the backbone's architecture"):
         carry_out(compose(words))
+
+
+def test_the_architecture_of_the_folder(tmp_path: Path) -> None:
+    """Written out when the run is composed: a plan, the identity and a model that is loaded again have it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rope = {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, rope_parameters=rope, **sizes)).save_pretrained(tmp_path)
+    words = ["method=full", "backbone=llama_tiny", "dataset=python_docs", "backbone.architecture=folder"]
+    run = compose([*words, f"backbone.weights={tmp_path}"])
+    architecture = run.config["backbone"]["architecture"]
+    assert {**architecture, **sizes, "rope_parameters": rope, "vocab_size": 400} == architecture
+    assert architecture["model_type"] == "llama"
+    for weights in ("random", f"{tmp_path / 'model.safetensors'}"):
+        with pytest.raises(UserError, match="Only a folder says which architecture"):
+            compose([*words, f"backbone.weights={weights}"])

@@ -17,6 +17,7 @@ from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
 from transfer_run.backbones.weights.files import stored_config
+from transfer_run.backbones.weights.settings import TIED
 from transfer_run.errors import UserError, nearest_names
 
 MODELS = {
@@ -59,7 +60,8 @@ class Decoder(Backbone):
 
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Decoder:
-        return cls(read_transformer(_model_class(config, folder), folder, config.get("architecture")), config)
+        architecture = config.get("architecture")
+        return cls(read_transformer(_model_class(config, folder), folder, architecture, also=(TIED,)), config)
 
     # ---- architecture
     @property

@@ -17,6 +17,7 @@ from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
 from transfer_run.backbones.weights.files import stored_config
+from transfer_run.backbones.weights.settings import TIED, refuse_others
 
 _SELF = {"attention": "layer.0.SelfAttention", "norm1": "layer.0.layer_norm", "q": "layer.0.SelfAttention.q",
          "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v", "out": "layer.0.SelfAttention.o"}  # fmt: skip
@@ -49,9 +50,11 @@ class T5(Backbone):
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> T5:
         architecture = config.get("architecture")
         words = architecture and {key: value for key, value in architecture.items() if key != "tie_word_embeddings"}
+        stored = stored_config(folder)
+        tied = stored.get("scale_decoder_outputs", stored.get(TIED, True))
+        if architecture is not None:
+            refuse_others({TIED: tied}, {TIED: architecture.get(TIED, True)}, folder)
         model = read_transformer(T5ForConditionalGeneration, folder, words)
-        stored = architecture or stored_config(folder)
-        tied = stored.get("scale_decoder_outputs", stored.get("tie_word_embeddings", True))
         return cls(model, config)._with_head(tied)
 
     def _with_head(self, tied: bool) -> T5:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.weights.files import refuse_quantised, stored_config, weight_files
+from transfer_run.backbones.weights.settings import UNDECLARED, computing, refuse_other_timm, refuse_others
 from transfer_run.errors import UserError, nearest_names
-
-UNDECLARED = {"decoder_start_token_id", "tie_word_embeddings", "position_buckets", "norm_rel_ebd", "share_att_key"}
-"""Settings that the library's models read although their config classes do not declare them."""
 
 OF_DIVERGED = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
 """What helps a run that diverged."""
@@ -36,7 +34,12 @@ def new_transformer(model_class: Any, architecture: Mapping[str, Any] | None, **
 
 
 def read_transformer(
-    model_class: Any, folder: Path, architecture: Mapping[str, Any] | None, spare: tuple[str, ...] = (), **kwargs: Any
+    model_class: Any,
+    folder: Path,
+    architecture: Mapping[str, Any] | None,
+    spare: tuple[str, ...] = (),
+    also: Sequence[str] = (),
+    **kwargs: Any,
 ) -> Any:
     """The model that `folder` holds (config.json and weights), in float32.
 
@@ -44,9 +47,11 @@ def read_transformer(
         architecture: what the weights must fit, and settings that override the folder's (dropout, ...); None takes
             the folder's architecture as it is.
         spare: names of the model's parts that may be missing.
+        also: settings in which the folder may not differ either (`computing`).
 
     Raises:
-        UserError: no model there, one of another kind, or tensors that are missing or of another shape.
+        UserError: no model there, one of another kind or with other settings, or tensors that are missing or of another
+            shape.
     """
     stored = stored_config(folder)
     kind = model_class.config_class.model_type
@@ -64,7 +69,11 @@ def read_transformer(
             remedy="name a folder written by save_pretrained or by `hf download`",
         )
     overrides = {} if architecture is None else _known(model_class, architecture)
-    config = model_class.config_class.from_pretrained(str(folder), **overrides)
+    config_class = model_class.config_class
+    if architecture is not None:
+        there = computing(config_class.from_dict(stored), also)
+        refuse_others(there, computing(config_class(**overrides), also), folder)
+    config = config_class.from_pretrained(str(folder), **overrides)
     with _quiet(), _readable(folder):
         model, info = model_class.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
@@ -152,6 +161,7 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     tensors = read_tensors(path)
+    refuse_other_timm(model, path if path.is_dir() else path.parent)
     if isinstance(model, VisionTransformer):
         tensors = checkpoint_filter_fn(tensors, model)
     settings: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]

@@ -31,7 +31,13 @@ from transfer_run.experiment.config.about import check_about, check_facts
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.default_backbone import standing_in
-from transfer_run.experiment.config.files import check_files, check_places, check_weights
+from transfer_run.experiment.config.files import (
+    FOLDER,
+    architecture_of_weights,
+    check_files,
+    check_places,
+    check_weights,
+)
 from transfer_run.experiment.config.hydra_errors import CONFIG_NAME, user_errors
 from transfer_run.experiment.config.hydra_node import check_hydra, check_hydra_word
 from transfer_run.experiment.config.hydra_parts import (
@@ -138,6 +144,8 @@ class Composer:
             raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
         check_facts(values, declared, where)
         check_about(values, where, self.folders)
+        if values["backbone"].get("architecture") == FOLDER:
+            values["backbone"]["architecture"] = architecture_of_weights(values["backbone"], where)
         check_family(values, self.folders)
         schema.check(values, declared, where, _general())
         name_subdatasets(values, self.folders)

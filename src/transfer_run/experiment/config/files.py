@@ -14,6 +14,7 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.reads import PATHS, artifact_keys, keys
 from transfer_run.experiment.config.references import RUN
 from transfer_run.files import user_path
+from transfer_run.run_folder import read_description
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 """NAME or NAME@REVISION of a model of the hub."""
@@ -62,6 +63,33 @@ def check_places(values: dict[str, Any], where: Callable[[str], str]) -> None:
                 where=where(f"sources.{name}"),
                 remedy=f'sources.{name}="method=full dataset=..."',
             )
+
+
+FOLDER = "folder"
+"""`backbone.architecture=folder`: that of the weights."""
+
+
+def architecture_of_weights(backbone: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """The settings of the model that the weights are, written out: a plan needs them, and the identity has them.
+
+    Raises:
+        UserError: the weights are no folder on this machine, or it says nothing of its model.
+    """
+    check_weights(backbone, "backbone.weights", where)
+    weights = Weights.of(backbone)
+    if weights.saved is not None and not read_description(weights.saved).get("library"):
+        found: dict[str, Any] = read_description(weights.saved)["backbone"]["architecture"]
+        return found
+    place = weights.saved or weights.path
+    if place is None or not place.is_dir():
+        raise UserError(
+            "Only a folder says which architecture its weights are of.",
+            where=f"backbone.architecture={FOLDER}, backbone.weights={weights}",
+            remedy="backbone.weights=PATH with a folder that holds config.json and weights",
+        )
+    from transfer_run.backbones.weights.settings import folder_architecture  # asks transformers
+
+    return folder_architecture(place.absolute())
 
 
 def check_weights(backbone: dict[str, Any], key: str, where: Callable[[str], str]) -> None:
