@@ -72,7 +72,7 @@ def test_lst_on_local_weights_and_data(folders: tuple[Path, Path], tmp_path: Pat
 
 def test_weights_of_another_size_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     words = [w for w in lst(*folders, f"output_dir={tmp_path}") if not w.startswith("backbone.architecture.d_ff")]
-    with pytest.raises(UserError, match="do not fit the backbone's architecture"):
+    with pytest.raises(UserError, match="other settings than the backbone's: d_ff"):
         carry_out(compose(words))
 
 
