@@ -119,6 +119,11 @@ def _reason(error: Exception) -> str:
         if told or any(words in str(each) for words in FULL):
             what = told or os.strerror(errno.ENOSPC)
             return f"{what}: the same command goes on from the last checkpoint once there is room to write to"
+    if type(error).__name__ == "OutOfMemoryError":
+        lower = "trainer.oom=halve, a smaller dataset.batch_size, hardware.activation_checkpointing=true"
+        return (
+            f"{str(error).splitlines()[0]} (transfer-plan with the same words says what would lower the peak: {lower})"
+        )
     return f"{type(error).__name__}: {error}"
 
 

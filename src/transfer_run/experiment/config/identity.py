@@ -21,7 +21,7 @@ NEUTRAL = (
     "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "plan", "sweep",
     "logger", "profiler",
     "trainer.progress", "trainer.log_every", "trainer.tracked_steps", "trainer.predictions",
-    "trainer.stop_on_nan",
+    "trainer.stop_on_nan", "trainer.oom",
     "cache.taps", "cache.folder", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
     "hardware.name", "hardware.accelerator", "hardware.devices", "hardware.nodes", "hardware.strategy",
     "hardware.num_workers", "hardware.slurm",

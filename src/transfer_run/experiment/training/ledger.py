@@ -1,6 +1,7 @@
 """What a run records of all its starts: a checkpoint holds it, so that nothing is lost with a process.
 
-rows of metrics.csv, the last value of every score, seconds of training, samples trained on
+rows of metrics.csv, the last value of every score, seconds of training, samples trained on,
+parts of a batch
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Ledger(Callback):
             "samples": pl_module.samples,
             "reported": dict(pl_module.reported),
             "headline": pl_module.headline,
+            "parts": pl_module.parts.count,
         }
 
     def on_load_checkpoint(
@@ -54,4 +56,5 @@ class Ledger(Callback):
         self.metrics.restore(found["rows"])
         self._earlier = found["seconds"]
         pl_module.samples, pl_module.headline = found["samples"], found["headline"]
+        pl_module.parts.count = found["parts"]
         pl_module.reported = dict(found["reported"])

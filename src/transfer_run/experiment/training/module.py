@@ -21,6 +21,7 @@ from transfer_run.data.rows.beside import Beside, with_beside
 from transfer_run.experiment.record.predictions import Predictions
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
+from transfer_run.experiment.training.parts import Parts
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
 from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
 from transfer_run.methods.base import Method
@@ -82,6 +83,8 @@ class TransferModule(pl.LightningModule):
         self.intervals: dict[str, str] = {}  # how often the schedule of each moves: step, epoch
         self.steps: TrainerSteps | None = None  # where the method takes its steps itself
         self.automatic_optimization = not method.own_steps
+        self.parts = Parts(config["trainer"]["oom"] == "halve")
+        self._batch_rows = 0  # of the batch at hand
         self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
 
     # ---- data
@@ -152,15 +155,41 @@ class TransferModule(pl.LightningModule):
         self.method.start_epoch(self.current_epoch, self.trainer.max_epochs or 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._seed_step()
+        self._batch_rows = len(next(iter(batch.values())))
+        self.samples += self._batch_rows
+
+    def _seed_step(self) -> None:
         torch.manual_seed(step_seed(self.config["seed"], self.global_step, self.global_rank))
-        self.samples += len(next(iter(batch.values())))
+
+    def _begin_again(self) -> None:
+        """A step that ran out of memory: nothing of it is left."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
+        self._seed_step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.automatic_optimization:
-            loss = self.method.training_loss(batch, use_cache=self.config["trainer"]["use_cache_in_training"])
+            loss = self._in_parts(batch)
         else:
             loss = self._own_step(batch, batch_idx)
         return loss
+
+    def _in_parts(self, batch: Batch) -> Tensor:
+        """The loss of a batch (scalar); of one that is trained on in parts, the gradients of all but the last are there
+        already, and its graph is that of the last."""
+        cache = self.config["trainer"]["use_cache_in_training"]
+        if self.parts.count == 1:
+            return self.method.training_loss(batch, use_cache=cache)
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
+        before, parts = torch.zeros((), device=self.device), list(self.parts.of(batch))
+        for part, share in parts[:-1]:
+            loss = self.method.training_loss(part, use_cache=cache) * share
+            self.trainer.strategy.backward(loss, None)
+            before += loss.detach()
+        part, share = parts[-1]
+        return self.method.training_loss(part, use_cache=cache) * share + before
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Behind all callbacks: what Lightning keeps of a logged value is no part of the step that is measured."""
@@ -177,12 +206,15 @@ class TransferModule(pl.LightningModule):
         return loss
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=self.config["trainer"]["grads_to_none"])
+        """Lightning lets go of gradients behind the loss: of a batch in parts, its first parts' are there by then."""
+        if self.parts.count == 1:
+            optimizer.zero_grad(set_to_none=self.config["trainer"]["grads_to_none"])
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        closure = self.parts.careful(optimizer_closure, self._begin_again, self._batch_rows)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
         self._after_step(self.global_step + 1)
         if self.config["trainer"]["grads_to_none"]:
             optimizer.zero_grad()  # gradients are not alive during the next forward pass

@@ -36,6 +36,7 @@ from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupte
 from transfer_run.experiment.training.divergence import StopOnNan
 from transfer_run.experiment.training.ledger import Ledger
 from transfer_run.experiment.training.module import TransferModule
+from transfer_run.experiment.training.parts import check_halving
 from transfer_run.experiment.training.result import _record
 from transfer_run.experiment.training.saved import check_saved, read_saved
 from transfer_run.experiment.training.taps import open_replay
@@ -71,6 +72,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     data, tests = _read(config)
     method = _build(config, sources, data)
     check_own_steps(method, config["method"]["name"], config["hardware"])
+    check_halving(method, config)
     checkpoints, memory, metrics = _witnesses(config, folder, method.form.scores(data, "validation").better)
     settings = config["trainer"]
     rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
