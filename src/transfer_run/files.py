@@ -72,7 +72,10 @@ def make_folder(folder: Path, where: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        reason = "" if os.access(folder, os.W_OK) else "it may not be written to"
+        probe = folder / f".transfer-run.{os.getpid()}"
+        probe.mkdir()  # what may be written to says so only when it is: /proc does not
+        probe.rmdir()
+        reason = ""
     except OSError as error:
         reason = str(error.strerror or error).lower()
     if reason:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_run.errors import Preempted, RunFailed, UserError
-from transfer_run.run_folder import LOG_FILE
+from transfer_run.run_folder import CHECKPOINTS, LOG_FILE
 
 if TYPE_CHECKING:
     from transfer_run.experiment.config.composed import Run
@@ -27,6 +27,13 @@ def carry(run: Run) -> Path:
         return carry_out(run)
     except (UserError, RunFailed, Preempted):
         raise
+    except KeyboardInterrupt as stopped:
+        saved = any((run.folder / CHECKPOINTS).glob("*.ckpt"))
+        raise KeyboardInterrupt(
+            "the same command goes on from the last checkpoint."
+            if saved
+            else "nothing was saved yet, the same command begins anew."
+        ) from stopped
     except Exception as error:
         folder = run.folder
         folder.mkdir(parents=True, exist_ok=True)

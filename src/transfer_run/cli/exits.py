@@ -35,8 +35,8 @@ def exit_code(command: Callable[[], int | None]) -> int:
         return _leave(f"The run failed: {error}", FAILED)
     except Preempted as error:
         return _leave(str(error) or "Stopped by the cluster; the same command goes on from here.", PREEMPTED)
-    except KeyboardInterrupt:
-        return _leave("Interrupted; the same command goes on from the last checkpoint.", INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        return _leave(f"Interrupted; {stopped or 'the same command does what is missing.'}", INTERRUPTED)
 
 
 def _leave(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import keyword
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.quantised import QUANTISED
-from transfer_run.errors import UserError
+from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Method
 from transfer_run.targets import load_class
 from transfer_run.task import Task
@@ -41,6 +42,27 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_settings(kind: type[Method], settings: Mapping[str, Any], name: str) -> None:
+    """Refuse a key of a method's file that its class does not take, and a file without one that it needs.
+
+    Raises:
+        UserError: with the key.
+    """
+    taken = list(inspect.signature(kind).parameters.values())[2:]  # behind backbone and task
+    known = [each.name for each in taken if each.kind is not each.VAR_KEYWORD]
+    unknown = [key for key in settings if key not in known] if len(known) == len(taken) else []
+    lacking = [each.name for each in taken if each.default is each.empty and each.name in known]
+    lacking = [key for key in lacking if key not in settings]
+    if unknown or lacking:
+        key = (unknown or lacking)[0]
+        raise UserError(
+            f"The class {kind.__name__} takes no {key!r}." if unknown else f"The class {kind.__name__} needs {key!r}.",
+            where=f"method.{key}, in the file of method={name}",
+            nearest=nearest_names(key, known) if unknown else (),
+            remedy="the keys of the file are the keyword arguments of the class, same names, same defaults",
+        )
+
+
 def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> Method:
     """The method on its backbone, untrained.
 
@@ -50,7 +72,9 @@ def build_method(config: Mapping[str, Any], backbone: Backbone, task: Task) -> M
     Raises:
         UserError: the method refuses its settings or the backbone, or is not defined on one that is kept like this.
     """
-    method: Method = method_class(config["about"]["target"])(backbone, task, **method_settings(config))
+    kind, settings = method_class(config["about"]["target"]), method_settings(config)
+    check_settings(kind, settings, str(config["name"]))
+    method: Method = kind(backbone, task, **settings)
     check_storage(method, backbone, str(config["name"]))
     return method
 

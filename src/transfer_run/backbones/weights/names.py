@@ -63,6 +63,8 @@ class Weights:
             raise UserError(
                 f"{words!r} is no seed.", where=f"backbone.weights={text}", remedy="write random or random:SEED"
             )
+        if start == "random" and words:
+            words = str(int(words))  # 007 is 7: one seed, one run
         if text in ("hub", "random") or (colon and start in ("random", "run", "stage")):
             return cls(next(kind for kind in KINDS if kind == start), words)
         return cls("path", text)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transfer_run.data.reading.table import is_table
 from transfer_run.data.reading.text_tables import Dialect, dialect_of, kind_of, read_text_table
 from transfer_run.errors import UserError
 
@@ -29,8 +30,6 @@ def named_files(dataset: Mapping[str, Any], path: Path) -> list[tuple[str, Path]
     root = Path(dataset.get(elsewhere.get("folder") or "") or (path if path.is_dir() else path.parent)).expanduser()
     tables = [path]
     if path.is_dir():
-        from transfer_run.data.reading.table import is_table  # with numpy, which words that name no folder do without
-
         folders = [folder for folder in (path, path / "data") if folder.is_dir()]
         tables = sorted(file for folder in folders for file in folder.iterdir() if file.is_file() and is_table(file))
     names: dict[str, None] = {}

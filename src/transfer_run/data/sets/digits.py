@@ -32,9 +32,14 @@ class Digits(ImageData):
                 where=f"dataset.num_labels={dataset['num_labels']}",
                 remedy="choose the digits by dataset.classes",
             )
-        return super().describe(
-            {**dataset, "label_names": [str(digit) for digit in classes], "num_labels": len(classes)}, backbone
-        )
+        names = dataset.get("label_names") or [str(digit) for digit in classes]
+        if len(names) != len(classes) or len(set(names)) != len(names):
+            raise UserError(
+                f"{len(classes)} classes have as many names, each another one.",
+                where=f"dataset.label_names={list(names)}",
+                remedy="name them in the order of dataset.classes, or leave it out",
+            )
+        return super().describe({**dataset, "label_names": list(names), "num_labels": len(classes)}, backbone)
 
     def read_images(self) -> dict[str, ImageRows]:
         from sklearn.datasets import load_digits

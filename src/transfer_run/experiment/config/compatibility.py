@@ -36,6 +36,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
         UserError: naming both and what would fit instead.
     """
     if without_data(values):
+        _check_without_data(values["method"])
         return
     method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
     _check_backbone(method, backbone, folders)
@@ -50,6 +51,15 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_augment(values, folders)
     if dataset.get("class_weights") is not None or dataset.get("label_smoothing") is not None:
         check_loss(dataset, family_of(backbone).form(dataset))
+
+
+def _check_without_data(method: Mapping[str, Any]) -> None:
+    if (method.get("about") or {}).get("shape") != "combine":
+        raise UserError(
+            f"method={method['name']} needs a data set.",
+            where="dataset=none",
+            remedy="choose one (transfer-list datasets); only merging works on checkpoints alone",
+        )
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:

@@ -47,6 +47,7 @@ from transfer_run.experiment.config.hydra_parts import (
     create_config_search_path,
 )
 from transfer_run.experiment.config.references import named_backbones, write_backbones
+from transfer_run.experiment.config.secrets import check_secrets
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_subdatasets, name_tests
 from transfer_run.experiment.config.tree import Composed, Sources
@@ -142,6 +143,7 @@ class Composer:
 
         if values["contents"]:
             raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
+        check_secrets(values)
         check_facts(values, declared, where)
         check_about(values, where, self.folders)
         if values["backbone"].get("architecture") == FOLDER:

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
-from transfer_run.data.reading.named_files import named_files
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
@@ -175,6 +174,8 @@ def _model(folder: Path) -> str:
 def _elsewhere(dataset: Mapping[str, Any], path: Path) -> str:
     """The digest of what the tables of a data set name; not all of it where a file is missing or there are too many.
     Empty where they name nothing."""
+    from transfer_run.data.reading.named_files import named_files  # with pyarrow, which other words do without
+
     named = named_files(dataset, path)
     if named == []:
         return ""

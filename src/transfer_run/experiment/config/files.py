@@ -16,6 +16,8 @@ from transfer_run.experiment.config.references import RUN
 from transfer_run.files import user_path
 from transfer_run.run_folder import read_description
 
+NAME = re.compile(r"\w[\w .+-]*")
+"""Names of sources end up in files' names: none of them leaves its folder."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w./-]+)?")
 """NAME or NAME@REVISION of a model of the hub."""
 
@@ -57,6 +59,10 @@ def check_places(values: dict[str, Any], where: Callable[[str], str]) -> None:
     """
     values["output_dir"] = str(user_path(str(values["output_dir"]), where("output_dir")))
     for name, words in values["sources"].items():
+        if not NAME.fullmatch(str(name)):
+            raise UserError(
+                f"{name!r} is no name of a source.", where=where("sources"), remedy="letters, digits and _ - . + alone"
+            )
         if not isinstance(words, str | None):  # null names none, which its reader says
             raise UserError(
                 f"sources.{name} must be the words of a run, its folder or its identity, not {words!r}.",
@@ -95,6 +101,8 @@ def architecture_of_weights(backbone: dict[str, Any], where: Callable[[str], str
 def check_weights(backbone: dict[str, Any], key: str, where: Callable[[str], str]) -> None:
     """As `check_files`, of the weights of one backbone, which `key` names."""
     weights = Weights.of(backbone)
+    if weights.kind == "random" and backbone.get("weights"):
+        backbone["weights"] = str(weights)  # `random:` is `random`
     if weights.kind == "path":
         backbone["weights"] = _existing(weights.words, key, where, ["hub", "random"])
 

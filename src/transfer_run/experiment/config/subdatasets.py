@@ -30,6 +30,8 @@ from transfer_run.experiment.config.references import RUN
 from transfer_run.files import read_yaml, user_path
 from transfer_run.words import named
 
+NAME = re.compile(r"\w[\w .+-]*")
+"""Names end up in files' names: none of them leaves its folder."""
 Begin = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -199,6 +201,12 @@ def _member(
     declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
     _check_settings(settings, fixed, where)
     name = str(settings.pop("name", choice.replace("/", "_")))
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no name of a part of the data.",
+            where=where,
+            remedy="letters, digits, spaces and _ - . + alone",
+        )
     if is_made_of_others(declared):
         raise UserError("A data set that is made of others cannot be a part of one.", where=where)
     first = declared if begin is None else begin(declared)

@@ -79,12 +79,6 @@ def memory_of_files(run: Run) -> tuple[dict[str, Any], list[str]]:
 
 def _of_files(config: Mapping[str, Any]) -> Any:
     """The method without backbone and task."""
-    if config["method"]["about"]["shape"] != "combine":
-        raise UserError(
-            f"method={config['method']['name']} needs a data set.",
-            where="dataset=none",
-            remedy="choose one (transfer-list datasets); only merging works on checkpoints alone",
-        )
     return method_class(config["method"]["about"]["target"])(None, None, **method_settings(config["method"]))  # type: ignore[arg-type]
 
 
