@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_configs import own
+from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.table import show
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
 from transfer_run.files import make_folder
@@ -67,3 +70,42 @@ def test_a_budget_of_nothing_is_no_budget(text: str) -> None:
     words = ["method=linear_probe", "backbone=vit_tiny", "dataset=digits", f"plan.budget={text}"]
     with pytest.raises(UserError, match="not an amount of memory"):
         plan_run(compose(words))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that says it may be written to and may not")
+def test_an_export_to_where_nothing_can_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        carry_out(compose([*PROBE, f"output_dir={tmp_path}", "export=/proc/exported"]))
+    assert "export=/proc/exported" in caught.value.where
+    assert not list(tmp_path.rglob("run.log"))
+
+
+@pytest.mark.parametrize(("saved", "says"), [(False, "nothing was saved yet"), (True, "from the last checkpoint")])
+def test_an_interrupted_run_says_what_it_will_go_on_from(
+    saved: bool, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compose([*PROBE, f"output_dir={tmp_path}"])
+
+    def interrupted(run: Run) -> Path:
+        if saved:
+            (run.folder / "checkpoints").mkdir(parents=True)
+            (run.folder / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transfer_run.experiment.run.carry_out", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=says):
+        carry(run)
+
+
+def test_a_method_without_data_is_refused_by_its_words() -> None:
+    with pytest.raises(UserError, match="method=full needs a data set"):
+        compose(["method=full", "dataset=none"])
+
+
+def test_a_key_that_a_class_does_not_take(tmp_path: Path) -> None:
+    folder = own(tmp_path / "mine", "method", "mine", "partial", bloks=1)
+    words = [*PROBE[1:], "method=mine", f"output_dir={tmp_path}", "dry_run=true"]
+    with pytest.raises(UserError, match="takes no 'bloks'") as caught:
+        carry_out(compose(words, str(folder)))
+    assert "method.bloks" in caught.value.where
+    assert caught.value.nearest == ["blocks"]

@@ -198,7 +198,8 @@ def wrong_hydra(dice: random.Random, base: tuple[str, ...]) -> Line:
                         "hydra.nope=1", "hydra.sweeper.params.seed=1", "hydra.searchpath=[nowhere]", "~hydra",
                         "hydra.searchpath=nowhere", "hydra.searchpath=[pkg://nope]", "hydra.mode=nope", "hydra.run=1",
                         "hydra.run.dir=[1]", "hydra.job.nope=1", "hydra.searchpath={a:1}", "hydra=1",
-                        "hydra.launcher=1",                        "hydra.sweep.dir=[1]", "hydra.verbose=[[", "hydra/nope=1", "hydra/job_logging=nope",
+                        "hydra.launcher=1",
+                        "hydra.sweep.dir=[1]", "hydra.verbose=[[", "hydra/nope=1", "hydra/job_logging=nope",
                         "hydra.searchpath=1", "hydra.output_subdir={a:1}"])  # fmt: skip
     return Line((*base, word), "hydra")
 

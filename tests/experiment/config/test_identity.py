@@ -222,3 +222,12 @@ def test_what_changes_training_is_in_the_identity_only_where_it_is_set(
     assert hashed({**plain, "dataset": {"name": "pictures", key: nothing}}) == hashed(plain)
     set_so = [hashed({**plain, "dataset": {"name": "pictures", key: value}}) for value in values]
     assert len({*set_so, hashed(plain)}) == len(values) + 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("random:", "random"), ("random:007", "random:7"), ("random:0", "random:00")]
+)
+def test_weights_that_are_the_same_are_one_run(one: str, other: str) -> None:
+    words = ["method=full", "backbone=vit_tiny", "dataset=digits"]
+    runs = [compose([*words, f"backbone.weights={each}"]) for each in (one, other)]
+    assert runs[0].identity == runs[1].identity
