@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,33 @@ def test_questions_of_doctors_are_read_by_the_one_reader(tmp_path: Path, backbon
     with pytest.raises(UserError, match="cannot be read") as error:
         build_data(node | {"path": str(file)}, model, 0).setup()
     assert str(file) in error.value.where
+
+
+# ---- archives and patterns
+def test_a_table_in_an_archive(tmp_path: Path) -> None:
+    for name, held in (
+        ("train", {"train.csv": GOOD, "__MACOSX/._train.csv": "x"}),
+        ("two", {"a.csv": GOOD, "b.csv": GOOD}),
+    ):
+        with zipfile.ZipFile(tmp_path / f"{name}.csv.zip", "w") as archive:
+            for inside, text in held.items():
+                archive.writestr(inside, text)
+    assert texts(tmp_path / "train.csv.zip").sizes == {"train": 32, "validation": 4, "test": 4}
+    with pytest.raises(UserError, match="holds 2 files"):
+        texts(tmp_path / "two.csv.zip")
+    (tmp_path / "no.csv.zip").write_bytes(b"PK no archive")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        texts(tmp_path / "no.csv.zip")
+
+
+def test_a_pattern_names_the_splits_or_is_all_train(tmp_path: Path) -> None:
+    for place, name, rows in (("a", "train-1", 3), ("b", "train-2", 4), ("b", "test", 2), ("b", "old", 9)):
+        lines = "".join(f"words {n},{'yes' if n % 2 else 'no'}\n" for n in range(rows))
+        table(tmp_path / place, f"{name}.csv", f"text,label\n{lines}")
+    data = texts(tmp_path / "*" / "*.csv", "dataset.split_shares={validation: 0, test: 0}")
+    assert data.sizes == {"train": 7, "test": 2}
+    assert "old.csv: no split, left out" in data.notes
+    assert "train: 2 files, train-1.csv to train-2.csv" in data.notes
+    assert texts(tmp_path / "b" / "o*.csv", "dataset.split_shares={validation: 0, test: 0}").sizes == {"train": 9}
+    with pytest.raises(UserError, match="fits no table"):
+        texts(tmp_path / "*.tsv")

@@ -126,14 +126,17 @@ def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     assert sum(rows(data).values()) == 30
 
 
-@pytest.mark.parametrize(("second", "says"), [("val", "stand for the same split"), ("test", "holds none")])
+@pytest.mark.parametrize(("second", "says"), [("val", "stand for the same split"), ("flat", "holds none")])
 def test_folders_that_cannot_be_meant_are_refused(tmp_path: Path, second: str, says: str) -> None:
     classes(tmp_path / "train")
     classes(tmp_path / "valid")
     if second == "val":
         classes(tmp_path / "val")
     else:
-        save(tmp_path / "test" / "0.png", shade(3))
+        classes(tmp_path / "test")
+        for folder in (tmp_path / "valid").iterdir():
+            folder.rename(tmp_path / f"of {folder.name}")
+        save(tmp_path / "valid" / "0.png", shade(3))
     with pytest.raises(UserError, match=says):
         read(tmp_path)
 
@@ -183,3 +186,19 @@ def test_paths_in_a_table_start_from_the_table(tmp_path: Path, monkeypatch: pyte
         data = read(place)
         found = {int(row["labels"]): float(row["pixel_values"].mean()) for row in data.split("train")}
         assert found[0] < found[1]
+
+
+def test_pictures_without_a_class_are_tested_and_not_scored(tmp_path: Path) -> None:
+    classes(tmp_path / "train")
+    for number in range(3):
+        save(tmp_path / "test" / f"{number}.png", shade(number))
+    data = read(tmp_path)
+    assert data.labels("test").tolist() == [-100] * 3
+    assert "test: 3 of 3 rows have no label; predicted, not scored" in data.notes
+    assert data.row_id("test", 1).endswith("test/1.png")
+    (tmp_path / "tables").mkdir()
+    for split, column in (("train", ",label"), ("test", "")):
+        lines = [f"{tmp_path}/test/{n}.png{',x' if column and n else ',y' if column else ''}" for n in range(3)]
+        text = "\n".join([f"image{column}", *(lines * 5)])
+        (tmp_path / "tables" / f"{split}.csv").write_text(text, encoding="utf-8")
+    assert set(read(tmp_path / "tables").labels("test").tolist()) == {-100}

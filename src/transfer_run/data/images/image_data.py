@@ -220,7 +220,6 @@ def table_images(table: Table, image_column: str | None, label_column: str | Non
         named = [n for n, f in features.items() if isinstance(f, ClassLabel)]
         label_column = next((n for n in (*named, "label", "cls") if n in features), "label")
     table.require([image_column], "dataset.image_column")
-    table.require([label_column], "dataset.label_column")
     rows = table.rows
     if not isinstance(features[image_column], ImageFeature) or features[image_column].decode:
         rows = rows.cast_column(image_column, ImageFeature(decode=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,41 @@ def read_folder(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> d
     return read
 
 
+def is_pattern(path: str) -> bool:
+    """Is this a pattern of files (`shards/*.csv`), and no file that is called so?"""
+    return glob.has_magic(path) and not Path(path).expanduser().exists()
+
+
+def read_pattern(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> dict[str, Table]:
+    """The tables that a pattern fits, in the order of their paths: those named after splits (`*/train-7.csv`) as these,
+    all of them as train where none is.
+
+    Raises:
+        UserError: it fits none.
+    """
+    fitting = sorted(map(Path, glob.glob(str(Path(path).expanduser()), recursive=True)))
+    files = [file for file in fitting if file.is_file() and is_table(file)]
+    if not files:
+        raise UserError(
+            "The pattern fits no table.",
+            where=f"dataset.path={path}",
+            remedy=f"files end in {', '.join(FORMATS)}; ** goes through folders",
+        )
+    found = {name: [file for file in files if _is_split(stem_of(file), name, splits)] for name in splits}
+    if not any(found.values()):
+        found = {splits[0]: files}
+    read = {name: read_files(parts, dialect) for name, parts in found.items() if parts}
+    others = [file.name for file in files if not any(file in parts for parts in found.values())]
+    for name, table in read.items():
+        parts = found[name]
+        said = [f"{name}: {len(parts)} files, {parts[0].name} to {parts[-1].name}"] if len(parts) > 1 else []
+        read[name] = replace(table, notes=(*table.notes, *said))
+    if others:
+        first = next(iter(read))
+        read[first] = replace(read[first], notes=(*read[first].notes, f"{_shown(others)}: no split, left out"))
+    return read
+
+
 def _check_parts(name: str, files: Sequence[Path]) -> None:
     """Several files of a split are its numbered parts, of one kind, all of them there."""
     if len(files) < 2 and not any(_PARTS.search(stem_of(file)) for file in files):
@@ -175,7 +211,7 @@ def read_files(files: Sequence[Path], dialect: Dialect = PLAIN) -> Table:
             raise UserError(
                 f"Files that end in '{file.suffix}' cannot be read.",
                 where=str(existing(str(file))),
-                remedy=f"use one of {', '.join(FORMATS)}, or one of them compressed (.gz, .bz2, .xz)",
+                remedy=f"use one of {', '.join(FORMATS)}, or one of them compressed (.gz, .bz2, .xz, .zip)",
             )
         if existing(str(file)).stat().st_size == 0:
             raise UserError("The file is empty.", where=str(file), remedy="give it rows, or leave the file out")

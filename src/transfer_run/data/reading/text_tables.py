@@ -9,8 +9,10 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +22,35 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from transfer_run.data.reading.pictures import is_leftover
 from transfer_run.errors import UserError
 
-COMPRESSED: dict[str, Callable[..., IO[Any]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+def _unzipped(file: Path, mode: str, *, encoding: str | None = None, newline: str | None = None) -> IO[Any]:
+    """The one file in a .zip.
+
+    Raises:
+        UserError: there are several, or none.
+    """
+    archive = zipfile.ZipFile(file)
+    held = [name for name in archive.namelist() if not any(is_leftover(part) for part in Path(name).parts)]
+    held = [name for name in held if not name.endswith("/")]
+    if len(held) != 1:
+        raise UserError(
+            f"The archive holds {len(held)} files, a compressed table is one.",
+            where=str(file),
+            remedy="unpack it, and name the folder",
+        )
+    raw = archive.open(held[0])
+    return raw if mode == "rb" else io.TextIOWrapper(raw, encoding=encoding, newline=newline)
+
+
+COMPRESSED: dict[str, Callable[..., IO[Any]]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zip": _unzipped,
+}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 CHUNK = 50_000
 """Rows that are held as Python's own texts at once."""
@@ -86,7 +114,7 @@ def opened(file: Path) -> Iterator[IO[str]]:
         encoding = "utf-16" if begin in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with opener(file, "rt", newline="", encoding=encoding) as stream:
             yield stream
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"The file cannot be unpacked: {error}", where=str(file), remedy="compress it again") from error
 
 

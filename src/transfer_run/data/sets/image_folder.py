@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
-from transfer_run.data.reading.labels import class_labels
+from transfer_run.data.reading.labels import UNLABELLED, class_labels
 from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, pictures_below, said_of
 from transfer_run.data.reading.table import FORMATS, Table, existing, is_table, path_of, read_files, read_folder
 from transfer_run.data.reading.text_tables import dialect_of
@@ -57,12 +57,16 @@ class ImageFolder(ImageData):
             return self._of_folders(splits)
         if any(file.is_file() and is_table(file) for file in folder.iterdir()):
             tables = read_folder(str(folder), SPLITS, dialect_of(self.dataset))
-            return {name: self._of_table(table, folder) for name, table in tables.items()}
+            return {name: self._of_table(table, folder, name) for name, table in tables.items()}
         return self._of_folders({"train": folder})
 
-    def _of_table(self, table: Table, root: Path = Path()) -> ImageRows:
+    def _of_table(self, table: Table, root: Path = Path(), split: str = "train") -> ImageRows:
         table, image, label = table_images(table, self.dataset.get("image_column"), self.dataset.get("label_column"))
         self.notes += table.notes
+        if label not in table.rows.column_names and (split == "test" or self.dataset["split_shares"]["test"] == 1):
+            self.notes.append(f"test: there is no column '{label}'")
+            return TableImages(table, image, np.full(len(table), UNLABELLED), root)
+        table.require([label], "dataset.label_column")
         names = self._names or self.dataset.get("label_names")
         labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels") or None)
         return TableImages(table, image, labels, root)
@@ -80,6 +84,8 @@ class ImageFolder(ImageData):
         return {name: self._images_below(name, folder, names) for name, folder in splits.items()}
 
     def _images_below(self, split: str, folder: Path, names: list[str]) -> FileImages:
+        if split == "test" and not folders_in(folder):
+            return self._unlabelled(folder)
         for name in class_folders(folder):
             if name not in names:
                 raise UserError(
@@ -103,6 +109,17 @@ class ImageFolder(ImageData):
         if split != "train":
             check_whole(paths)
         return FileImages(paths, np.array(labels))
+
+    def _unlabelled(self, folder: Path) -> FileImages:
+        """Pictures to test on that stand in no class."""
+        paths, left_out = pictures_below(folder)
+        if not paths:
+            remedy = f"images end in {', '.join(SUFFIXES)}"
+            raise UserError("The folder holds no images.", where=str(folder), remedy=remedy)
+        if said := said_of(left_out):
+            self.notes.append(f"test: {said} left out")
+        check_whole(paths)
+        return FileImages(paths, np.full(len(paths), UNLABELLED))
 
     def _say(self, split: str, names: list[str], labels: list[int], left_out: Counter[str]) -> None:
         """What a user may not expect of a split, as notes."""
@@ -147,6 +164,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
         )
     paths = [path for below in found.values() for path in below]
     classes = [path for path in paths if not folders_in(path)]
+    if len(paths) > 1 and classes == found.get("test"):
+        classes = []  # pictures to test on may stand in no class
     if classes and len(classes) < len(paths):
         others = next(path for path in paths if path not in classes)
         raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import UNLABELLED, check_texts, check_trained, class_labels, value_labels
-from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
+from transfer_run.data.reading.table import Table, existing, is_pattern, path_of, read_files, read_folder, read_pattern
 from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.data.text.encoding import TextRows
@@ -19,7 +19,7 @@ from transfer_run.task import Task
 
 
 class TextFiles(TextData):
-    """`dataset.path` is one file, or a folder of files named train, validation, test.
+    """`dataset.path` is one file, a pattern of files, or a folder of files named train, validation, test.
 
     A split that is missing is taken from train (`dataset.split_shares`; classes keep their shares). `dataset.form`
     says what is asked: classification, regression, text_to_text (`label_column` holds the answers), language_modeling
@@ -78,8 +78,10 @@ class TextFiles(TextData):
 
 
 def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:
-    """The tables that `dataset.path` holds, by split; one file alone is `train`."""
+    """The tables that `dataset.path` holds, or that it fits as a pattern, by split; one file alone is `train`."""
     path, dialect = path_of(dataset), dialect_of(dataset)
+    if is_pattern(path):
+        return read_pattern(path, SPLITS, dialect)
     found = existing(path)
     return {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
 

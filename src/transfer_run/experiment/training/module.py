@@ -101,6 +101,7 @@ class TransferModule(pl.LightningModule):
             world_size=world,
             rank=self.trainer.global_rank,
             augment=split == "train",
+            drop_last=split == "train" and bool(self.config["trainer"].get("drop_last")),
         )
         if split == "train":
             loader = with_beside(loader, self._beside(total, world))

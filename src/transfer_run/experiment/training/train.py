@@ -34,6 +34,7 @@ from transfer_run.experiment.sources.models import source_model
 from transfer_run.experiment.sources.resolve import config_with_data, read_back
 from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
 from transfer_run.experiment.training.divergence import StopOnNan
+from transfer_run.experiment.training.last_batch import check_last_batch
 from transfer_run.experiment.training.ledger import Ledger
 from transfer_run.experiment.training.module import TransferModule
 from transfer_run.experiment.training.parts import check_halving
@@ -104,6 +105,8 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
         method.to(prepared_on).resume(context)
     pack(method.backbone)
     method.to(device)
+    if method.trains and resume is None:
+        check_last_batch(method, data, config, trainer.world_size)
     context.batches = _batches(config, data, device)
     if config["cache"]["taps"] != "none":
         method.backbone.answer_from(open_replay(config, method, data))
