@@ -17,12 +17,14 @@ class Asked:
     Attributes:
         classes: which one of several classes it is.
         value: a number.
+        several: which of several classes it is, none and all of them included.
         running: nothing but the text that it is a part of.
         noisy: of running text, what was hidden of it.
     """
 
     classes: bool = False
     value: bool = False
+    several: bool = False
     running: bool = False
     noisy: bool = False
 
@@ -31,10 +33,16 @@ class Asked:
         """Has a row one label, which is a number?"""
         return self.classes or self.value
 
+    @property
+    def named(self) -> bool:
+        """Are there classes, which have names?"""
+        return self.classes or self.several
+
 
 ASKED = {
     "classification": Asked(classes=True),
     "regression": Asked(value=True),
+    "multi_label": Asked(several=True),
     "language_modeling": Asked(running=True),
     "span_corruption": Asked(running=True, noisy=True),
 }

@@ -70,7 +70,7 @@ def build_tests(data: DataModule) -> dict[str, DataModule]:
 
 def _test_of(data: DataModule, name: str, node: Mapping[str, Any]) -> DataModule:
     own = data.described
-    if asked(data.dataset).classes and "label_names" in node and node.get("label_names") is None:
+    if asked(data.dataset).named and "label_names" in node and node.get("label_names") is None:
         node = {**node, "label_names": list(data.label_names)}
     found = build_data(node, data.backbone, data.seed)
     found.setup()

@@ -10,6 +10,7 @@ import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import UNLABELLED, check_texts, check_trained, class_labels, value_labels
+from transfer_run.data.reading.several import several_labels
 from transfer_run.data.reading.table import Table, existing, is_pattern, path_of, read_files, read_folder, read_pattern
 from transfer_run.data.reading.text_tables import dialect_of
 from transfer_run.data.rows.splits import SPLITS, completed
@@ -22,8 +23,9 @@ class TextFiles(TextData):
     """`dataset.path` is one file, a pattern of files, or a folder of files named train, validation, test.
 
     A split that is missing is taken from train (`dataset.split_shares`; classes keep their shares). `dataset.form`
-    says what is asked: classification, regression, text_to_text (`label_column` holds the answers), language_modeling
-    or span_corruption (no label column). Class names come from `dataset.label_names`, else from the data.
+    says what is asked: classification, multi_label, regression, text_to_text (`label_column` holds the answers),
+    language_modeling or span_corruption (no label column). Class names come from `dataset.label_names`, else from the
+    data.
     """
 
     _names: tuple[str, ...] | None = None
@@ -32,7 +34,7 @@ class TextFiles(TextData):
     def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
         dataset = self.dataset
-        if asked(dataset).classes and not (dataset.get("num_labels") or dataset.get("label_names")):
+        if asked(dataset).named and not (dataset.get("num_labels") or dataset.get("label_names")):
             if self._names is None:
                 self.setup()
             return self.describe({**dataset, "label_names": list(self._names or ())}, self.backbone)
@@ -63,6 +65,10 @@ class TextFiles(TextData):
             names = self._names or self.dataset.get("label_names")
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
             return TextRows(rows, labels)
+        if row.several:
+            names = self._names or self.dataset.get("label_names")
+            several, self._names = several_labels(table, label, names, self.dataset.get("num_labels"))
+            return TextRows(rows, several)
         if row.value:
             values = value_labels(table, label)
             if split == "train" and not tested:

@@ -35,7 +35,8 @@ class TextRows:
 
     Attributes:
         rows: the text columns by name.
-        labels: class numbers (-1: none), values (NaN: none), answer texts, or None for running text.
+        labels: class numbers (-1: none), tuples of them (None: none), values (NaN: none), answer texts; None for
+            running text.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -52,6 +53,7 @@ class Labelled:
         answers: how labels are written for a text-to-text model; None: labels stay numbers.
         prompt: template over the columns, for models that read one text; None: `column: value` pairs.
         pairs: give two columns to the tokenizer as a pair (encoders), without a prompt.
+        several: number of classes, of which a row may have several; 0: it has one label.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Labelled:
         answers: Answers | None = None,
         prompt: str | None = None,
         pairs: bool = False,
+        several: int = 0,
     ) -> None:
         self.rows, self.tokenizer, self.columns, self.limit = rows, tokenizer, list(columns), limit
-        self.answers, self.prompt, self.pairs = answers, prompt, pairs
+        self.answers, self.prompt, self.pairs, self.several = answers, prompt, pairs, several
         self.values = isinstance(rows.labels, np.ndarray) and rows.labels.dtype.kind == "f"
         self._read: dict[int, Example] = {}
 
@@ -102,6 +105,8 @@ class Labelled:
         if self.answers is not None:
             ids, target = self.answers.encode(label)
             return {"labels": ids} if target is None else {"labels": ids, "targets": target}
+        if self.several:
+            return {"labels": [-100.0 if label is None else float(n in label) for n in range(self.several)]}
         if self.values:
             return {"labels": math.nan if label is None else float(label)}
         return {"labels": -100 if is_unlabelled(label) else int(label)}

@@ -31,7 +31,7 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
     form, row = family_of(backbone).form(dataset), asked(dataset)
     metrics, written = ("perplexity",) if row.running else tuple(dataset["metrics"]), form == TEXT_TO_TEXT
     names = tuple(dataset.get("label_names") or ())
-    if row.classes:
+    if row.named:
         count = class_count(dataset)
         names = names or tuple(str(n) for n in range(count))
         words = answer_words(dataset, names) if written else names

@@ -73,7 +73,7 @@ class TextData(DataModule):
         elif row.running:
             spec["labels"] = (source, torch.int64)
         else:
-            spec["labels"] = ((batch_size,), value)
+            spec["labels"] = ((batch_size, task.num_labels), torch.float32) if row.several else ((batch_size,), value)
             if uses_token_types(backbone):
                 spec["token_type_ids"] = (source, torch.int64)
         return spec
@@ -139,6 +139,7 @@ class TextData(DataModule):
             answers=self.answers,
             prompt=None if pairs else dataset.get("prompt"),
             pairs=pairs,
+            several=self.described.num_labels if row.several else 0,
         )
 
     def labels(self, split: str) -> np.ndarray:
@@ -171,7 +172,9 @@ class TextData(DataModule):
             batch["token_type_ids"] = padded([e["token_type_ids"] for e in examples], 0, multiple, limit)
         for name in ("labels", "targets"):
             values = [example[name] for example in examples if name in example]
-            if values and isinstance(values[0], list):
+            if values and asked(self.dataset).several:
+                batch[name] = torch.tensor(values, dtype=torch.float32)
+            elif values and isinstance(values[0], list):
                 cap = self.described.max_target_length if self.described.written else limit
                 batch[name] = padded(values, -100, multiple, cap)
             elif values:
