@@ -22,6 +22,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import backbone_class, build_backbone
 from transfer_run.backbones.weights.settings import folder_architecture
 from transfer_run.errors import UserError
+from transfer_run.methods.merging.engine.checkpoint import open_checkpoint
 
 Configs = Callable[[str], dict[str, Any]]
 CLIP_TEXT: Any = CLIP["text_config"]
@@ -416,3 +417,136 @@ def test_weights_that_are_no_numbers(config_of: Configs, tmp_path: Path, name: s
     source.save_library(tmp_path)
     with pytest.raises(UserError, match=rf"no finite numbers \({broken}\)"):
         build_backbone(config_of(name) | {"weights": str(tmp_path)})
+
+
+# ---- files as people have them
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["bert", "llama", "bart", "t5", "vit", "resnet"])
+def test_names_of_torchs_wrappers(config_of: Configs, tmp_path: Path, name: str, prefix: str) -> None:
+    source = build_backbone(config_of(name) | {"weights": "random:3"})
+    source.save_library(tmp_path)
+    kept = {f"{prefix}{key}": tensor for key, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert same(build_backbone(config_of(name) | {"weights": str(tmp_path)}), source)
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_classifiers_body(config_of: Configs, tmp_path: Path, prefixed: bool) -> None:
+    """`bert.` before its names, and a head of its own, in a file with or without."""
+    source = build_backbone(config_of("bert") | {"weights": "random:3"})
+    source.save_library(tmp_path)
+    own = load_file(tmp_path / "model.safetensors")
+    kept = {f"bert.{key}" if prefixed else key: tensor for key, tensor in own.items()}
+    save_file(
+        {**kept, "classifier.weight": torch.ones(2, 32)}, tmp_path / "model.safetensors", metadata={"format": "pt"}
+    )
+    assert same(build_backbone(config_of("bert") | {"weights": str(tmp_path)}), source)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_training_programs_checkpoint(config_of: Configs, tmp_path: Path, key: str) -> None:
+    source = build_backbone(config_of("resnet") | {"weights": "random:3"})
+    wrapped = {f"module.{name}": tensor for name, tensor in tensors(source).items()}
+    torch.save({key: wrapped, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / "last.pth")
+    assert same(build_backbone(config_of("resnet") | {"weights": str(tmp_path / "last.pth")}), source)
+    torch.save({"epoch": 3, "optimizer": {"state": {}}}, tmp_path / "last.pth")
+    with pytest.raises(UserError, match="no table of tensors"):
+        build_backbone(config_of("resnet") | {"weights": str(tmp_path / "last.pth")})
+
+
+def test_a_distilled_deit(tmp_path: Path) -> None:
+    """Two tokens, two classifiers: the features are timm's own."""
+    import timm
+
+    words = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    theirs = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **words).eval()
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    architecture = {"model": "deit_tiny_distilled_patch16_224", **words}
+    config = {"name": "deit", "family": "vit", "weights": str(tmp_path), "architecture": architecture}
+    loaded = build_backbone(config).eval()
+    assert loaded.source_head is None
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        state = loaded.run(loaded.embed({"pixel_values": images}))
+        wanted = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(loaded.pool(loaded.finish(state), state), wanted, atol=1e-5, rtol=0)
+
+
+def test_positions_without_a_class_token(config_of: Configs, tmp_path: Path) -> None:
+    config = config_of("vit")
+    bare = {**config["architecture"], "class_token": False, "global_pool": "avg"}
+    source = build_backbone(config | {"architecture": bare})
+    save_file(tensors(source), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"positions of the weights do not fit .* cls_token not there") as error:
+        build_backbone(config | {"weights": str(tmp_path)})
+    assert "class_token=false" in error.value.remedy
+    assert same(build_backbone(config | {"weights": str(tmp_path), "architecture": bare}), source)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_images_of_other_channels(config_of: Configs, name: str) -> None:
+    backbone = build_backbone(config_of(name))
+    with pytest.raises(UserError, match="Images of 1 channels reached a model for 3"):
+        backbone.embed({"pixel_values": torch.zeros(2, 1, 8, 8)})
+
+
+def test_a_bare_decoder_and_an_encoder_without_pooler(config_of: Configs, tmp_path: Path) -> None:
+    config = config_of("llama")
+    source = build_backbone(config | {"weights": "random:3"})
+    source.model.model.save_pretrained(tmp_path / "llama")
+    with pytest.raises(UserError, match=r"1 missing \(lm_head.weight\)") as error:
+        build_backbone(config | {"weights": str(tmp_path / "llama")})
+    assert "tie_word_embeddings=true" in error.value.remedy
+    tied = config["architecture"] | {"tie_word_embeddings": True}
+    loaded = build_backbone(config | {"weights": str(tmp_path / "llama"), "architecture": tied})
+    body = source.model.model.state_dict()
+    assert all(torch.equal(tensor, body[name]) for name, tensor in loaded.model.model.state_dict().items())
+    bert = config_of("bert")
+    plain = build_backbone(bert | {"weights": "random:3", "pooling": "mean"})
+    plain.save_library(tmp_path / "bert")
+    with pytest.raises(UserError, match=r"2 missing \(pooler") as error:
+        build_backbone(bert | {"weights": str(tmp_path / "bert")})
+    assert "backbone.pooling=mean" in error.value.remedy
+    assert same(build_backbone(bert | {"weights": str(tmp_path / "bert"), "pooling": "mean"}), plain)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "pytorch_model.bin"])
+def test_damaged_files_beside_and_half_a_file(config_of: Configs, tmp_path: Path, file: str) -> None:
+    source = build_backbone(config_of("bert"))
+    source.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    if file == "pytorch_model.bin":
+        for path in tmp_path.glob("model*"):
+            path.unlink()
+        torch.save(tensors(source), tmp_path / file)
+        whole = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(whole[: len(whole) // 2])
+    else:
+        (tmp_path / file).write_text("{ nothing", encoding="utf-8")
+    with pytest.raises(UserError, match=r"damaged|cannot be read"):
+        build_backbone(config_of("bert") | {"weights": str(tmp_path)})
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}}', encoding="utf-8")
+    source.model.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="weight_map"):
+        build_backbone(config_of("bert") | {"weights": str(tmp_path)})
+
+
+def test_one_file_and_an_index_are_one_model(config_of: Configs, tmp_path: Path) -> None:
+    """A single file stands before an index, for every reader."""
+    whole, shards = (build_backbone(config_of("bert") | {"weights": f"random:{seed}"}) for seed in (3, 4))
+    shards.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    save_file(tensors(whole), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert same(build_backbone(config_of("bert") | {"weights": str(tmp_path)}), whole)
+    merging = open_checkpoint(tmp_path)
+    name = "embeddings.word_embeddings.weight"
+    assert torch.equal(merging.read(name, 0, 64), whole.model.state_dict()[name].flatten()[:64])
+
+
+def test_quantised_weights_are_refused(config_of: Configs, tmp_path: Path) -> None:
+    build_backbone(config_of("llama")).model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    stored["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(UserError, match=r"quantised \(bitsandbytes load_in_4bit\)"):
+        build_backbone(config_of("llama") | {"weights": str(tmp_path)})
+    with pytest.raises(UserError, match="quantised"):
+        open_checkpoint(tmp_path)

@@ -14,6 +14,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.images import refuse_channels
 from transfer_run.backbones.weights.checkpoints import new_timm, read_timm
 from transfer_run.errors import UserError
 
@@ -45,6 +46,7 @@ class CNN(Backbone):
         """Channels after the stem and after each stage, from the convolutions' shapes."""
         stem = self.model.conv1 if self._stages else self.model.conv_stem
         convolutions = [m for m in stem.modules() if isinstance(m, nn.Conv2d)]
+        self._channels = convolutions[0].in_channels
         widths = [convolutions[-1].out_channels]
         for stage in self.blocks("image"):
             unit: Any = list(stage.children())[-1]
@@ -81,6 +83,7 @@ class CNN(Backbone):
     # ---- running
     def _embed(self, batch: Batch, stack: str | None = None, memory: State | None = None) -> State:
         model, images = self.model, batch["pixel_values"]
+        refuse_channels(images, self._channels)
         if self._stages:
             return State(model.maxpool(model.act1(model.bn1(model.conv1(images)))), "image")
         return State(model.bn1(model.conv_stem(images)), "image")

@@ -15,7 +15,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
+from transfer_run.backbones.weights.checkpoints import has_tensor, new_transformer, read_transformer
 from transfer_run.backbones.weights.files import stored_config
 from transfer_run.backbones.weights.settings import TIED
 from transfer_run.errors import UserError, nearest_names
@@ -60,8 +60,12 @@ class Decoder(Backbone):
 
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> Decoder:
-        architecture = config.get("architecture")
-        return cls(read_transformer(_model_class(config, folder), folder, architecture, also=(TIED,)), config)
+        """A body without a language head fits a backbone that has none of its own (`tie_word_embeddings`)."""
+        architecture = config.get("architecture") or {}
+        bare = architecture.get(TIED) and not has_tensor(folder, "lm_head.weight")
+        also = () if bare else (TIED,)
+        model_class = _model_class(config, folder)
+        return cls(read_transformer(model_class, folder, config.get("architecture"), also=also), config)
 
     # ---- architecture
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.images import refuse_channels
 from transfer_run.backbones.weights.checkpoints import new_timm, read_timm
 from transfer_run.errors import UserError
 
@@ -84,6 +85,7 @@ class ViT(Backbone):
                 where="backbone.image.size, backbone.architecture.img_size",
                 remedy="set both to the same size",
             )
+        refuse_channels(images, embedding.proj.in_channels)
         patches = embedding(images)
         grid = patches.shape[1:3] if patches.ndim == 4 else embedding.grid_size
         hidden = self.model.norm_pre(self.model.patch_drop(self.model._pos_embed(patches)))
@@ -126,5 +128,6 @@ class ViT(Backbone):
 
     # ---- head
     def pool(self, last: Tensor, state: State) -> Tensor:
-        """timm's own pooling of the architecture (`global_pool`: token or avg), before its head."""
-        return self.model.head_drop(self.model.fc_norm(self.model.pool(last[:, state.prefix :])))
+        """timm's own pooling of the architecture, before its head: `global_pool` (token or avg), or the mean of the two
+        tokens of a distilled DeiT."""
+        return self.model.forward_head(last[:, state.prefix :], pre_logits=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfer_run.backbones.weights.files import refuse_quantised, stored_config, weight_files
+from transfer_run.backbones.weights.files import (
+    WRAPPERS,
+    refuse_quantised,
+    stored_config,
+    weight_files,
+    without_wrapper,
+)
 from transfer_run.backbones.weights.settings import UNDECLARED, computing, refuse_other_timm, refuse_others
 from transfer_run.errors import UserError, nearest_names
 
+_WRAPPED = "^(" + "|".join(map(re.escape, WRAPPERS)) + ")+"
+DISPENSABLE = {
+    "lm_head": "a classifier needs no language head: backbone.architecture.tie_word_embeddings=true asks for none",
+    "pooler": "backbone.pooling=cls or backbone.pooling=mean needs no pooler",
+}
+"""Parts that weights may lack, and the word that does without."""
 OF_DIVERGED = "lower optimizer.lr, lengthen optimizer.warmup, or set trainer.gradient_clip"
 """What helps a run that diverged."""
 
@@ -74,11 +87,12 @@ def read_transformer(
         there = computing(config_class.from_dict(stored), also)
         refuse_others(there, computing(config_class(**overrides), also), folder)
     config = config_class.from_pretrained(str(folder), **overrides)
+    mapping = {_WRAPPED: "", **(kwargs.pop("key_mapping", None) or {})}
     with _quiet(), _readable(folder):
         model, info = model_class.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
             use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
-            ignore_mismatched_sizes=True, output_loading_info=True, **kwargs,
+            ignore_mismatched_sizes=True, output_loading_info=True, key_mapping=mapping, **kwargs,
         )  # fmt: skip
     wrong = [f"{name}: {tuple(there)} in the file, {tuple(here)} here" for name, there, here in info["mismatched_keys"]]
     missing = [name for name in info["missing_keys"] if not name.startswith(spare)] if spare else info["missing_keys"]
@@ -163,15 +177,28 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     tensors = read_tensors(path)
     refuse_other_timm(model, path if path.is_dir() else path.parent)
     if isinstance(model, VisionTransformer):
-        tensors = checkpoint_filter_fn(tensors, model)
+        try:
+            tensors = checkpoint_filter_fn(tensors, model)
+        except (RuntimeError, ValueError, KeyError) as error:  # of timm, which resamples what it takes for positions
+            placed, own = tensors.get("pos_embed"), model.pos_embed
+            there, here = ("none" if each is None else tuple(each.shape) for each in (placed, own))
+            tokens = "cls_token " + ("there" if "cls_token" in tensors else "not there")
+            raise UserError(
+                f"The positions of the weights do not fit the backbone's: {there} in the file, {here} here; {tokens}.",
+                where=str(path),
+                remedy="say what the model has: backbone.architecture.class_token=false "
+                "backbone.architecture.global_pool=avg of one without class token, its img_size and patch_size",
+            ) from error
     settings: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     stem, wanted = f"{settings.get('first_conv')}.weight", model.state_dict()
     if stem in tensors and tensors[stem].shape[1] != wanted[stem].shape[1]:
         tensors[stem] = adapt_input_conv(wanted[stem].shape[1], tensors[stem])
-    head = str(settings.get("classifier"))
-    classifier = tensors.pop(f"{head}.weight", None), tensors.pop(f"{head}.bias", None)
+    names = settings.get("classifier")  # of a distilled DeiT two, one a token
+    heads = [names] if isinstance(names, str) else list(names or ())
+    found = [(tensors.pop(f"{head}.weight", None), tensors.pop(f"{head}.bias", None)) for head in heads]
     fill(model, tensors, path)
-    return classifier if classifier[0] is not None and classifier[1] is not None else None  # type: ignore[return-value]
+    alone = found[0] if len(found) == 1 else (None, None)
+    return alone if alone[0] is not None and alone[1] is not None else None  # type: ignore[return-value]
 
 
 def save_timm(model: Any, architecture: Mapping[str, Any], folder: Path) -> None:
@@ -185,6 +212,22 @@ def save_timm(model: Any, architecture: Mapping[str, Any], folder: Path) -> None
             settings[key] = (sum(settings[key]) / len(settings[key]),)
     model.pretrained_cfg = settings
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+
+
+def has_tensor(folder: Path, name: str) -> bool:
+    """Does the folder hold a tensor of this name, or of one that a wrapper has put more before?"""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with _readable(file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    names = set(opened.keys())
+            else:
+                names = set(torch.load(file, map_location="meta", weights_only=True, mmap=False))
+        if any(each.endswith(name) for each in names):
+            return True
+    return False
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -202,8 +245,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for file in files:
         with _readable(file):
             safe = file.suffix == ".safetensors"
-            tensors |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-    return tensors
+            read = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+            tensors |= _state(read, file)
+    return {without_wrapper(name): tensor for name, tensor in tensors.items()}
+
+
+STATES = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+"""Where training programs put the tensors in the file of a checkpoint, beside epochs and optimizers."""
+
+
+def _state(read: Any, file: Path) -> dict[str, Tensor]:
+    """The tensors of what was read from a file.
+
+    Raises:
+        UserError: there are none.
+    """
+    inner = read
+    if isinstance(read, Mapping):
+        inner = next((read[key] for key in STATES if isinstance(read.get(key), Mapping)), read)
+    if isinstance(inner, Mapping) and inner and all(isinstance(tensor, Tensor) for tensor in inner.values()):
+        return dict(inner)
+    raise UserError(
+        "The file holds no table of tensors.",
+        where=str(file),
+        remedy=f"save model.state_dict() alone, or below one of {', '.join(STATES)}",
+    )
 
 
 # ---- both
@@ -220,7 +286,7 @@ def _readable(path: Path) -> Iterator[None]:
             where=str(path),
             remedy="convert it to safetensors where you trust it, or choose other weights",
         ) from error
-    except (SafetensorError, EOFError, RuntimeError) as error:
+    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
         raise UserError(
             f"The weights cannot be read: {error or 'the file is empty'}",
             where=str(path),
@@ -254,16 +320,20 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _refuse_misfit(path: Path, wrong: list[str], missing: Iterable[str], unknown: Iterable[str] = ()) -> None:
-    said = []
+    said, missing, unknown = [], list(missing), list(unknown)
     for what, names in (("of another shape", wrong), ("missing", sorted(missing)), ("unknown", sorted(unknown))):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             said.append(f"{len(names)} {what} ({'; '.join(names[:3])}{more})")
     if said:
+        parts = {name.partition(".")[0] for name in missing} if not wrong and not unknown else set()
+        remedies = [remedy for part, remedy in DISPENSABLE.items() if parts == {part}]
         raise UserError(
             f"The weights do not fit the backbone's architecture: tensors {', '.join(said)}.",
             where=str(path),
-            remedy="choose the backbone that goes with these weights, or change backbone.architecture",
+            remedy="; ".join(
+                [*remedies, "choose the backbone that goes with these weights, or change backbone.architecture"]
+            ),
         )
 
 

@@ -95,6 +95,20 @@ def library_config(folder: Path) -> Any | None:
     return CONFIG_MAPPING[kind].from_dict(stored) if kind in CONFIG_MAPPING else None
 
 
+def folder_computing(folder: Path) -> dict[str, Any]:
+    """What the model in a folder computes by its config.json; empty where that is not known.
+
+    The length of a vocabulary is told by its tensor, which may have lost rows of padding.
+    """
+    config = library_config(folder) if folder.is_dir() else None
+    if config is not None:
+        return {key: value for key, value in computing(config).items() if key.rpartition(".")[2] != "vocab_size"}
+    stored = stored_config(folder) if (folder / "config.json").is_file() else {}
+    if "architecture" not in stored:
+        return {}
+    return {"architecture": stored["architecture"], **(stored.get("model_args") or {}), "num_classes": None}
+
+
 def folder_architecture(folder: Path) -> dict[str, Any]:
     """`backbone.architecture` as the config.json in a folder has it.
 

@@ -9,6 +9,7 @@ Two ways in:
 from __future__ import annotations
 
 import operator
+import re
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -99,6 +100,15 @@ class Merging(Method, ABC):
             super().__init__(backbone, task)
             self.requires_grad_(False)
         self.of_files = backbone is None
+        for pattern in exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"{pattern!r} is no regular expression: {error}.",
+                    where=f"method.exclude={list(exclude)}",
+                    remedy="write for example method.exclude=['classifier.*']",
+                ) from error
         self.base, self.models, self.exclude = base, list(models), list(exclude)
         self.dtype, self.chunk_bytes, self.max_shard_bytes = DTYPES[dtype], chunk_bytes, max_shard_bytes
         self.results: dict[str, Any] = {}

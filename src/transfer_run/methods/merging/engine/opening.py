@@ -8,6 +8,7 @@ from pathlib import Path
 from transfer_run.backbones.weights.files import adapter_config
 from transfer_run.backbones.weights.hub import fetch_weights
 from transfer_run.backbones.weights.names import is_hub_name
+from transfer_run.backbones.weights.settings import differences, folder_computing
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine.adapters import LoraCheckpoint, check_factors
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Ones, open_checkpoint
@@ -66,7 +67,26 @@ def open_model(path: Path, base: Checkpoint | None, exclude: Sequence[str] = ())
         return open_checkpoint(path)
     if adapter_config(path) is not None:
         return LoraCheckpoint(base, path, exclude)
-    return under_names_of(open_checkpoint(path), base)
+    opened = under_names_of(open_checkpoint(path), base)
+    _refuse_other_computing(opened, base)
+    return opened
+
+
+def _refuse_other_computing(model: Checkpoint, base: Checkpoint) -> None:
+    """Tensors of equal shapes from models that compute different things have no mean.
+
+    Raises:
+        UserError: naming the settings in which the two folders' config.json differ.
+    """
+    settings = [folder_computing(Path(each.where)) for each in (model, base)]
+    differing = differences(*settings) if settings[0] and settings[1] else []
+    if differing:
+        named = "; ".join(f"{name} is {one!r} and {other!r}" for name, one, other in differing[:4])
+        raise UserError(
+            f"The models compute different things with their weights: {named}.",
+            where=f"{model.where}, {base.where}",
+            remedy="merge models of one architecture, fine-tuned from one checkpoint",
+        )
 
 
 def open_models(
