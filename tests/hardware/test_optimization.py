@@ -14,8 +14,13 @@ from transfer_run.experiment.config.compose import compose, make_importable
 from transfer_run.hardware.optimization import Optimization, build_optimizer, build_optimizers
 
 OWN = "from torch.optim import SGD\n\n\nclass Halved(SGD):\n    def __init__(self, groups, lr, share):\n        super().__init__(groups, lr=lr * share)\n"  # noqa: E501
-SHIPPED = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD,
-           "adafactor": torch.optim.Adafactor}  # fmt: skip
+SHIPPED = {
+    "adamw": torch.optim.AdamW,
+    "adamw_fused": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "adafactor": torch.optim.Adafactor,
+}
 
 
 def groups() -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from transfer_run.methods.tuning.lora import LoRA
 METHODS: dict[str, Callable[..., Method]] = {"full": Full, "linear_probe": LinearProbe, "lora": LoRA, "lst": LST}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"about": {"target": "torch.optim.AdamW"}, "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8},
+    "adamw_fused": {"about": {"target": "torch.optim.AdamW"}, "lr": 1e-3, "fused": True},
     "sgd": {"about": {"target": "torch.optim.SGD"}, "lr": 1e-3, "momentum": 0.9},
     "adafactor": {"about": {"target": "torch.optim.Adafactor"}, "lr": 1e-3},
 }
@@ -127,6 +128,17 @@ def test_plan_knows_the_optimizer(optimizer: str) -> None:
     plan = planned("vit", "full", Setting(target="cpu"), optimizer=optimizer)
     assert_agree(plan, measured("vit", "full", optimizer=optimizer))
     assert plan.by_kind["optimizer"] < planned("vit", "full", Setting(target="cpu")).by_kind["optimizer"]
+
+
+def test_one_kernel_makes_no_temporaries() -> None:
+    """torch.optim.AdamW updates all parameters at once by copies as large as they are; fused it does not."""
+    plan = planned("vit", "full", Setting(target="cpu"), optimizer="adamw_fused")
+    assert_agree(plan, measured("vit", "full", optimizer="adamw_fused"))
+    at_once, fused = (planned("vit", "full", Setting(), optimizer=name).phases["step"] for name in
+                      ("adamw", "adamw_fused"))  # fmt: skip
+    weights = fused.by_kind["gradients"]
+    assert at_once.by_kind["other"] - fused.by_kind["other"] > 0.9 * weights
+    assert fused.by_kind["optimizer"] >= 2 * weights
 
 
 def test_plan_knows_activation_checkpointing() -> None:

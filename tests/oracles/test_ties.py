@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,9 +39,11 @@ def merged(arrays: Arrays, rule: Rule) -> np.ndarray:
 
 
 def matching(arrays: Arrays, pattern: str) -> list[tuple[str, re.Match[str]]]:
-    """Arrays whose whole name matches; a file without any is no oracle for this test."""
+    """Arrays whose whole name matches. A file without any has nothing to say here, and its test is skipped;
+    `test_no_array_goes_unread` sees to it that none is there for no test."""
     found = [(name, match) for name in arrays if (match := re.fullmatch(pattern, name))]
-    assert found, f"no array is named like {pattern}"
+    if not found:
+        pytest.skip(f"no array of this file is named like {pattern}")
     return found
 
 
@@ -110,12 +113,13 @@ def test_unflattened(arrays: Arrays) -> None:
 
 
 def test_average(arrays: Arrays) -> None:
-    np.testing.assert_allclose(merged(arrays, AverageRule()), arrays["avg__flat"], **CLOSE)
+    for name, _ in matching(arrays, "avg__flat"):
+        np.testing.assert_allclose(merged(arrays, AverageRule()), arrays[name], **CLOSE)
 
 
 def test_task_arithmetic(arrays: Arrays) -> None:
-    total = merged(arrays, TaskArithmeticRule(None))
-    np.testing.assert_allclose(total, arrays["task_arith_sum__flat_tv"], **CLOSE)
+    for name, _ in matching(arrays, "task_arith_sum__flat_tv"):
+        np.testing.assert_allclose(merged(arrays, TaskArithmeticRule(None)), arrays[name], **CLOSE)
     for name, match in matching(arrays, r"task_arith__lam([\d.]+)__flat"):
         np.testing.assert_allclose(merged(arrays, TaskArithmeticRule(float(match[1]))), arrays[name], **CLOSE)
 
@@ -129,3 +133,18 @@ def test_per_tensor(arrays: Arrays) -> None:
         models = [StateDict({match[2]: model.tensors[match[2]]}) for model in work.models]  # type: ignore[attr-defined]
         out = merge_in_memory(Job(models, base), rule)[match[2]]
         np.testing.assert_allclose(out.numpy(), arrays[name], err_msg=name, **CLOSE)
+
+
+READ = (
+    r"K\d+__(trimmed|kept_fraction)",
+    r"K\d+__(mass|normfrac|normmass)__sign",
+    r"K\d+__\w+?__(dis-\w+|mean|sum)__tv",
+    r"K\d+__\w+?__dis-\w+__lam[\d.]+__(flat|sd__.+)",
+    r"avg__flat|flat_base|flat_tv|sorted_keys|(base|ft\d+)__.+",
+    r"task_arith__lam[\d.]+__flat|task_arith_sum__flat_tv",
+    r"per_tensor_(peft|mergekit)__density[\d.]+(__normalize)?__.+",
+)
+
+
+def test_no_array_goes_unread(arrays: Arrays) -> None:
+    assert [name for name in arrays if not any(re.fullmatch(pattern, name) for pattern in READ)] == []

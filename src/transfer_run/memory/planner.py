@@ -308,10 +308,14 @@ class PlannedSteps(Steps):
         self.clip_gradients(optimizer, foreach=self.rehearsal.foreach)
         optimizer.step()
         tracker.hold_optimizer(optimizer)
-        if self.rehearsal.setting.target == "cuda":  # step counters stay on the host
+        if self.rehearsal.setting.target == "cuda" and not _fused(optimizer):  # step counters stay on the host
             tracker.forget(s["step"] for s in optimizer.state.values() if isinstance(s.get("step"), Tensor))
 
     def _let_go(self, name: str) -> None:
         super()._let_go(name)
         if self.rehearsal.method.own_steps:
             self.rehearsal.mark_forward()
+
+
+def _fused(optimizer: Optimizer) -> bool:
+    return any(group.get("fused") for group in optimizer.param_groups)

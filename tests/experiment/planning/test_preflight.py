@@ -35,6 +35,11 @@ def test_what_the_machine_lacks(refused, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "does not divide among 3" in refused(*PRETRAINED, "hardware=cpu", "hardware.devices=3").what
 
 
+def test_a_fused_optimizer_that_would_clip_scaled_gradients(refused) -> None:  # type: ignore[no-untyped-def]
+    words = ["method=full", *PRETRAINED, "optimizer=adamw_fused", "hardware.precision=16-mixed"]
+    assert "optimizer=adamw" in refused(*words).remedy
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import operator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from hydra.types import RunMode
 
 from tests.methods.distillation.models import bert
+from transfer_run.data.scores.direction import Better
 from transfer_run.errors import Preempted, UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import Composer, compose
@@ -26,7 +28,7 @@ from transfer_run.experiment.training.checkpoints import Checkpoints
 from transfer_run.files import read_yaml
 from transfer_run.methods.distillation.advice.experience import candidates, experiences, pipeline, untried
 from transfer_run.methods.distillation.advice.predictor import Predictor, held_out
-from transfer_run.methods.distillation.advice.record import distillation_ratio
+from transfer_run.methods.distillation.advice.record import chance, distillation_ratio
 from transfer_run.run_folder import finished_runs
 from transfer_run.sweeps.asked import with_axes
 from transfer_run.tables.spec import read
@@ -37,10 +39,24 @@ STUDENT = ["backbone=bert_tiny", "dataset=python_docs", "backbone.architecture.n
 
 
 def test_the_distillation_ratio() -> None:
-    assert distillation_ratio(0.9, 0.9, 0.8) == 1
-    assert distillation_ratio(0.8, 0.9, 0.8) == 0
-    assert distillation_ratio(0.90298, 0.91726, 0.89401) == pytest.approx(0.39, abs=0.005)
-    assert distillation_ratio(0.9, 0.8, 0.8) is None
+    def ratio(*scores: float, examples: int = 10_000, better: Better = operator.gt) -> float | None:
+        return distillation_ratio(*scores, examples, better)
+
+    assert ratio(0.9, 0.9, 0.8) == 1
+    assert ratio(0.8, 0.9, 0.8) == 0
+    assert ratio(0.90298, 0.91726, 0.89401) == pytest.approx(0.39, abs=0.005)
+    assert ratio(0.9, 0.8, 0.8) is None
+
+
+def test_there_is_no_ratio_under_a_teacher_that_is_not_better() -> None:
+    """It turned over: a student worse than both had +1.86 of a teacher that was worse than its baseline."""
+    assert distillation_ratio(0.521, 0.642, 0.783, 360, operator.gt) is None
+    assert distillation_ratio(0.80, 0.805, 0.800, 360, operator.gt) is None  # by less than chance on 360 examples
+    assert distillation_ratio(0.80, 0.805, 0.800, 100_000, operator.gt) == pytest.approx(0)
+    assert distillation_ratio(1.1, 1.0, 2.0, 400, operator.lt) == pytest.approx(0.9)  # an error: the smaller one
+    assert distillation_ratio(1.1, 2.0, 1.0, 400, operator.lt) is None
+    assert distillation_ratio(30.0, 40.0, 39.0, 400, operator.gt) is None  # 5 % of the size is chance
+    assert chance(0.5, 0.5, 200) == pytest.approx(0.05)
 
 
 # ---- the plan
@@ -94,9 +110,10 @@ def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Pat
     assert len(list((tmp_path / "runs" / "digits").iterdir())) == 3
     metrics, facts = result["metrics"], result["extra"]["distillation"]
     assert metrics["test/accuracy"] > 0.35  # of five classes
-    gap = metrics["teacher/accuracy"] - metrics["baseline/accuracy"]
-    ratio = (metrics["test/accuracy"] - metrics["baseline/accuracy"]) / gap if gap else None
-    assert facts["ratio"] == pytest.approx(ratio, abs=1e-3)
+    teacher, baseline = metrics["teacher/accuracy"], metrics["baseline/accuracy"]
+    beyond = teacher - baseline > ((teacher * (1 - teacher) + baseline * (1 - baseline)) / 361) ** 0.5
+    ratio = (metrics["test/accuracy"] - baseline) / (teacher - baseline) if beyond else None
+    assert facts["ratio"] == (None if ratio is None else pytest.approx(ratio, abs=1e-3))
     assert facts["student_depth"] == 2
     assert facts["teacher_depth"] == 6
     assert facts["examples"] > 100

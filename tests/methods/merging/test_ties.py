@@ -13,10 +13,12 @@ from torch import Tensor
 
 from tests.methods.merging.toy import LONG, equal, flat, job, merged, random_models, streamed, vectors
 from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
 from transfer_run.methods.merging.average import AverageRule
+from transfer_run.methods.merging.base import Merging
 from transfer_run.methods.merging.engine.stream import BLOCK, merge_in_memory
 from transfer_run.methods.merging.task_arithmetic import Scaled, TaskArithmeticRule, store_task_vector
-from transfer_run.methods.merging.ties import TiesRule
+from transfer_run.methods.merging.ties import Ties, TiesRule
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -229,3 +231,17 @@ def test_keep_is_a_share(keep: float) -> None:
 def test_dis_max_without_election_is_refused() -> None:
     with pytest.raises(UserError, match="elects none"):
         TiesRule(resolve="none", merge="dis-max")
+
+
+@pytest.mark.parametrize(
+    ("merge", "resolve", "said"),
+    [("sum", "mass", True), ("mean", "normfrac", True), ("sum", "none", False), ("dis-sum", "mass", False)],
+)
+def test_an_election_that_does_nothing_is_said(
+    merge: Any, resolve: Any, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(Merging, "prepare", lambda self, context: None)
+    method = Ties(None, None, merge=merge, resolve=resolve, models=["a", "b"])
+    method.prepare(Context(seed=0, folder=tmp_path, batches=lambda split, size: iter(()), log=lines.append))
+    assert [f"method.resolve={resolve} does nothing" in line for line in lines] == [True] * said

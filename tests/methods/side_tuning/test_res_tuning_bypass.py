@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.methods.side_tuning.models import backbone, batch, gradients, task
-from transfer_run.methods.side_tuning.res_tuning_bypass import ResTuningBypass
+from transfer_run.methods.side_tuning.res_tuning_bypass import ResTuningBypass, Tuner
 
 
 def stirred(name: str) -> ResTuningBypass:
@@ -16,6 +16,13 @@ def stirred(name: str) -> ResTuningBypass:
         for parameter in method.ladders.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
     return method
+
+
+def tuned(tuner: Tuner, x: torch.Tensor) -> torch.Tensor:
+    """x + W_up gelu(W_down x + b_down) + b_up, from the weights alone."""
+    inner = x @ tuner.down.weight.T + tuner.down.bias
+    inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
+    return x + inner @ tuner.up.weight.T + tuner.up.bias
 
 
 @pytest.mark.parametrize(("name", "stack"), [("vit", "image"), ("llama", "decoder"), ("bert", "encoder")])
@@ -29,7 +36,8 @@ def test_the_equations(name: str, stack: str) -> None:
         for index in range(model.depth(stack)):
             state = model.step(state)
             gate = torch.sigmoid(ladder.mix.alpha[index])
-            bypass = gate * ladder.steps.tuners[index](bypass) + (1 - gate) * ladder.maps[str(index)](state.hidden)
+            ours, theirs = ladder.steps.tuners[index], ladder.maps[str(index)]
+            bypass = gate * tuned(ours, bypass) + (1 - gate) * tuned(theirs, state.hidden)
         last = model.finish(state.with_hidden(bypass))
         expected = model.language_logits(last) if name == "llama" else model.head(model.pool(last, state))
         torch.testing.assert_close(method(given), expected)

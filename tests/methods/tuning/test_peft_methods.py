@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from transfer_run.errors import UserError
+from transfer_run.experiment.config import registry
 from transfer_run.methods.tuning.adalora import AdaLoRA
+from transfer_run.methods.tuning.attach.inject import peft_config
 from transfer_run.methods.tuning.attach.peft_method import PeftMethod
 
 Make = Callable[..., Any]
@@ -48,6 +52,17 @@ def test_what_layers_share_is_in_the_state(build: Make, task: Make) -> None:
 def test_refusals_name_what_is_wrong(words: dict[str, Any], message: str, build: Make, task: Make) -> None:
     with pytest.raises(UserError, match=message):
         PeftMethod(build("bert"), task("bert"), targets=["q"], **words)
+
+
+def test_every_listed_tuner_is_in_the_lowest_peft_that_is_allowed() -> None:
+    """BEFT, DEFT, GLoRA, HiRA and UniLoRA came with 0.20 (looked up in the wheels of 0.19 and 0.20)."""
+    nodes = [entry.content["method"] for entry in registry.entries("method", ())]
+    tuners = {node["tuner"] for node in nodes if "tuner" in node}
+    assert len(tuners) > 20
+    for tuner in tuners:
+        peft_config(tuner, {})
+    lines = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    assert tuple(map(int, re.search(r'"peft>=(\d+)\.(\d+)', lines).groups())) >= (0, 20)  # type: ignore[union-attr]
 
 
 def test_a_tuner_that_refuses_conv1d_says_so(build: Make, task: Make) -> None:

@@ -87,6 +87,8 @@ def changes(run: Run, kinds: Mapping[str, int], through_backbone: bool) -> Itera
     yield from _kept_smaller(run, kinds, backbone)
     if not config["trainer"]["grads_to_none"]:
         yield Change("trainer.grads_to_none=true", run.changed(trainer={"grads_to_none": True}), kinds["gradients"])
+    if config["optimizer"]["name"] == "adamw":
+        yield Change("optimizer=adamw_fused", _other(run, "optimizer", "adamw_fused"), kinds["other"])
     if config["optimizer"]["name"] != "adafactor":
         yield Change("optimizer=adafactor", _other(run, "optimizer", "adafactor"), kinds["optimizer"])
     if config["method"]["about"]["shape"] == "tune" and config["method"]["about"].get("pretrained", True):

@@ -86,6 +86,13 @@ def _check_paths(dataset: Mapping[str, Any]) -> None:
 def _check_steps(run: Run) -> None:
     """Shards and scaled losses do not suit every method; the method is asked where there are any."""
     hardware, method = run.config["hardware"], run.config["method"]
+    clips = run.config["trainer"]["gradient_clip"] is not None
+    if hardware["precision"] == "16-mixed" and clips and run.config["optimizer"].get("fused"):
+        raise UserError(
+            "A fused optimizer takes the scale of 16-mixed away by itself, so its gradients cannot be clipped before.",
+            where="hardware.precision=16-mixed, trainer.gradient_clip, optimizer.fused=true",
+            remedy="hardware.precision=bf16-mixed, or optimizer=adamw, or trainer.gradient_clip=null",
+        )
     if hardware["strategy"] == "fsdp" or hardware["precision"] == "16-mixed":
         from transfer_run.experiment.config.compose import make_importable
         from transfer_run.hardware.steps import check_own_steps

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
+from transfer_run.methods.base import Context
 from transfer_run.methods.merging.base import Common
 from transfer_run.methods.merging.engine.stream import Job, Piece, SquareSum, model_weights
 from transfer_run.methods.merging.task_arithmetic import Scales, TaskVectorMerging, TaskVectorRule
@@ -38,7 +39,7 @@ class TiesRule(TaskVectorRule):
         resolve: whose sign wins: `mass` (the summed change), `normfrac` (the model with the largest share
             T^2 / ||T||^2), `normmass` (the signed sum of these shares), `none`.
         merge: `dis-mean`, `dis-sum`, `dis-max` over the entries of the elected sign (over all non-zero ones without
-            election), or plain `mean`, `sum` over all models.
+            election), or plain `mean`, `sum` over all models, for which no sign is elected (`resolve` does nothing).
         weights: factors after the election: of a weighted mean, of the sum's terms, of the magnitudes in `dis-max`.
     """
 
@@ -195,6 +196,14 @@ class Ties(TaskVectorMerging):
         super().__init__(backbone, task, lambda_, **common)
         self.keep, self.scope, self.threshold = keep, scope, threshold
         self.resolve, self.elect_merge, self.weights = resolve, merge, weights
+
+    def prepare(self, context: Context) -> None:
+        if self.elect_merge in ("mean", "sum") and self.resolve != "none":
+            context.log(
+                f"method.merge={self.elect_merge} takes every model's changes, whatever their sign: none is elected, "
+                f"and method.resolve={self.resolve} does nothing (dis-{self.elect_merge}: those of the elected sign)"
+            )
+        super().prepare(context)
 
     def rule(self, scale: float | None, seed: int) -> TiesRule:
         return TiesRule(scale, self.keep, self.scope, self.threshold, self.resolve, self.elect_merge, self.weights)

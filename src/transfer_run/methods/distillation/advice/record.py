@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.base import Backbone
+from transfer_run.data.scores.direction import Better
 from transfer_run.methods.base import Context
+from transfer_run.methods.form import find_form
 from transfer_run.run_folder import read_result
 from transfer_run.task import Task
 
 
-def distillation_ratio(student: float, teacher: float, baseline: float) -> float | None:
+def distillation_ratio(student: float, teacher: float, baseline: float, examples: int, better: Better) -> float | None:
     """(student - baseline) / (teacher - baseline): the share of the gap that the teacher closes.
 
-    1 where the student reaches its teacher, 0 where it is no better than without one; None where there is no gap.
+    1 where the student reaches its teacher, 0 where it is no better than without one. None where the teacher is not
+    better than the baseline by more than chance: divided by noise, or by a gap of the other sign, it says nothing.
+
+    Args:
+        examples: what the scores were measured on.
+        better: is the first score the better one?
     """
-    gap = teacher - baseline
-    return None if abs(gap) < 1e-9 else (student - baseline) / gap
+    if not better(teacher, baseline) or abs(teacher - baseline) <= chance(teacher, baseline, examples):
+        return None
+    return (student - baseline) / (teacher - baseline)
+
+
+def chance(first: float, second: float, examples: int) -> float:
+    """The standard error of the difference of two scores on so many examples: of shares of right answers where both
+    lie in [0, 1], else a share of their size."""
+    count = max(1, examples)
+    if min(first, second) >= 0 and max(first, second) <= 1:
+        return math.sqrt((first * (1 - first) + second * (1 - second)) / count)
+    return max(abs(first), abs(second)) / math.sqrt(count)
 
 
 def headline_of(run: Path, headline: str) -> float | None:
@@ -69,7 +87,14 @@ def recorded(facts: dict[str, Any], task: Task, context: Context) -> dict[str, A
     student = None if student is None else round(student, 6)  # as a run's record has it, which the others come from
     ratio = None
     if student is not None and {"teacher", "baseline"} <= scores.keys():
-        ratio = distillation_ratio(student, scores["teacher"], scores["baseline"])
+        pair = scores["teacher"], scores["baseline"]
+        better = find_form(task.form).scores(context.data, "test").better
+        ratio = distillation_ratio(student, *pair, context.sizes.get("test", 0), better)
+        if ratio is None:
+            context.log(
+                f"no distillation ratio: the teacher's {headline} of {pair[0]:.4f} is not better than the baseline's "
+                f"{pair[1]:.4f} by more than chance"
+            )
     if ratio is not None:
         metrics["distillation_ratio"] = ratio
     known = {f"{name}_score": value for name, value in scores.items()}
