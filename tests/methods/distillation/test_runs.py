@@ -101,7 +101,6 @@ def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Pat
     """Real images: a ViT of two blocks under one of six, beside the same student without a teacher."""
     base = "dataset=digits backbone=vit_tiny trainer.max_epochs=6 optimizer.lr=2e-3"
     words = ["method=distiller", *base.split(), "backbone.weights=random:0", "backbone.architecture.depth=2", *QUIET,
-             "method.kd.temperature=2", "method.inter.weight=0.1",
              f"sources.teacher=method=full {base} backbone.weights=random:1",
              f"sources.baseline=method=full {base} backbone.weights=random:0 backbone.architecture.depth=2",
              f"output_dir={tmp_path}"]  # fmt: skip
@@ -109,7 +108,6 @@ def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Pat
     result = result_of(folder)
     assert len(list((tmp_path / "runs" / "digits").iterdir())) == 3
     metrics, facts = result["metrics"], result["extra"]["distillation"]
-    assert metrics["test/accuracy"] > 0.35  # of five classes
     teacher, baseline = metrics["teacher/accuracy"], metrics["baseline/accuracy"]
     beyond = teacher - baseline > ((teacher * (1 - teacher) + baseline * (1 - baseline)) / 361) ** 0.5
     ratio = (metrics["test/accuracy"] - baseline) / (teacher - baseline) if beyond else None
@@ -124,6 +122,22 @@ def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Pat
     assert [(each.name, each.finished) for _, each in tree.walk()] == [
         ("", False), ("teacher", True), ("baseline", True),
     ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_the_shipped_student_beats_the_same_one_without_a_teacher(tmp_path: Path) -> None:
+    """experiment=distill_digits at the defaults, a part of its epochs, over three seeds: by more than their spread."""
+    students, alone = [], []
+    common = [*QUIET, f"output_dir={tmp_path}", "trainer.max_epochs=8"]
+    plain = ["method=full", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random", "optimizer.lr=1.0e-3",
+             "backbone.architecture.depth=2"]  # fmt: skip
+    teacher = "sources.teacher=method=full backbone=vit_tiny dataset=digits backbone.weights=random:1 optimizer.lr=1e-3"
+    for seed in range(3):
+        words = ["experiment=distill_digits", teacher, "~sources.baseline", f"seed={seed}"]
+        students.append(result_of(carry_out(compose([*words, *common])))["metrics"]["test/accuracy"])
+        alone.append(result_of(carry_out(compose([*plain, *common, f"seed={seed}"])))["metrics"]["test/accuracy"])
+    assert min(students) > max(alone)
+    assert sum(students) - sum(alone) > 3 * 0.03
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from transfer_run.task import Task
 
 KD = {"hard_weight": 0.1, "soft_weight": 1.0, "soft": "ce", "temperature": 8.0}
 INTER = {
-    "mapping": "skip", "feature": "hidden", "loss": "mi", "alpha": 0.9, "alpha_scale": "prob", "weight": 1.0,
+    "mapping": "skip", "feature": "hidden", "loss": "mse", "alpha": 0.9, "alpha_scale": "prob", "weight": 1.0,
     "tokens": "all", "first_share": 0.0, "emd_temperature": 5.0,
 }  # fmt: skip
 MI = {"critic": "transformer", "critic_layers": 1, "width": None, "separable": True}
