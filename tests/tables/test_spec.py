@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from transfer_run.cli.table import show
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
@@ -146,3 +148,38 @@ def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
         assert not [refusal for refusal in refusals if not SOURCE_LACKS_DATA.search(refusal)]
     for words in sorted(smoke):
         compose(list(words))
+
+
+OWN_TABLE = """
+title: What one prediction needs
+words: backbone=vit_tiny backbone.weights=random dataset=digits
+columns:
+  peak: {unit: MiB, from: plan, value: inference.peak, divide: 1048576}
+rows:
+  - {row: mine, words: method=plainest}
+  - {row: full, words: method=full}
+"""
+OWN_METHOD = """# @package _global_
+method:
+  name: plainest
+  about: {title: T, target: plainest.Plainest, family: tuning, shape: tune, backbones: [vit]}
+"""
+
+
+def test_a_table_of_ones_own_with_a_method_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--config-dir`: table, method and module lie beside each other, and inference is planned from words."""
+    own = tmp_path / "my, own"
+    (own / "table" / "mine").mkdir(parents=True)
+    (own / "method").mkdir()
+    (own / "table" / "mine" / "infer.yaml").write_text(OWN_TABLE, encoding="utf-8")
+    (own / "method" / "plainest.yaml").write_text(OWN_METHOD, encoding="utf-8")
+    code = "from transfer_run.methods.tuning.full import Full\n\n\nclass Plainest(Full):\n    pass\n"
+    (own / "plainest.py").write_text(code, encoding="utf-8")
+    show(["mine/infer", "--config-dir", str(own), "--format", "json", "--out", str(tmp_path / "out")])
+    mine, full = json.loads(capsys.readouterr().out)["cells"]
+    assert mine["note"] == full["note"] == ""
+    assert mine["ours"] == full["ours"] > 1
+    with pytest.raises(UserError, match="no table 'mine/infer'"):
+        show(["mine/infer"])
+    with pytest.raises(UserError, match="does not exist"):
+        show(["mine/infer", "--config-dir", str(tmp_path / "none")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 transfer-table NAME [--source plan|run|recorded] [--scale paper|smoke] [--format md|csv|json|png] [--out DIR]
-               [--record] [OVERRIDES]
+               [--record] [--config-dir DIR] [OVERRIDES]
 
 One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list tables`), or `all`.
 
@@ -32,6 +33,8 @@ One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list ta
   --format md        what is printed (png: the picture's path; on a terminal md is laid out to fit it); all four files
                      are written in any case
   --out DIR          where to, instead of outputs/tables/KEY_ID
+  --config-dir DIR   your own methods, data sets, backbones, and tables in DIR/table/KEY/ID.yaml, which may ask for
+                     whatever the shipped ones do (memory.peak, inference.peak, metrics.test/accuracy)
   OVERRIDES          words for every cell, e.g. output_dir=FOLDER hardware=1gpu
 """
 DEFAULT_OUT = Path("outputs") / "tables"
@@ -54,9 +57,11 @@ def show(arguments: Sequence[str]) -> None:
         return
     from transfer_run.tables.spec import names, read, recorded_file
 
+    folders = _folders(flags.config_dir)
     every = flags.name == "all"
-    specs = [read(name) for name in (names() if every else [flags.name])]
+    specs = [read(name, folders) for name in (names(folders) if every else [flags.name])]
     _check_words(flags.overrides)
+    flags.overrides += [f"hydra.searchpath=[{json.dumps(str(folder), ensure_ascii=False)}]" for folder in folders]
     from transfer_run.files import make_folder
     from transfer_run.tables.produce import check_extra, produce
     from transfer_run.tables.records import record, recorded
@@ -99,6 +104,20 @@ def _check_words(words: Sequence[str]) -> None:
             raise UserError(
                 "A table's rows name their methods.", where=word, remedy="leave it out: every row would be that method"
             )
+
+
+def _folders(config_dir: str | None) -> list[Path]:
+    """The user's folder of configs.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"The folder of configs {config_dir} does not exist.", where="--config-dir")
+    return [folder]
 
 
 def _folder(out: str | None, spec: TableSpec, every: bool) -> Path:
@@ -154,6 +173,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=["md", "csv", "json", "png"], default="md")
     parser.add_argument("--out")
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
     flags = parser.parse_intermixed_args(list(arguments))
     if flags.record and flags.source != "run":
         raise UserError("Only the result of runs is recorded.", where="--record", remedy="add --source run")

@@ -18,7 +18,7 @@ from contextlib import redirect_stdout
 from functools import cache
 from typing import Any
 
-from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.config.compose import compose, make_importable
 from transfer_run.experiment.config.composed import Run
 from transfer_run.tables import counts, plans
 
@@ -60,7 +60,8 @@ def makers() -> dict[str, Callable[[Run], Mapping[str, Any]]]:
 
 
 def make(kind: str, run: Run) -> Mapping[str, Any]:
-    """One planned figure of a config."""
+    """One planned figure of a config; in a process of its own the user's modules are found anew."""
+    make_importable(run)
     return makers()[kind](run)
 
 
@@ -92,7 +93,13 @@ def _jobs(kind: str, run: Run) -> list[plans.Job]:
     return [(kind, run)] if kind in makers() else []
 
 
-_composed = cache(lambda words: compose(list(words)))
+@cache
+def _composed(words: tuple[str, ...]) -> Run:
+    run = compose(list(words))
+    make_importable(run)
+    return run
+
+
 _made: dict[str, Mapping[str, Any]] = {}
 _failed: dict[str, Exception] = {}
 

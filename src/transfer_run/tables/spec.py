@@ -120,24 +120,24 @@ def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+")
 
 
-def names() -> list[str]:
-    """All tables, KEY/ID."""
-    return registry.names("table", ())
+def names(folders: Sequence[Path] = ()) -> list[str]:
+    """All tables, KEY/ID; those in `table/` of the user's folders too."""
+    return registry.names("table", folders)
 
 
-def read(name: str) -> TableSpec:
-    """The table called `name`.
+def read(name: str, folders: Sequence[Path] = ()) -> TableSpec:
+    """The table called `name`, shipped or in `table/` of one of the user's folders.
 
     Raises:
         UserError: there is no such table, or its file is not well-formed.
     """
-    if name not in names():
+    if name not in names(folders):
         raise UserError(
             f"There is no table {name!r}.",
-            nearest=nearest_names(name, names()),
+            nearest=nearest_names(name, names(folders)),
             remedy="transfer-list tables names them",
         )
-    file = file_of(name)
+    file = file_of(name, folders)
     content = read_yaml(file)
     try:
         return _spec(name, content)
@@ -145,9 +145,9 @@ def read(name: str) -> TableSpec:
         raise UserError(f"The table {name} is not well-formed: {error}.", where=str(file)) from error
 
 
-def file_of(name: str) -> Path:
+def file_of(name: str, folders: Sequence[Path] = ()) -> Path:
     """Where the table called `name` is written down."""
-    return registry.find("table", name, ())[0]
+    return registry.find("table", name, folders)[0]
 
 
 def recorded_file(name: str) -> Path:

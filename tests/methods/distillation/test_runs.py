@@ -84,6 +84,15 @@ def test_without_a_teacher_there_is_one_clear_error() -> None:
         plan_run(compose(["method=distiller", *STUDENT, *QUIET]))
 
 
+def test_a_recommendation_is_no_evaluation_and_its_plan_says_what_is_in_no_number() -> None:
+    """Its peak was that of a prediction that it never makes, beside trainings that are in no number."""
+    sources = [f"sources.teacher={TEACHER}", f"sources.baseline={TEACHER}"]
+    plan = plan_run(compose(["method=auto_distiller", *STUDENT, *sources, *QUIET]))
+    assert "evaluation" not in plan.memory["phases"]
+    assert plan.memory["by_kind"]["activations"] == 0
+    assert any("runs have plans of their own" in line for line in plan.left_out)
+
+
 @pytest.mark.parametrize(("mapping", "augment"), [("emd", "random"), ("skip", "mixup")])
 def test_plans_of_pipelines_whose_shapes_depend_on_chance(mapping: str, augment: str) -> None:
     words = [f"method.inter.mapping={mapping}", f"method.augment={augment}", "method.inter.first_share=0.5"]

@@ -8,10 +8,10 @@ He et al., arXiv 2109.11105, section 5. The search itself is a sweep (`transfer-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer_run.backbones.base import Backbone
+from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context
 from transfer_run.methods.distillation.advice.experience import Experience, candidates, experiences, untried
@@ -86,6 +86,13 @@ class AutoDistiller(Judging):
             "recommended": [_words(each["settings"]) for each in tried[: self.top]],
         }
         self._show(context, tried)
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """Nothing runs through a model: the teacher is loaded to be counted, the regressor reads a table."""
+        return [
+            "the teacher's weights, loaded once to be counted, and the regressor, in CPU memory",
+            "the distillations that it recommends from, and the one it recommends: their runs have plans of their own",
+        ]
 
     def _known(self, context: Context) -> list[Experience]:
         """The finished runs that there is something to learn from."""
