@@ -32,7 +32,14 @@ class UserError(Exception):
             lines.append(f"  nearest: {', '.join(self.nearest)}")
         if self.remedy:
             lines.append(f"  do:      {self.remedy}")
-        return "\n".join(lines)
+        return "\n".join(_shortened(line) for line in "\n".join(lines).split("\n"))
+
+
+def _shortened(line: str, most: int = 2000) -> str:
+    """A line that a terminal can show: a value of a whole page is cut in its middle."""
+    if len(line) <= most:
+        return line
+    return f"{line[: most - 500]} ... ({len(line)} characters) ... {line[-400:]}"
 
 
 class Preempted(BaseException):

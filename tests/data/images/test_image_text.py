@@ -151,3 +151,14 @@ def test_a_tokenizer_that_is_not_there_is_said_when_the_data_are_read(tmp_path: 
     assert "no tokenizer" in refused(tmp_path, f"backbone.tokenizer={tmp_path}").what
     data = captioned(tmp_path)
     assert data.tokenizer is data.tokenizer
+
+
+def test_what_is_said_of_the_tables_is_kept(tmp_path: Path) -> None:
+    names = pictures(tmp_path, 4)
+    for file in ("train.csv", "old.csv"):
+        rows = "".join(f'{name},"two\nlines"\n' for name in names)
+        (tmp_path / file).write_text(f"image,caption\n{rows}", encoding="utf-8")
+    notes = captioned(tmp_path, "dataset.split_shares={validation: 0.5, test: 0}", "dataset.max_source_length=8").notes
+    assert "train.csv: 4 of 4 rows hold line breaks within quotation marks" in notes
+    assert "old.csv: no split, left out" in notes
+    assert "train: 2 of 2 captions are cut at 8 tokens" in notes

@@ -63,12 +63,15 @@ class TableItems(ABC):
 Items = TypeVar("Items", bound=TableItems)
 
 
-def captioned_splits(dataset: Mapping[str, Any], what: str, items: type[Items]) -> dict[str, Captioned[Items]]:
+def captioned_splits(
+    dataset: Mapping[str, Any], what: str, items: type[Items], notes: list[str]
+) -> dict[str, Captioned[Items]]:
     """The splits of `dataset.path`: a table, or a folder with tables named train, validation and test. One that is
     missing is taken from train, whole items with all their captions (`dataset.split_shares`).
 
     Args:
         what: `image` or `video`, which begins the names of the keys `WHAT_column` and `WHAT_folder`.
+        notes: what a user may not expect of the tables is added to it.
 
     Raises:
         UserError: a column, an item or a caption is missing; with its file and row.
@@ -78,6 +81,7 @@ def captioned_splits(dataset: Mapping[str, Any], what: str, items: type[Items]) 
     root = Path(dataset.get(f"{what}_folder") or (found.parent if found.is_file() else found)).expanduser()
     dialect = dialect_of(dataset)
     tables = {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
+    notes += [note for table in tables.values() for note in table.notes]
     splits = {name: _captioned(table, dataset, what, items, root) for name, table in tables.items()}
     unlabelled = {name: split.images.labels for name, split in splits.items()}
     parts = completed(unlabelled, dataset["split_shares"], str(path))

@@ -41,6 +41,7 @@ class Glue(TextData):
         if task == "mnli":
             wanted = ("train", "validation_matched", "validation_mismatched", "test_matched")
         tables = self._tables(task, wanted)
+        self.notes += [note for table in tables.values() for note in table.notes]
         chosen = self._as_in_lst(task, tables) if self.dataset["splits"] == "lst" else self._official(task, tables)
         return {name: self._labelled(table) for name, table in chosen.items()}
 

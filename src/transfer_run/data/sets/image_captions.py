@@ -49,4 +49,4 @@ class ImageCaptions(ImageText):
     """
 
     def read_pairs(self) -> dict[str, Captioned[TablePictures]]:
-        return captioned_splits(self.dataset, "image", TablePictures)
+        return captioned_splits(self.dataset, "image", TablePictures, self.notes)

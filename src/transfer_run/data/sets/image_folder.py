@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
-from transfer_run.data.reading.labels import UNLABELLED, class_labels
+from transfer_run.data.reading.labels import UNLABELLED, class_labels, shortened
 from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, pictures_below, said_of
 from transfer_run.data.reading.table import FORMATS, Table, existing, is_table, path_of, read_files, read_folder
 from transfer_run.data.reading.text_tables import dialect_of
@@ -199,7 +199,7 @@ def list_file(file: Path, root: Path, classes: int) -> FileImages:
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.isdigit() or int(label) >= classes:
             raise UserError(
-                f"'{line.strip()}' is not `path label` with a label from 0 to {classes - 1}.",
+                f"'{shortened(line.strip())}' is not `path label` with a label from 0 to {classes - 1}.",
                 where=f"{file}, row {row}, column 'label'",
                 remedy="correct the line, or set dataset.num_labels",
             )

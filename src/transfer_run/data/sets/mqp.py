@@ -43,6 +43,7 @@ class MedicalQuestionPairs(TextData):
 
     def read_rows(self) -> dict[str, TextRows]:
         tables = self._tables()
+        self.notes += [note for table in tables.values() for note in table.notes]
         columns = list(self.dataset["text_columns"])
         if "test" not in tables:
             whole = tables["train"]

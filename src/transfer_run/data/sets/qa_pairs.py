@@ -91,6 +91,7 @@ class QuestionAnswerPairs(TextData):
             self.notes.append("no dataset.path: the questions and answers are Python's documentation, a substitution")
             return documented()
         table = _read(path)
+        self.notes += table.notes
         question, answer = self.dataset["question_column"], self.dataset["answer_column"]
         category = self.dataset["category_column"]
         check_texts(table, [question, answer, *([category] if category else [])])

@@ -45,6 +45,7 @@ class TextFeatures(VisualText):
         path = path_of(self.dataset)
         found = existing(path)
         tables = split_tables(self.dataset)
+        self.notes += [note for table in tables.values() for note in table.notes]
         for table in tables.values():
             self._check_columns(table)
         tables = _whole_images(tables, self.dataset["feature_column"], self.dataset["split_shares"], path)

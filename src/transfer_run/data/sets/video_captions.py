@@ -75,7 +75,7 @@ class VideoCaptions(VideoText):
     """
 
     def read_pairs(self) -> dict[str, Captioned[TableVideos]]:
-        return captioned_splits(self.dataset, "video", TableVideos)
+        return captioned_splits(self.dataset, "video", TableVideos, self.notes)
 
 
 def _is_frame(file: os.DirEntry[str]) -> bool:
