@@ -7,7 +7,6 @@ ended, and any other process can be asked (`transfer-run sweep.status=NAME`).
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from transfer_run.experiment.record.state import FINISHED, PRUNED, STATUS, State
 from transfer_run.experiment.record.wandb_access import check_key
 from transfer_run.files import make_folder
 from transfer_run.memory.budget import parse_budget
-from transfer_run.sweeps import record, table
+from transfer_run.sweeps import record, slurm, table
 from transfer_run.sweeps.asked import Member, Sweep, folder_of, members_of, plain, with_axes
 from transfer_run.sweeps.places import Places, free_memory, in_a_process, planned_peaks
 from transfer_run.sweeps.pool import Ending, Pool, Report
@@ -59,7 +58,7 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
         record.write(asked, rows)
     left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
     print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {asked.launcher}, {asked.folder}", flush=True)
-    work = _Local(asked, master) if asked.launcher in LOCAL else _Launched(asked, master, composer)
+    work = _work(asked, master, composer)
     if todo:
         _until_stopped(work, lambda: work.carry_out(todo))
     return _summary(asked, work)
@@ -103,6 +102,12 @@ def _search(composer: Composer, words: Sequence[str], master: DictConfig) -> int
         return _summary(asked, work, search.best())
 
 
+def _work(asked: Sweep, master: DictConfig, composer: Composer) -> _Local:
+    if asked.launcher in LOCAL or (asked.launcher == slurm.LAUNCHER and master.dry_run):
+        return _Local(asked, master)
+    return _Cluster(asked, master) if asked.launcher == slurm.LAUNCHER else _Launched(asked, master, composer)
+
+
 def to_do(rows: Sequence[record.Row], *, retry_failed: bool, force: bool) -> list[Member]:
     """The runs to carry out: those that have not finished, and failed ones where `sweep.retry_failed` asks for it."""
     repeated = (STATUS[FAILED],) if retry_failed else ()
@@ -117,6 +122,8 @@ def status(name: str, output_dir: Path) -> int:
     """
     found = record.read(record.find(name, output_dir))
     rows = record.rows_of(found)
+    if found.launcher == slurm.LAUNCHER and slurm.at_hand():
+        rows = slurm.Jobs(found).as_rows(rows)
     print("\n".join([found.command, "", *table.lines_of_status(rows), ""]))
     counts: dict[str, int] = {}
     for row in rows:
@@ -170,6 +177,10 @@ class _Local:
             watch(member.run.folder, lambda step, scores: metric in scores and report(step, scores[metric]))
         carry(member.run)
 
+    def rows(self) -> list[record.Row]:
+        """All runs of the sweep as they are now."""
+        return record.rows_of(self.sweep, self.seen)
+
     def _places(self, todo: Sequence[Member] | None) -> Places:
         if todo is None:  # trials are not known before they begin
             return Places(threads=max(1, _cores() // self.parallel))
@@ -203,6 +214,32 @@ class _Local:
         status = "waiting" if ending.reason.startswith("not started") else status
         self.seen[member.number] = State(status, ending.reason)
         print(f"#{member.number} {status}: {ending.reason.splitlines()[0]}", file=sys.stderr, flush=True)
+
+
+class _Cluster(_Local):
+    """Runs as jobs of a Slurm cluster, which go on without this process."""
+
+    def carry_out(self, todo: Sequence[Member] | None) -> None:
+        assert todo is not None, "a search is carried out here"
+        jobs = slurm.Jobs(self.sweep)
+        arrays = jobs.submit(todo)
+        for array, members in arrays.items():
+            print(f"submitted job {array}: runs {', '.join(str(member.number) for member in members)}", flush=True)
+        if there := len(todo) - sum(map(len, arrays.values())):
+            print(f"{there} of the runs are with the cluster already, and waited for", flush=True)
+        print(f"logs: {jobs.folder}; this command may be left, the jobs go on without it", flush=True)
+        try:
+            lost = jobs.follow(todo, lambda line: print(line, flush=True))
+            self.seen = {member.number: lost[member.identity] for member in todo if member.identity in lost}
+        except (KeyboardInterrupt, Preempted) as error:
+            self.asked = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+            self.problem = (
+                f"The jobs go on. transfer-run sweep.status={self.sweep.name} says how far they are, the same command "
+                f"waits for them again, scancel --name={jobs.name} ends them."
+            )
+
+    def rows(self) -> list[record.Row]:
+        return slurm.Jobs(self.sweep).as_rows(super().rows())
 
 
 class _Launched(_Local):
@@ -265,17 +302,13 @@ def _check_launcher(master: DictConfig) -> None:
             where="hydra/sweeper",
             remedy="sweep.trials=N searches (docs/sweeps.md); without it every combination is run",
         )
-    if "Slurm" in str(master.hydra.launcher.get("_target_")) and not shutil.which("srun"):
-        raise UserError(
-            "There is no Slurm on this machine: `srun` is not found.",
-            where=f"hydra/launcher={choices['hydra/launcher']}",
-            remedy="give the command on a login node of the cluster, or choose another hardware or launcher",
-        )
+    if choices["hydra/launcher"] == slurm.LAUNCHER and not master.dry_run:
+        slurm.check_slurm(master.hardware)
 
 
 def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
     """Say what became of every run and write it down; the exit code is that of the worst that happened."""
-    rows = record.rows_of(asked, work.seen)
+    rows = work.rows()
     files = "dry_run: nothing is written"
     if not work.dry_run:
         record.write(asked, rows)

@@ -26,7 +26,7 @@ def check_devices(hardware: Mapping[str, Any], backbone: Mapping[str, Any]) -> N
         )
     if hardware["strategy"] == "fsdp" and not torch.cuda.is_available():
         raise UserError(
-            "Fully sharded training needs CUDA GPUs: PyTorch shards on no CPU.",
+            "Fully sharded training needs CUDA GPUs: PyTorch gathers wrong optimizer states on the CPU.",
             where=f"hardware={hardware['name']} hardware.strategy=fsdp",
             remedy="hardware=ddp, or carry it out where there are GPUs; transfer-plan plans it anywhere",
         )

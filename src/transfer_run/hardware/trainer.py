@@ -11,11 +11,12 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import nn
 
 from transfer_run.hardware.devices import check_devices, world_size
+from transfer_run.hardware.sharded import Sharded
 
 
 def build_trainer(
@@ -78,7 +79,7 @@ class _NoSignals(_SignalConnector):
 def _strategy(hardware: Mapping[str, Any], blocks: Collection[type[nn.Module]]) -> Strategy | str:
     """Methods may own parameters that a step does not use (gates of dropped layers), so DDP looks for them."""
     if hardware["strategy"] == "fsdp":
-        return FSDPStrategy(auto_wrap_policy=set(blocks) or None, use_orig_params=True)
+        return Sharded(blocks)
     if world_size(hardware) > 1:
         return DDPStrategy(find_unused_parameters=True)
     return "auto"

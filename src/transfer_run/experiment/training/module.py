@@ -24,6 +24,7 @@ from transfer_run.experiment.training.own_steps import TrainerSteps
 from transfer_run.experiment.training.parts import Parts
 from transfer_run.experiment.training.taps import ROWS, first_row, numbered
 from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
+from transfer_run.hardware.sharded import sharded
 from transfer_run.methods.base import Method
 from transfer_run.run_folder import LOG_FILE, predictions_file
 
@@ -85,6 +86,8 @@ class TransferModule(pl.LightningModule):
         self.automatic_optimization = not method.own_steps
         self.parts = Parts(config["trainer"]["oom"] == "halve")
         self._batch_rows = 0  # of the batch at hand
+        self._kept: set[str] = set()
+        self.strict_loading = False  # frozen weights are in no checkpoint; see `load_state_dict`
         self._rows: Tensor | None = None  # of the batch at hand, where taps are kept
 
     # ---- data
@@ -227,6 +230,14 @@ class TransferModule(pl.LightningModule):
             if made.restart_every and step % made.restart_every == 0:
                 optimizer.state.clear()
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if (model := sharded(self.trainer)) is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
+            model.clip_grad_norm_(gradient_clip_val)  # the norm over all parts
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.steps is not None:  # else Lightning clips
             self.steps.clip_gradients(optimizer)
@@ -315,9 +326,15 @@ class TransferModule(pl.LightningModule):
             answers.write(self.answers or file)
 
     # ---- checkpoints: frozen weights are not saved, they are named
+    def setup(self, stage: str) -> None:
+        self._kept = self._names_to_keep()  # before the model may be sharded, which gives its parts other names
+
+    def _names_to_keep(self) -> set[str]:
+        trained = {name for name, p in self.method.named_parameters() if p.requires_grad}
+        return {f"method.{name}" for name in trained | set(self.method.shipped())}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = {f"method.{name}" for name in self.method.shipped()}
-        keep |= {f"method.{name}" for name, p in self.method.named_parameters() if p.requires_grad}
+        keep = set(self._kept if sharded(self.trainer) else self._names_to_keep())
         keep |= {k for k in checkpoint["state_dict"] if k.split(".")[1] in self.method.changing}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         broken = not_finite(checkpoint["state_dict"]) if self.config["trainer"]["stop_on_nan"] else []

@@ -65,9 +65,9 @@ class Order:
     def environment(self, worker: int) -> dict[str, str]:
         """Of this part's worker number `worker`."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(MEETING)}
-        threads = str(max(1, (os.cpu_count() or 1) // self.devices))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return {
-            "OMP_NUM_THREADS": threads,
+            "OMP_NUM_THREADS": str(max(1, cores // self.devices)),
             **kept,
             "MASTER_ADDR": self.host,
             "MASTER_PORT": str(self.port),

@@ -44,6 +44,7 @@ from transfer_run.experiment.training.taps import open_replay
 from transfer_run.experiment.training.watch import watching
 from transfer_run.experiment.training.work import ResumedWork
 from transfer_run.hardware.devices import device_of
+from transfer_run.hardware.sharded import whole_again
 from transfer_run.hardware.steps import check_own_steps
 from transfer_run.hardware.trainer import build_trainer
 from transfer_run.memory.callback import MemoryCallback
@@ -111,11 +112,13 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     if config["cache"]["taps"] != "none":
         method.backbone.answer_from(open_replay(config, method, data))
     seconds = _fit(trainer, module, ledger, resume)
+    whole_again(trainer, module)
     if checkpoints.keep_best and checkpoints.best_path.is_file():
         _load_weights(module, checkpoints.best_path)
     method.settle()
     if method.tests and module.tested:
         trainer.test(module, verbose=False)
+        whole_again(trainer, module)
     if trainer.is_global_zero:
         _record(run, config, folder, module, trainer, context, seconds, memory)
         work.close()

@@ -1,0 +1,88 @@
+#!/bin/bash
+# A real Slurm on this one machine, for tests: as root, with Debian's packages slurm-wlm and munge.
+#
+#     scripts/slurm_single_node.sh start FOLDER      then: export SLURM_CONF=FOLDER/slurm.conf
+#     scripts/slurm_single_node.sh stop FOLDER
+#
+# Partitions over one node: `normal` (default), and `low` whose jobs are requeued when `high` needs the node; those of
+# `cancelled` and `killed` are cancelled instead, with a minute of grace and without. No accounting: what a cluster may
+# lack, ours lacks.
+set -euo pipefail
+ACTION=${1:?start or stop} FOLDER=$(realpath -m "${2:?a folder for configuration, state and logs}")
+CPUS=${SLURM_TEST_CPUS:-2}
+
+running() { [ -s "$FOLDER/$1.pid" ] && kill -0 "$(cat "$FOLDER/$1.pid")" 2>/dev/null; }
+
+# In the foreground form, each in a session of its own: started as daemons the first launches time out.
+daemon() {  # NAME COMMAND...
+  local name=$1; shift
+  running "$name" || { setsid "$@" >"$FOLDER/$name.log" 2>&1 </dev/null & echo $! >"$FOLDER/$name.pid"; }
+}
+
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+
+configure() {
+  local host; host=$(hostname -s)
+  mkdir -p "$FOLDER"/{state,spool,munge}
+  [ -s "$FOLDER/munge/key" ] || (umask 077; head -c 1024 /dev/urandom >"$FOLDER/munge/key")
+  chmod 700 "$FOLDER/munge"; chmod 755 "$FOLDER"
+  cat >"$FOLDER/slurm.conf" <<CONF
+ClusterName=single
+SlurmctldHost=$host(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket=$FOLDER/munge/socket
+CredType=cred/munge
+SlurmctldPort=$(free_port)
+SlurmdPort=$(free_port)
+SlurmctldPidFile=$FOLDER/slurmctld.own.pid
+SlurmdPidFile=$FOLDER/slurmd.own.pid
+StateSaveLocation=$FOLDER/state
+SlurmdSpoolDir=$FOLDER/spool
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=2
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=1
+SlurmdParameters=config_overrides
+KillWait=30
+MinJobAge=300
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$CPUS State=UNKNOWN
+PartitionName=normal Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=OFF
+PartitionName=low Nodes=$host MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=cancelled Nodes=$host MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=60
+PartitionName=killed Nodes=$host MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=0
+PartitionName=high Nodes=$host MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+CONF
+}
+
+case $ACTION in
+  start)
+    [ "$(id -u)" = 0 ] || { echo "this needs root" >&2; exit 2; }
+    command -v slurmctld slurmd munged >/dev/null || { echo "this needs the packages slurm-wlm and munge" >&2; exit 2; }
+    [ -s "$FOLDER/slurm.conf" ] || configure
+    export SLURM_CONF=$FOLDER/slurm.conf
+    daemon munged munged --foreground --force --key-file="$FOLDER/munge/key" --socket="$FOLDER/munge/socket" \
+      --pid-file="$FOLDER/munge/pid" --log-file="$FOLDER/munge/log" --seed-file="$FOLDER/munge/seed"
+    for _ in $(seq 100); do [ -S "$FOLDER/munge/socket" ] && break; sleep 0.1; done
+    daemon slurmctld slurmctld -D -c -f "$SLURM_CONF"
+    daemon slurmd slurmd -D -f "$SLURM_CONF" -N "$(hostname -s)"
+    for _ in $(seq 300); do
+      [ "$(sinfo -h -o %t -p normal 2>/dev/null || true)" = idle ] && { echo "$SLURM_CONF"; exit 0; }
+      sleep 0.2
+    done
+    echo "Slurm did not come up; see $FOLDER/*.log" >&2
+    exit 1 ;;
+  stop)
+    export SLURM_CONF=$FOLDER/slurm.conf
+    scancel --user="$(id -un)" 2>/dev/null || true
+    for name in slurmd slurmctld munged; do running "$name" && kill "$(cat "$FOLDER/$name.pid")" || true; done ;;
+  *) echo "start or stop" >&2; exit 2 ;;
+esac
