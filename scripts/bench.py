@@ -247,7 +247,48 @@ def _result_of(words: list[str]) -> dict[str, Any]:
     return result
 
 
-PARTS = {"cli": cli, "runner": runner, "plan": plan, "modes": modes, "prepare": prepare, "taps": taps}
+def sweep(count: int = 500) -> None:
+    """A sweep beyond its runs: what one costs that does nothing, what a finished one costs, and the memory of all."""
+    with tempfile.TemporaryDirectory() as folder:
+        for runs in (count // 10, count):
+            for label in ("begun", "finished"):
+                done = subprocess.run(
+                    [sys.executable, __file__, "one_sweep", str(runs), f"{folder}/{runs}"],
+                    capture_output=True, text=True, check=True,
+                )  # fmt: skip
+                here, children, resident = map(float, done.stdout.splitlines()[-1].split())
+                print(
+                    f"{runs:4} runs, {label:8}  {1e3 * (here + children) / runs:6.1f} ms of processor time each "
+                    f"({here:.1f} s in the sweep's process)  {resident:6.0f} MiB resident"
+                )
+
+
+def one_sweep(count: str, folder: str) -> None:
+    """A sweep of runs that only write their result; prints its processor time beyond imports, and its memory."""
+    import json
+    import resource
+
+    import transfer_run.experiment.run as product
+    import transfer_run.experiment.training.train  # noqa: F401  what any run imports
+    from transfer_run.cli.run import run
+    from transfer_run.experiment.record.state import held
+
+    def carry_out(asked: Any) -> Path:
+        with held(asked.folder):
+            result = {"status": "finished", "metrics": {"test/accuracy": 0.5}}
+            (asked.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        return Path(asked.folder)
+
+    product.carry_out = carry_out  # type: ignore[assignment]
+    before = time.process_time()
+    words = ["method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu"]
+    run(["-m", *words, f"seed=range(0,{count})", "trainer.max_steps=1", f"output_dir={folder}"])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(time.process_time() - before, children.ru_utime + children.ru_stime, resident)
+
+
+PARTS = {"cli": cli, "runner": runner, "plan": plan, "modes": modes, "prepare": prepare, "taps": taps, "sweep": sweep}
 
 
 def main(*parts: str) -> None:
@@ -260,4 +301,7 @@ def main(*parts: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:2] == ["one_sweep"]:  # a process of the benchmark's own
+        one_sweep(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

@@ -22,7 +22,9 @@ transfer-run [KEY=VALUE ...]    compose, train, test and record one transfer-lea
   transfer-run method=lora backbone=t5-base dataset=glue/rte seed=1
   transfer-run method=lst method.reduction_factor=4 optimizer.lr=1e-3 dry_run=true
   transfer-run -m method=full,lora,lst seed=0,1,2                   a sweep: one run of every combination
-  transfer-run -m seed=0,1,2 hydra/launcher=joblib                  several at a time (slurm: on a cluster)
+  transfer-run -m seed=0,1,2 sweep.parallel=2                       several at a time (hardware=slurm: on a cluster)
+  transfer-run -m "optimizer.lr=interval(1e-4,1e-2)" sweep.trials=9 a search by validation results
+  transfer-run sweep.status=NAME                                    how far a sweep is, from any terminal
   transfer-run method=full 'stages=[[dataset=A],[dataset=B]]'       runs that go on from each other, B from A's model
   transfer-run run=FOLDER export=DIR                                a finished run's model, for peft, transformers, timm
   transfer-run run=FOLDER test=PATH                                 its model tested again, on other data (or test=own)
@@ -44,7 +46,7 @@ Flags:
   --hydra-help, --version, --help
 
 Results: OUTPUT_DIR/runs/DATASET/METHOD-BACKBONE-ID/ with result.json, metrics.csv, run.log, config.yaml, checkpoints/.
-A sweep ends with a table of its runs, which is OUTPUT_DIR/sweeps/TIME/sweep.csv, too.
+A sweep ends with a table of its runs; OUTPUT_DIR/sweeps/NAME/ has it as sweep.json, sweep.csv, table.md, plot.png.
 A finished run is not repeated, an unfinished one goes on from its checkpoint: just give the same command again.
 Exit codes: 0 done, 2 wrong words or something missing, 1 failed (see run.log), 130 interrupted, 75 preempted."""
 

@@ -186,10 +186,12 @@ class Pool:
         """Wait for a moment, and return the processes that have ended."""
         ready, _, _ = select.select([process.pipe for process in self.running], [], [], TICK)
         for process in self.running:
+            closed = False
             if process.pipe in ready:
-                process.said += os.read(process.pipe, 65536)
+                said = os.read(process.pipe, 65536)
+                process.said, closed = process.said + said, not said
                 self._answer(process)
-            found, status = os.waitpid(process.pid, os.WNOHANG)
+            found, status = os.waitpid(process.pid, 0 if closed else os.WNOHANG)  # closed: it is leaving
             if found:
                 process.ended = self._ending(process, os.waitstatus_to_exitcode(status))
         ended = [process for process in self.running if process.ended is not None]

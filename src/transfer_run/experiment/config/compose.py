@@ -213,7 +213,7 @@ class Composer:
         """
         values = [word for word in words if word.startswith("++")]
         chosen = tuple(word for word in words if not word.startswith("++"))
-        if any(parse(word).is_delete() or parse(word).is_hydra_override() for word in chosen):
+        if any(word.startswith("~") for word in chosen):
             return self.load(words, RunMode.RUN)
         if chosen not in self._chosen:
             self._chosen[chosen] = self.load(chosen, RunMode.RUN)
