@@ -153,6 +153,7 @@ class _Local:
 
     def carry_out(self, todo: Sequence[Member] | None) -> None:
         """Carry out these runs; None: those that the search chooses."""
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asked of CUDA itself, no child could use it
         import transfer_run.experiment.training.train  # noqa: F401  once, not in every run's process
 
         several = self.parallel > 1 and (todo is None or len(todo) > 1)
