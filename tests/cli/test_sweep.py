@@ -168,6 +168,25 @@ def test_a_sweep_stays_in_the_output_folder(name: str, command: Callable[..., An
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=many"], "hydra.launcher.n_jobs"),
+        (["hydra/launcher=joblib", "sweep.parallel=-3"], "sweep.parallel"),
+        (["hydra.sweeper.params=3"], "hydra.sweeper.params"),
+        (["sweep.memory=lots"], "lots"),
+        (["sweep.status=x"], "sweep.status=NAME"),
+    ],
+)
+def test_words_of_a_sweep_that_say_nothing(
+    words: list[str], said: str, command: Callable[..., Answer], tmp_path: Path
+) -> None:
+    answer = command("run", *TOY, "-m", "seed=3,4", *words)
+    assert answer.code == 2
+    assert said in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_of_a_sweep_writes_nothing(
     command: Callable[..., Answer], stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,7 +287,9 @@ def _at_once(master: DictConfig) -> int:
     """Runs at a time: `hydra.launcher.n_jobs` of joblib, which is `sweep.parallel` where nothing else is said."""
     joblib = master.hydra.runtime.choices["hydra/launcher"] == "joblib"
     wanted = master.hydra.launcher.n_jobs if joblib else master.sweep.parallel
-    wanted = int(not joblib) if wanted is None else int(wanted)
+    if not isinstance(wanted, int | None):
+        raise UserError(f"{wanted!r} is no number of runs.", where="hydra.launcher.n_jobs", remedy="sweep.parallel=N")
+    wanted = int(not joblib) if wanted is None else wanted
     return wanted if wanted > 0 else _cores()
 
 
@@ -297,6 +299,9 @@ def _cores() -> int:
 
 def _check_launcher(master: DictConfig) -> None:
     choices = master.hydra.runtime.choices
+    _at_once(master)
+    if master.sweep.memory:
+        parse_budget(master.sweep.memory)
     if choices["hydra/sweeper"] != "basic":
         raise UserError(
             f"hydra/sweeper={choices['hydra/sweeper']} chooses runs in its own way, which a sweep cannot take up.",

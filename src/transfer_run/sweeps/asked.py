@@ -88,7 +88,12 @@ def with_axes(composer: Composer, words: Sequence[str], master: DictConfig) -> l
     Hydra compares keys as they are written: `method.rank` in a file and `++method.rank`, the form of our words, would
     be two axes, and the sweep their product.
     """
-    axes = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items() if value is not None]
+    params = master.hydra.sweeper.get("params") or {}
+    if not isinstance(params, DictConfig):
+        raise UserError(
+            "hydra.sweeper.params is a group of keys.", where="hydra.sweeper.params", remedy="KEY=a,b with -m"
+        )
+    axes = [f"{key}={value}" for key, value in params.items() if value is not None]
     given = {key_of(word) for word in words}
     kept = [axis for axis in composer.normalise(axes) if key_of(axis) not in given]
     return [*kept, *words, "hydra.sweeper.params=null"]
