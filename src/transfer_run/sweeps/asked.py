@@ -88,11 +88,9 @@ def with_axes(composer: Composer, words: Sequence[str], master: DictConfig) -> l
     Hydra compares keys as they are written: `method.rank` in a file and `++method.rank`, the form of our words, would
     be two axes, and the sweep their product.
     """
-    params = master.hydra.sweeper.get("params") or {}
-    if not isinstance(params, DictConfig):
-        raise UserError(
-            "hydra.sweeper.params is a group of keys.", where="hydra.sweeper.params", remedy="KEY=a,b with -m"
-        )
+    params = OmegaConf.to_container(master.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
+    if not isinstance(params, dict):
+        raise UserError("hydra.sweeper.params is a group of keys.", where="hydra.sweeper.params", remedy="-m KEY=a,b")
     axes = [f"{key}={value}" for key, value in params.items() if value is not None]
     given = {key_of(word) for word in words}
     kept = [axis for axis in composer.normalise(axes) if key_of(axis) not in given]
