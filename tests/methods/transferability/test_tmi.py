@@ -23,7 +23,7 @@ from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Candidate, Context
 from transfer_run.methods.transferability.ranking import extraction
-from transfer_run.methods.transferability.ranking.extraction import extract
+from transfer_run.methods.transferability.ranking.extraction import _labelled, extract
 from transfer_run.methods.transferability.scores.all import SCORES
 from transfer_run.methods.transferability.scores.class_entropy import tmi
 from transfer_run.methods.transferability.scores.leep import leep, nce
@@ -325,3 +325,16 @@ def test_the_config_holds_the_keyword_arguments_with_their_defaults() -> None:
     model = backbone("vit_tiny")
     assert np.isfinite(extract(model, digits("train", 60)).features["head_input"]).all()
     TMI(model, DIGITS, **keys)
+
+
+def test_a_batch_that_is_labelled_whole_is_not_copied() -> None:
+    """A second copy of the images stood beside them, which the plan of the pass did not have."""
+    images = torch.zeros(4, 3, 2, 2)
+    whole, cut = ({"images": images, "labels": torch.tensor(labels)} for labels in ([0, 1, 1, 0], [0, -100, 1, 0]))
+    (first,) = _labelled([whole], None)
+    assert first["images"] is images
+    assert first["answers"].tolist() == [0, 1, 1, 0]
+    (second,) = _labelled([cut], None)
+    assert second["images"].shape[0] == 3
+    (third,) = _labelled([whole, whole], 3)
+    assert third["answers"].tolist() == [0, 1, 1]

@@ -97,8 +97,10 @@ def _labelled(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
         answers = batch["targets"] if "targets" in batch else batch["labels"]
         kept = torch.ones_like(answers, dtype=torch.bool) if answers.is_floating_point() else answers >= 0
         rows = kept.nonzero().flatten()[: None if most is None else most - seen]
-        if len(rows):
-            seen += len(rows)
+        seen += len(rows)
+        if len(rows) == len(answers):
+            yield {**batch, "answers": answers}  # no copy of the inputs beside themselves
+        elif len(rows):
             yield {name: tensor[rows] for name, tensor in batch.items()} | {"answers": answers[rows]}
         if most is not None and seen >= most:
             return
