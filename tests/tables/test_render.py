@@ -158,7 +158,7 @@ def test_the_command_prints_one_form_and_writes_all(
     assert json.loads(shown.out)["table"] == "toy/small"
     assert "toy/small: 6 of 28 cells by us" in shown.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["toy_small.csv", "toy_small.json", "toy_small.md", "toy_small.png"]
+    assert names == ["toy_small.csv", "toy_small.html", "toy_small.json", "toy_small.md", "toy_small.png"]
     assert json.loads((tmp_path / "out" / "toy_small.json").read_text(encoding="utf-8")) == json.loads(shown.out)
 
 

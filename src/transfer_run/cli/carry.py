@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def carry(run: Run) -> Path:
-    """Carry out one run; returns its folder.
+    """Carry out one run, with its report where `report` asks for one; returns its folder.
 
     Raises:
         UserError, RunFailed, Preempted, KeyboardInterrupt: anything else is logged in the run's folder first.
@@ -24,7 +24,10 @@ def carry(run: Run) -> Path:
 
     make_importable(run)
     try:
-        return carry_out(run)
+        folder = carry_out(run)
+        if run.config["report"]:
+            _report(run, folder)
+        return folder
     except (UserError, RunFailed, Preempted):
         raise
     except KeyboardInterrupt as stopped:
@@ -40,3 +43,12 @@ def carry(run: Run) -> Path:
         with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
         raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error
+
+
+def _report(run: Run, folder: Path) -> None:
+    from transfer_run.tables.html.runs import write_report
+
+    if run.config["dry_run"]:
+        print("no report: dry_run carries nothing out", flush=True)
+    else:
+        print(f"report: {write_report(folder)}", flush=True)

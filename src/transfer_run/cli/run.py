@@ -72,15 +72,17 @@ def _carry(run: Run) -> int:
 
 
 def _of_finished(words: Sequence[str]) -> int:
-    """`run=FOLDER export=DIR`, `run=FOLDER test=PATH`: the model of a finished run, whatever its words were."""
+    """`run=FOLDER` with `export=DIR`, `test=PATH` or `report=html`: of a run that has finished, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     run = user_path(given.get("run", ""), "run")
-    if set(given) not in ({"run", "export"}, {"run", "test"}) or len(words) != 2:
+    if set(given) not in ({"run", "export"}, {"run", "test"}, {"run", "report"}) or len(words) != 2:
         raise UserError(
-            "run=FOLDER exports or tests a finished run, and goes with export=DIR or test=PATH alone.",
+            "run=FOLDER exports, tests or shows a finished run: it goes with export=DIR, test=PATH or report=html alone.",
             where=" ".join(words),
-            remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own",
+            remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own, or report=html",
         )
+    if given.get("report", "html") != "html":
+        raise UserError(f"A report is html, not {given['report']!r}.", where="report", nearest=["report=html"])
     from transfer_run.run_folder import read_result
 
     if read_result(run) is None:
@@ -88,6 +90,11 @@ def _of_finished(words: Sequence[str]) -> int:
         raise UserError(f"The run {run} {what}.", where=f"run={run}", remedy="name the folder of a finished run")
     if "test" in given:
         return _test(run, given["test"])
+    if "report" in given:
+        from transfer_run.tables.html.runs import write_report
+
+        print(f"report: {write_report(run)}")
+        return DONE
     from transfer_run.experiment.models.export import export_run
 
     print(f"exported to {export_run(run, Path(given['export']))}")

@@ -137,6 +137,7 @@ class _Local:
     """Runs as processes of this machine.
 
     Attributes:
+        report: is a page asked for?
         seen: by number, how those ended that leave no record.
         asked: the signal that ended the sweep.
         problem: what broke the launcher.
@@ -145,6 +146,7 @@ class _Local:
     def __init__(self, asked: Sweep, master: DictConfig, search: Search | None = None) -> None:
         self.search = search
         self.sweep, self.settings, self.dry_run = asked, master.sweep, bool(master.dry_run)
+        self.report = bool(master.report)
         self.parallel = _at_once(master)
         self.memory = parse_budget(self.settings.memory) if self.settings.memory else None
         self.seen: dict[int, State] = {}
@@ -319,7 +321,12 @@ def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
     if not work.dry_run:
         record.write(asked, rows)
         table.write_tables(asked, rows)
-        files = f"{asked.folder}: {', '.join((record.NAME, table.CSV, table.MARKDOWN, table.PLOT))}"
+        written = [record.NAME, table.CSV, table.MARKDOWN, table.PLOT]
+        if work.report:
+            from transfer_run.tables.html.sweep import write_report
+
+            written.append(write_report(asked, rows).name)
+        files = f"{asked.folder}: {', '.join(written)}"
     for line in table.lines_of_runs(rows):
         print(line)
     for number, line in enumerate(table.lines_over_seeds(rows)):

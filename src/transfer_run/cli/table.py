@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transfer_run.tables.spec import TableSpec
 
 HELP = """\
-transfer-table NAME [--source plan|run|recorded] [--scale paper|smoke] [--format md|csv|json|png] [--out DIR]
+transfer-table NAME [--source plan|run|recorded] [--scale paper|smoke] [--format md|csv|json|png|html] [--out DIR]
                [--record] [--config-dir DIR] [OVERRIDES]
 
 One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list tables`), or `all`.
@@ -30,8 +30,8 @@ One table of a paper, its figures beside ours; NAME is KEY/ID (`transfer-list ta
   --source recorded  what an earlier --source run --record left in the repository (tests/recorded/tables)
   --record           with --source run: keep the result in the repository, with its scale and environment
   --scale smoke      the same code on embedded data and tiny backbones: says what ran and whether every cell works
-  --format md        what is printed (png: the picture's path; on a terminal md is laid out to fit it); all four files
-                     are written in any case
+  --format md        what is printed (png, html: the file's path; on a terminal md is laid out to fit it); all five
+                     files are written in any case: html is a page to look at, with the picture and the rows
   --out DIR          where to, instead of outputs/tables/KEY_ID
   --config-dir DIR   your own methods, data sets, backbones, and tables in DIR/table/KEY/ID.yaml, which may ask for
                      whatever the shipped ones do (memory.peak, inference.peak, metrics.test/accuracy)
@@ -127,11 +127,11 @@ def _folder(out: str | None, spec: TableSpec, every: bool) -> Path:
 
 
 def _write(spec: TableSpec, cells: Sequence[Cell], folder: Path) -> None:
-    """KEY_ID.md, .csv, .json and .png."""
+    """KEY_ID.md, .csv, .json, .html and .png."""
     from transfer_run.files import write_atomically
     from transfer_run.tables.picture import picture
 
-    for form in ("md", "csv", "json"):
+    for form in ("md", "csv", "json", "html"):
         write_atomically(folder / f"{spec.file_name}.{form}", _text(spec, cells, form))
     picture(spec, cells, folder / f"{spec.file_name}.png")
 
@@ -139,6 +139,10 @@ def _write(spec: TableSpec, cells: Sequence[Cell], folder: Path) -> None:
 def _text(spec: TableSpec, cells: Sequence[Cell], form: str) -> str:
     from transfer_run.tables.render import as_csv, as_json, as_markdown
 
+    if form == "html":
+        from transfer_run.tables.html.paper import table_page
+
+        return table_page(spec, cells)
     return as_csv(cells) if form == "csv" else {"md": as_markdown, "json": as_json}[form](spec, cells)
 
 
@@ -149,7 +153,7 @@ def _shown(spec: TableSpec, cells: Sequence[Cell], form: str, folder: Path) -> s
         from transfer_run.tables.sheet import in_terminal
 
         return in_terminal(sheet(spec, cells), shutil.get_terminal_size().columns)
-    return str(folder / f"{spec.file_name}.png") if form == "png" else _text(spec, cells, form)
+    return str(folder / f"{spec.file_name}.{form}") if form in ("png", "html") else _text(spec, cells, form)
 
 
 def _cell_said(line: str) -> None:
@@ -170,7 +174,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--source", choices=["plan", "run", "recorded"], default="plan")
     parser.add_argument("--scale", choices=["paper", "smoke"], default="paper")
-    parser.add_argument("--format", choices=["md", "csv", "json", "png"], default="md")
+    parser.add_argument("--format", choices=["md", "csv", "json", "png", "html"], default="md")
     parser.add_argument("--out")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--config-dir", "-cd")

@@ -5,6 +5,7 @@ configs/table/KEY/ID.yaml
   smoke    words that shrink every cell     `~KEY` takes out the words whose key begins with KEY
   seeds    seeds of a `run` cell            its figure is their `statistic`, mean or median
   columns  unit, where ours comes from      from: plan (memory, parameters) | run (scores) | mean (of: columns) | none
+           better: small where a small value is the better one
   rows     words and the paper's figures    a figure that is missing is left out, never guessed
   picture  columns: {x: memory, y: score} for points, {x: memory} for bars, {panels: a b c} for bars side by side,
            {against: memory} for ours over the paper's
@@ -27,6 +28,7 @@ from transfer_run.experiment.config import registry
 from transfer_run.files import read_yaml
 
 ORIGINS = ("plan", "run", "mean", "none")
+BETTER = ("large", "small")
 STATISTICS = ("mean", "median")
 
 
@@ -40,6 +42,7 @@ class Column:
         divide: what the value is divided by to be in `unit` (1048576000 for the papers' GB of 1000 MiB).
         of: the columns that `from: mean` averages.
         recalled: the paper's figures of this column stand here from memory, not from the paper.
+        better: `large` or `small`, which of its values is the better one: for the front of a picture.
         derived: of `from: mean`: where the paper prints none, its figure is the mean of those it prints.
     """
 
@@ -54,6 +57,7 @@ class Column:
     recalled: bool = False
     derived: bool = False
     note: str = ""
+    better: str = "large"
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,10 @@ def _columns(name: str, content: Mapping[str, Any]) -> list[Column]:
         bool(content.get("recalled", False)),
         bool(content.get("derived", False)),
         content.get("note", ""),
+        content.get("better", "large"),
     )
+    if column.better not in BETTER:
+        raise ValueError(f"column {name}: better is one of {', '.join(BETTER)}, not {column.better!r}")
     if "each" not in content:
         return [column]
     return [

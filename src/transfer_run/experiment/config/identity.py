@@ -18,8 +18,8 @@ from transfer_run.experiment.config.references import Backbones, Reference
 from transfer_run.experiment.config.schema import ABOUT
 
 NEUTRAL = (
-    "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "plan", "sweep",
-    "logger", "profiler",
+    "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "report", "plan",
+    "sweep", "logger", "profiler",
     "trainer.progress", "trainer.log_every", "trainer.tracked_steps", "trainer.predictions",
     "trainer.stop_on_nan", "trainer.oom",
     "cache.taps", "cache.folder", "trainer.checkpoint_every", "trainer.checkpoint_minutes",

@@ -53,10 +53,19 @@ def _record(
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"
     plan = _planned(_with_found_labels(run, module.data), target) if memory is not None else None
-    result = _result(run, method, trainer, scores, seconds, memory, plan)
+    result = {**_result(run, method, trainer, scores, seconds, memory, plan), **_headline(module)}
     write_json(folder / RESULT, {**result, "extra": extra} if extra else result)
     if memory is not None and plan is not None:
         LOG.info("%s", memory.compare(plan))
+
+
+def _headline(module: TransferModule) -> dict[str, Any]:
+    """The name of the first score of the test, and which value of it is the better one; empty without a test."""
+    first = next((name for name in module.reported if name.startswith("test/")), None)
+    if first is None:
+        return {}
+    large = module.method.form.scores(module.data, "test").better(1.0, 0.0)
+    return {"headline": {"metric": first, "better": "large" if large else "small"}}
 
 
 def _planned(run: Run, target: Target) -> Plan | None:
@@ -94,7 +103,11 @@ def _result(
     measured = memory.result() if memory is not None else {}
     if plan is not None:  # a run that measures nothing: its plan stands there, and says so
         left_out = {key: plan.memory[key] for key in ("not_planned",) if key in plan.memory}
-        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"], **left_out}
+        phases = {
+            name: {key: phase[key] for key in ("peak", "by_kind")} for name, phase in plan.memory["phases"].items()
+        }
+        beside = {"predicted_phases": phases} if measured else {}
+        measured = {**(measured or plan.memory), "predicted_peak": plan.memory["peak"], **beside, **left_out}
     elif measured:
         measured["predicted_peak"] = None
     return {
