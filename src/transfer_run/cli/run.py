@@ -72,12 +72,12 @@ def _carry(run: Run) -> int:
 
 
 def _of_finished(words: Sequence[str]) -> int:
-    """`run=FOLDER` with `export=DIR`, `test=PATH` or `report=html`: of a run that has finished, whatever its words were."""
+    """`run=FOLDER` with `export=DIR`, `test=PATH` or `report=html`: of a finished run, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     run = user_path(given.get("run", ""), "run")
     if set(given) not in ({"run", "export"}, {"run", "test"}, {"run", "report"}) or len(words) != 2:
         raise UserError(
-            "run=FOLDER exports, tests or shows a finished run: it goes with export=DIR, test=PATH or report=html alone.",
+            "run=FOLDER is about a finished run, and goes with export=DIR, test=PATH or report=html alone.",
             where=" ".join(words),
             remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own, or report=html",
         )
