@@ -51,8 +51,9 @@ bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, the command
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_merging.py
 
-faults: $(READY)  ## break things on purpose: kill, resume, two at once, full disk, thousands of wrong words and odd files
+faults: $(READY)  ## break things on purpose: 50 kills, two at once, full disk, flipped bits, thousands of wrong words and odd files
 	TRANSFER_RUN_FAULTS=whole $(BIN)/python -m pytest -n 2 tests/faults
+	$(BIN)/python scripts/kills.py
 
 mutations: $(READY)  ## make mistakes in core lines and see that the tests notice each
 	$(BIN)/python scripts/mutations.py

@@ -10,6 +10,7 @@ A checkpoint holds what was measured until then: a run that goes on reports what
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,7 @@ class MemoryCallback(Callback):
         try:
             yield
         finally:
+            gc.collect()  # what only circles hold is no part of the need, whenever Python would have come by
             self._end()
 
     # ---- training
