@@ -55,6 +55,10 @@ WRONG: list[tuple[str, list[str], str]] = [
         ["backbone.tokenizer=run:method=full"],
         "backbone.tokenizer=run:method=full does not",
     ),
+    ("a file's name for a choice", ["experiment=full_rte.yaml"], "no experiment 'full_rte.yaml'"),
+    ("a choice longer than a file's name", [f"experiment={'x' * 300}"], "no experiment 'xxx"),
+    ("a tokenizer longer than a file's name", [f"backbone.tokenizer={'x' * 300}"], "backbone.tokenizer"),
+    ("a number for a name", ["dataset.beside={1: 2}"], "1 is no name of data beside"),
     ("a folder that does not exist", ["--config-dir", "nowhere"], "nowhere does not exist"),
 ]
 

@@ -10,7 +10,7 @@ message must hold `named`.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,6 +70,15 @@ def keys(base: tuple[str, ...]) -> dict[str, tuple[Type, Any]]:
         return {}
     leaves = {key: value for key, value in flatten(values).items() if f".{ABOUT}." not in key}
     return {key: (types.get(key) or type_of(value), value) for key, value in leaves.items()}
+
+
+@cache
+def open_keys(base: tuple[str, ...]) -> frozenset[str]:
+    """Keys below which any key may stand."""
+    said = Composer().types(base)
+    return frozenset({key for key, kind in said.items() if kind.name == "dict"}) | frozenset(
+        {"sources", "contents", "backbone.architecture", "dataset.nodes", "dataset.beside", "dataset.tests"}
+    )
 
 
 def lines(seed: str) -> Iterator[Line]:
@@ -189,7 +198,8 @@ def wrong_source(dice: random.Random, base: tuple[str, ...]) -> Line:
                          "{a:1}", "{a:{b:c}}", "[[dataset=nope]]", "[[method=full],[method=nope]]", "{a: nope}", "true",
                          "{1: 2}", "1.5", LONG, "'digits classes=[0'", "'digits nope=1'", "'digits classes=a'",
                          "/nowhere", "[[~method]]", "[{seed: x}]"])  # fmt: skip
-    return Line((*base, f"{key}={value}"), key.partition(".")[0])
+    named = "" if key == "stages" else key.partition(".")[0]  # what is wrong in a stage has a key of its own
+    return Line((*base, f"{key}={value}"), named)
 
 
 def wrong_hydra(dice: random.Random, base: tuple[str, ...]) -> Line:
@@ -227,12 +237,8 @@ def _last(key: str) -> str:
 
 def _open(base: tuple[str, ...], key: str) -> bool:
     """May any key stand below this one?"""
-    types: Mapping[str, tuple[Type, Any]] = keys(base)
     parts = key.split(".")
-    above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
-    return any(name in types and types[name][0].name == "dict" for name in above) or bool(
-        above & {"sources", "contents", "backbone.architecture", "dataset.nodes", "dataset.beside", "dataset.tests"}
-    )
+    return any(".".join(parts[:length]) in open_keys(base) for length in range(1, len(parts) + 1))
 
 
 def _some_key(dice: random.Random, base: tuple[str, ...], fits: Callable[[Type], bool]) -> str | None:

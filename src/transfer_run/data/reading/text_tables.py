@@ -168,7 +168,7 @@ def _delimited(
     with opened(file) as lines:
         reader = csv.reader(lines, delimiter=delimiter, **rules)
         try:
-            header = names or _header(file, next(reader), dialect)
+            header = names or _header(file, next(reader, []), dialect)
             for fields in reader:
                 if not fields:
                     continue
@@ -198,6 +198,8 @@ def _delimited(
 
 def _header(file: Path, fields: list[str], dialect: Dialect) -> list[str]:
     """The columns' names; those without one are called by their place."""
+    if not fields:
+        raise UserError("The file does not begin with a header.", where=str(file), remedy="name its columns in line 1")
     other = next((mark for mark in (";", "\t", "|", ",") if mark in fields[0]), "") if len(fields) == 1 else ""
     if other and dialect.delimiter is None:
         shown = "tab" if other == "\t" else f"'{other}'"

@@ -60,6 +60,9 @@ GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", 
 
 HYDRA = "${hydra:"
 
+LONGEST = 200
+"""Characters of a choice: its file's name has no more."""
+
 version.setbase("1.3")
 
 
@@ -247,6 +250,8 @@ class Composer:
                 return ""
             several = key == "experiment" and isinstance(override.value(), list)
             named = isinstance(override.value(), str) and "${" not in line
+            if len(str(override.value())) > LONGEST:
+                raise registry.unknown_choice(key, f"{str(override.value())[:60]}...", self.folders)
             if not named and not several and not override.is_sweep_override():
                 names = registry.names(key, self.folders)
                 raise UserError(
@@ -262,6 +267,8 @@ class Composer:
             group, _, package = key.partition("@")
             for name in chosen if isinstance(chosen, list) else [chosen]:
                 files = registry.find(group, name, self.folders)
+                if not files and group in GROUPS:  # `full.yaml` is no name, though Hydra reads it
+                    raise registry.unknown_choice(group, str(name), self.folders)
                 if len(files) > 1:
                     raise UserError(
                         f"{group}={name} stands in two places, and the packaged file would be read.",

@@ -41,7 +41,11 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
         dataset["rows"] = _existing(dataset["rows"], "dataset.rows", where, [])
     check_weights(backbone, "backbone.weights", where)
     tokenizer = backbone.get("tokenizer")
-    if tokenizer and tokenizer != BYTES and not (HUB_NAME.fullmatch(tokenizer) and not Path(tokenizer).exists()):
+    if (
+        tokenizer
+        and tokenizer != BYTES
+        and not (HUB_NAME.fullmatch(tokenizer) and not user_path(tokenizer, where("backbone.tokenizer")).exists())
+    ):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, [BYTES])
     for group, owner in (("method", values["method"]), ("dataset", dataset)):
         for entry, value in keys(owner, PATHS):

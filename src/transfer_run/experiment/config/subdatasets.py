@@ -52,6 +52,11 @@ def name_subdatasets(values: dict[str, Any], folders: Sequence[Path]) -> None:
         UserError: words that name no data set, or set a key that it does not have; two tasks of one name.
     """
     dataset = values["dataset"]
+    odd = next((name for name in dataset["beside"] if not NAME.fullmatch(str(name)) or not isinstance(name, str)), None)
+    if odd is not None:
+        raise UserError(
+            f"{odd!r} is no name of data beside the run's own.", where="dataset.beside", remedy="letters alone"
+        )
     _check_beside(values["method"], dataset["beside"])
     for name, words in dataset["beside"].items():
         dataset["beside"][name] = _member(str(words), f"dataset.beside.{name}", folders, None, _beside)[1]
