@@ -83,19 +83,12 @@ def read_transformer(
         )
     overrides = {} if architecture is None else _known(model_class, architecture)
     config_class = model_class.config_class
-<<<<<<< HEAD
-    if architecture is not None:
-        there = computing(config_class.from_dict(stored), also)
-        refuse_others(there, computing(config_class(**overrides), also), folder)
-    config = config_class.from_pretrained(str(folder), **overrides)
-    mapping = {_WRAPPED: "", **(kwargs.pop("key_mapping", None) or {})}
-=======
     with _meant(folder):
         if architecture is not None:
             there = computing(config_class.from_dict(stored), also)
             refuse_others(there, computing(config_class(**overrides), also), folder)
         config = config_class.from_pretrained(str(folder), **overrides)
->>>>>>> 7f1cc5b (2,000 odd tables, picture folders and weight folders are read as others read them or refused; an empty table, an index without metadata, a config that the library refuses are one message)
+    mapping = {_WRAPPED: "", **(kwargs.pop("key_mapping", None) or {})}
     with _quiet(), _readable(folder):
         model, info = model_class.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
@@ -310,17 +303,13 @@ def _readable(path: Path) -> Iterator[None]:
             where=str(path),
             remedy="convert it to safetensors where you trust it, or choose other weights",
         ) from error
-<<<<<<< HEAD
-    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
-=======
     except KeyError as error:  # transformers' own, of an index
         raise UserError(
             f"The index of the weights lacks {error}.",
             where=str(path),
             remedy='write it as save_pretrained does: {"metadata": {}, "weight_map": {TENSOR: FILE}}',
         ) from error
-    except (SafetensorError, EOFError, RuntimeError) as error:
->>>>>>> 7f1cc5b (2,000 odd tables, picture folders and weight folders are read as others read them or refused; an empty table, an index without metadata, a config that the library refuses are one message)
+    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
         raise UserError(
             f"The weights cannot be read: {error or 'the file is empty'}",
             where=str(path),
