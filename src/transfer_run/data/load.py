@@ -70,7 +70,8 @@ def build_tests(data: DataModule) -> dict[str, DataModule]:
 
 def _test_of(data: DataModule, name: str, node: Mapping[str, Any]) -> DataModule:
     own = data.described
-    if asked(data.dataset).named and "label_names" in node and node.get("label_names") is None:
+    of_files = node.get("path") is not None  # what needs none knows what its classes are called
+    if asked(data.dataset).named and of_files and "label_names" in node and node.get("label_names") is None:
         node = {**node, "label_names": list(data.label_names)}
     found = build_data(node, data.backbone, data.seed)
     found.setup()

@@ -16,7 +16,7 @@ def test_training_alone_reads_augmented_rows() -> None:
     """`trainer` and `method` are stood in for: the loaders ask them for one rank and for stored taps."""
     cfg = compose(["method=full", "dataset=digits", "backbone=vit_tiny", 'dataset.augment=["invert p=1"]'])
     data = build_data(cfg.config["dataset"], cfg.config["backbone"], 0)
-    config = {"dataset": {"batch_size": 8}, "seed": 0, "hardware": {"num_workers": 0}}
+    config = {"dataset": {"batch_size": 8}, "seed": 0, "hardware": {"num_workers": 0}, "trainer": {}}
     trainer = SimpleNamespace(world_size=1, global_rank=0)
     module: Any = SimpleNamespace(
         trainer=trainer,
