@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## make the environment (.venv), pinned by constraints.txt
 
-demo: $(READY)  ## the main job on real data: full, probe, LoRA, LST on a small T5 and a small ViT; a table and a picture
+demo: $(READY)  ## the main job on real data: a pretrained encoder adapted in seven ways; a table and a picture
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)  ## the tests: all but the long ones, in at most 15 minutes on two idle cores

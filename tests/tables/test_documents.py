@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from transfer_run.tables.records import recorded
+from transfer_run.tables.render import as_markdown
 from transfer_run.tables.spec import read
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +39,12 @@ def test_the_page_on_methods_names_all_that_its_table_has() -> None:
     page = (ROOT / "docs" / "side_tuning.md").read_text(encoding="utf-8")
     for row in read("side_tuning_family/today").rows:
         assert f"| `{row.name}` |" in page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
+def test_the_page_has_the_recorded_evidence(page: str) -> None:
+    """Line by line what `transfer-table evidence/python_docs --source recorded` prints."""
+    table = read("evidence/python_docs")
+    lines = [line for line in as_markdown(table, recorded(table)).splitlines() if line.startswith("|")]
+    assert len(lines) == len(table.rows) + 2
+    assert "\n".join(lines) in (ROOT / page).read_text(encoding="utf-8")

@@ -169,11 +169,14 @@ def test_several_seeds_give_their_mean_and_spread(content: dict[str, Any], monke
     monkeypatch.setattr(produce, "ask", ask)
     monkeypatch.setattr(produce, "prepare", lambda *_: None)
     content["rows"], content["seeds"] = content["rows"][:1], [0, 1, 2]
+    content["columns"]["speed"] = {"unit": "MiB", "from": "run", "value": "memory.peak", "once": True}
     table = specs._spec("toy/small", content)
     cells = produce.produce(table, "run", "paper", quiet)
     by_column = {cell.column: cell for cell in cells}
     a = by_column["a"]
     assert (a.ours, a.spread, a.seeds, a.identity) == (pytest.approx(60), pytest.approx(10), 3, "seed=0")
+    speed = by_column["speed"]
+    assert (speed.ours, speed.spread, speed.seeds, speed.identity) == (0.5, None, None, "seed=0")
     assert (by_column["counted"].spread, by_column["counted"].seeds) == (None, None)
     assert "| 60 ± 10 |" in render.as_markdown(table, cells)
     assert Cell(**a.to_json()).spread == a.spread

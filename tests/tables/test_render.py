@@ -177,3 +177,9 @@ def test_wrong_words_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(lambda: show(["lst/table1", "--source", "guess"])) == 2
     show([])
     assert HELP.strip() in capsys.readouterr().out
+
+
+def test_a_table_without_a_papers_figures_does_not_call_its_own_ours(small: TableSpec, cells: list[Cell]) -> None:
+    text = as_markdown(small, [replace(cell, paper=None) for cell in cells])
+    assert "| row | memory (MiB) | counted (parameters) |" in text
+    assert "ours" not in text

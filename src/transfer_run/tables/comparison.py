@@ -64,25 +64,24 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from transfer_run.tables.picture import name_points
+
     panels = sorted({(row["backbone"], row["dataset"]) for row in rows})
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.2), squeeze=False)
     for axis, (backbone, dataset) in zip(axes[0], panels, strict=True):
         here = [row for row in rows if (row["backbone"], row["dataset"]) == (backbone, dataset)]
         for index, row in enumerate(here):
             axis.scatter(row["peak"] / MIB, row["accuracy"], s=70, color=f"C{index}", zorder=3)
-            axis.annotate(
-                row["method"],
-                (row["peak"] / MIB, row["accuracy"]),
-                xytext=(6, 6),
-                textcoords="offset points",
-                fontsize=10,
-            )
-        axis.set(title=f"{backbone} on {dataset}", xlabel="peak training memory, MiB (less is better)", xlim=(0, None))
+        axis.set_title(f"{backbone.rpartition('/')[2]} on {dataset}")
+        axis.set_xlabel("peak training memory, MiB (less is better)")
         axis.set_ylabel("test accuracy")
         axis.margins(x=0.25, y=0.2)
         axis.set_xlim(0, 1.2 * max(row["peak"] for row in here) / MIB)  # room for the labels
         axis.grid(alpha=0.3)
     figure.tight_layout()
+    for axis, (backbone, dataset) in zip(axes[0], panels, strict=True):
+        here = [row for row in rows if (row["backbone"], row["dataset"]) == (backbone, dataset)]
+        name_points(axis, [(row["method"], [(row["peak"] / MIB, row["accuracy"])]) for row in here])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

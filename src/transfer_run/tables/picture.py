@@ -60,7 +60,7 @@ def _chart(plt: Any, spec: TableSpec, cells: Sequence[Cell]) -> Any:
         axis.text(0.5, 0.5, "no figure could be sourced or produced", ha="center", va="center")
     axis.set_title(_title(spec, cells), fontsize=10)
     chart.tight_layout()
-    _name_points(axis, named)
+    name_points(axis, named)
     return chart
 
 
@@ -160,7 +160,7 @@ def _scatter(axis: Any, points: Sequence[tuple[str, Cell, Cell]]) -> list[tuple[
     return named
 
 
-def _name_points(axis: Any, named: Sequence[tuple[str, Sequence[Point]]]) -> None:
+def name_points(axis: Any, named: Sequence[tuple[str, Sequence[Point]]]) -> None:
     """Each row's name near its points, at the first place where it covers no other name and no point."""
     from matplotlib.transforms import Bbox
 

@@ -184,7 +184,7 @@ def _ours(
     if scale == "smoke" and not spec.smoke:
         return _Ours(None, source, why="this table has no smoke scale")
     words = [*spec.cell_words(row, column, scale), *extra]
-    seeds = [f"seed={seed}" for seed in spec.seeds] if column.origin == "run" else []
+    seeds = [f"seed={seed}" for seed in spec.seeds[: 1 if column.once else None]] if column.origin == "run" else []
     try:
         answers = [ask((*words, *seed), row.value or column.value, source) for seed in _repeated(seeds, scale)]
     except Exception as error:  # whatever breaks a cell is told in its place; the other cells go on

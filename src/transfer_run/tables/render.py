@@ -56,10 +56,11 @@ def sheet(spec: TableSpec, cells: Sequence[Cell]) -> Sheet:
     by_place = {(cell.row, cell.column): cell for cell in cells}
     shown = [(column, _parts(column, cells)) for column in spec.columns if _any_figure(column, cells)]
     own_units = any(row.unit for row in spec.rows)
+    alone = all(cell.paper is None for cell in cells)  # no paper's figures: nothing is ours as against theirs
     groups = [Group("row")]
     for column, parts in shown:
         unit = "" if own_units and column.origin == "plan" else f" ({column.unit})"
-        groups.append(Group(f"{column.label}{unit}", tuple(parts)))
+        groups.append(Group(f"{column.label}{unit}", () if alone else tuple(parts)))
     groups += [Group(name) for name in ("unit", "counter", "compared")] if own_units else []
     rows = []
     for row in spec.rows if shown else ():

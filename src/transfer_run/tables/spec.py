@@ -44,6 +44,7 @@ class Column:
         recalled: the paper's figures of this column stand here from memory, not from the paper.
         better: `large` or `small`, which of its values is the better one: for the front of a picture.
         derived: of `from: mean`: where the paper prints none, its figure is the mean of those it prints.
+        once: of `from: run`: asked of the first seed alone, for it is no matter of chance (memory).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Column:
     derived: bool = False
     note: str = ""
     better: str = "large"
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ def _columns(name: str, content: Mapping[str, Any]) -> list[Column]:
         bool(content.get("derived", False)),
         content.get("note", ""),
         content.get("better", "large"),
+        bool(content.get("once", False)),
     )
     if column.better not in BETTER:
         raise ValueError(f"column {name}: better is one of {', '.join(BETTER)}, not {column.better!r}")
