@@ -58,6 +58,6 @@ def shipped(tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyP
     """The small table where the command line finds it, by name."""
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(specs, "names", lambda: ["toy/small"])
-    monkeypatch.setattr(specs, "file_of", lambda name: file)
+    monkeypatch.setattr(specs, "names", lambda *folders: ["toy/small"])
+    monkeypatch.setattr(specs, "file_of", lambda name, *folders: file)
     return "toy/small"
