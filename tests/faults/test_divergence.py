@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.errors import RunFailed, UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
+from transfer_run.files import read_json, write_json
 from transfer_run.methods.tuning.linear_probe import LinearProbe
 
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu",
@@ -75,6 +79,9 @@ def test_weights_of_an_earlier_version_that_diverged_are_refused(use: str, tmp_p
     first = min(name for name in tensors if name.startswith("backbone.model"))
     tensors[first].view(-1)[0] = torch.inf
     save_file(tensors, file, {"format": "pt"})
+    about = file.with_name("model.json")
+    written = {key: said for key, said in read_json(about, "").items() if key != "sha256"}
+    write_json(about, written)
     asked = {
         "teacher": ["method=distiller", f"sources.teacher={source}"],
         "backbone": ["method=linear_probe", f"backbone.weights=run:{source}"],
@@ -89,3 +96,39 @@ def test_only_what_can_be_broken_is_looked_at() -> None:
     assert not_finite({}) == []
     bad = {"x": torch.tensor([1.0, torch.inf]), "y": torch.tensor([torch.nan], dtype=torch.bfloat16)}
     assert not_finite({**good, **bad}) == ["x", "y"]
+
+
+def breaks_at(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+    """The loss of these training batches, counted from one, is no number."""
+    count, whole = iter(range(1, 1000)), LinearProbe.training_loss
+
+    def loss(self: LinearProbe, batch: Any, **words: Any) -> Tensor:
+        found = whole(self, batch, **words)
+        return found * torch.nan if next(count) in calls else found
+
+    monkeypatch.setattr(LinearProbe, "training_loss", loss)
+
+
+def test_steps_that_are_no_numbers_are_left_out_by_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["trainer.max_steps=4", "trainer.skip_nan=2", "optimizer.weight_decay=0.5"]
+    breaks_at(monkeypatch, 1, 2, 3, 4)
+    with pytest.raises(RunFailed, match="gradients of 3 steps in a row, up to 3, are no finite numbers"):
+        carry_out(config(tmp_path / "all", *words))
+    monkeypatch.undo()
+    breaks_at(monkeypatch, 2, 3)
+    folder = carry_out(config(tmp_path / "some", *words))
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    assert result["extra"]["notes"][-1] == "2 steps were left out: gradients that are no finite numbers (2, 3)"
+    assert not not_finite(load_file(folder / "checkpoints" / "model" / "model.safetensors"))
+
+
+def test_a_step_that_is_left_out_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["trainer.skip_nan=9", "optimizer.weight_decay=0.5", "optimizer.schedule=constant", "optimizer.warmup=0"]
+    weights = []
+    for steps, calls in (("trainer.max_steps=1", ()), ("trainer.max_steps=3", (2, 3))):
+        with monkeypatch.context() as patch:
+            breaks_at(patch, *calls)
+            folder = carry_out(config(tmp_path, *words, steps))
+        weights.append(load_file(folder / "checkpoints" / "model" / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name

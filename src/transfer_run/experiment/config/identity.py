@@ -29,8 +29,8 @@ NEUTRAL = (
 """Keys that cannot change a result. The batch size is the total over devices, so their number is among them."""
 
 SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"),
-          ("trainer", "drop_last"), ("dataset", "augment"), ("dataset", "delimiter"), ("dataset", "value_step"),
-          ("dataset", "class_weights"), ("dataset", "label_smoothing"), ("dataset", "tests"),
+          ("trainer", "drop_last"), ("trainer", "skip_nan"), ("dataset", "augment"), ("dataset", "delimiter"),
+          ("dataset", "value_step"), ("dataset", "class_weights"), ("dataset", "label_smoothing"), ("dataset", "tests"),
           ("dataset", "beside"))  # fmt: skip
 """Keys whose null, or empty list or group, says what was so before there were such keys; it is left out, so that
 earlier identities stay."""

@@ -33,7 +33,7 @@ from transfer_run.experiment.sources.combine import combine_files, on_first_sour
 from transfer_run.experiment.sources.models import source_model
 from transfer_run.experiment.sources.resolve import config_with_data, read_back
 from transfer_run.experiment.training.checkpoints import Checkpoints, Interrupted, Selection
-from transfer_run.experiment.training.divergence import StopOnNan
+from transfer_run.experiment.training.divergence import SkipNan, StopOnNan
 from transfer_run.experiment.training.last_batch import check_last_batch
 from transfer_run.experiment.training.ledger import Ledger
 from transfer_run.experiment.training.module import TransferModule
@@ -78,7 +78,9 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     checkpoints, memory, metrics = _witnesses(config, folder, method.form.scores(data, "validation").better)
     settings = config["trainer"]
     rows, progress = StepRows(settings["log_every"]), progress_callback(settings["progress"])
-    finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if settings["stop_on_nan"] else None
+    skips = SkipNan(settings["skip_nan"], folder / LOG_FILE) if settings["skip_nan"] else None
+    watches = settings["stop_on_nan"] and skips is None
+    finite = StopOnNan(settings["log_every"], folder / LOG_FILE) if watches else skips
     ledger = Ledger(metrics)
     callbacks: list[Callback] = [
         c for c in (memory, rows, finite, ledger, checkpoints, progress, watching(folder)) if c
@@ -120,6 +122,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
         trainer.test(module, verbose=False)
         whole_again(trainer, module)
     if trainer.is_global_zero:
+        data.notes += skips.notes() if skips else []
         _record(run, config, folder, module, trainer, context, seconds, memory)
         work.close()
 
