@@ -44,6 +44,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("an output folder longer than a file's name", [f"output_dir={'x' * 300}"], "output_dir"),
     ("a source that is no text", ["sources.teacher={a:1}"], "sources.teacher must be the words of a run"),
     ("no hardware", ["~hardware"], "No hardware is chosen"),
+    ("digests taken out", ["~contents"], "contents was taken out"),
     ("no logger", ["~logger"], "No logger is chosen"),
     ("a choice that another word makes", ["method=${seed}"], "chooses no method"),
     ("no launcher", ["hydra/launcher=[]"], "chooses no hydra/launcher"),

@@ -173,7 +173,7 @@ def no_word(dice: random.Random, base: tuple[str, ...]) -> Line:
     key = str(_some_key(dice, base, lambda kind: kind.name != "any"))
     word = dice.choice([key, f"={key}", f"{key} =1", f"{key}=[1", f"{key}='1", f'{key}="1', f"{key}={{a", f"{key}=${{",
                         f"{key}=${{nope}}", f"{key}=${{oc.env:NOT_SET_ANYWHERE}}", f"{key}=${{nope:1}}", f"{key}=???",
-                        f"--{key}", f"-{key}", f"++{key}", f"{key}@x=1", f"@{key}=1", f".{key}=1", f"{key}.=1",
+                        f"--{key}", f"++{key}", f"{key}@x=1", f"@{key}=1", f".{key}=1", f"{key}.=1",
                         f"{key}..x=1", f"{key}[0]=1", f"{key}:1", f"{key}=[[]"])  # fmt: skip
     return Line((*base, word), _last(key))
 

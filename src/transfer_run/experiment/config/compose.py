@@ -144,7 +144,7 @@ class Composer:
         def where(key: str) -> str:
             return _where(key, words, contents, choices, self.folders)
 
-        if values["contents"]:
+        if values.get("contents"):
             raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
         check_secrets(values)
         check_facts(values, declared, where)
