@@ -23,7 +23,9 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
   plan.format=table|json     a report for people (default), or only JSON on standard output
   plan.profile=modern|paper  what a run does today (default), or what papers of 2022 did: eager attention, key/value
                              cache and gradients kept, amounts in their GB of 1000 MiB
-  plan.budget=24GB           also the largest batch that fits (24GB: 10^9 bytes each, 24GiB: 2^30)
+  plan.budget=24GB           the largest batch that fits, reported instead of the batch asked for (24GB: 10^9 bytes
+                             each, 24GiB: 2^30), with room for plan.context=0.8GiB and plan.cached=0.1 on a GPU
+  plan.card=l4               the same for what this card really has
   plan.advice=false          only the plan, not what would lower it (each line of that is a plan by itself)
   plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
   plan.expandable_segments=true  under PyTorch's allocator setting of that name
@@ -61,11 +63,10 @@ def plan(arguments: Sequence[str]) -> int:
     if flags.multirun:
         raise UserError("transfer-plan plans one run.", where="-m", remedy="give it the words of one run")
     from transfer_run.experiment.config.compose import compose, make_importable
-    from transfer_run.memory.budget import parse_budget
+    from transfer_run.memory.budget import room
 
     run = compose(flags.words, flags.config_dir)
-    if run.config["plan"]["budget"]:
-        parse_budget(run.config["plan"]["budget"])  # before the models are imported
+    room(run.config["plan"], run.config["hardware"]["accelerator"])  # its words, before the models are imported
     make_importable(run)
     _print(run)
     return DONE
@@ -104,9 +105,8 @@ def as_json(run: Run, answer: Any) -> dict[str, Any]:
         "memory": answer.memory,
     }
     if answer.budget is not None:
-        content["budget"] = {
-            name: getattr(answer.budget, name) for name in ("bytes", "batch_size", "peak", "next_peak")
-        }
+        found = {name: getattr(answer.budget, name) for name in ("batch_size", "peak", "next_peak")}
+        content["budget"] = {"bytes": answer.room.bytes, "usable": answer.room.usable, **found}
     if answer.assumptions:
         content["assumptions"] = list(answer.assumptions)
     return content

@@ -28,7 +28,7 @@ from transfer_run.experiment.sources.combine import memory_of_files, planned_on_
 from transfer_run.experiment.sources.models import source_on_meta
 from transfer_run.hardware.optimization import build_optimizers
 from transfer_run.hardware.steps import check_own_steps
-from transfer_run.memory.budget import Budget, largest_batch, parse_budget
+from transfer_run.memory.budget import Budget, Room, largest_batch, room
 from transfer_run.memory.devices import one_of_many
 from transfer_run.memory.fake import AnswersNo, fake_mode, make_fake
 from transfer_run.memory.meters import PREPARE
@@ -48,13 +48,14 @@ class Plan:
 
     Attributes:
         memory: as in `result.json`, source `plan`; of one device.
-        report: tables and reasons, for `rich.console.Console.print`.
+        report: tables and reasons, for `rich.console.Console.print`; of the largest batch that fits, if that was asked.
         seconds: what planning took.
         parameters: `total`, `trainable`, `trainable_pct`.
         shapes: the planned batch of one device, name -> (shape, dtype).
         batch_size: examples over all devices.
         left_out: what of `Method.prepare` is in no number, a line each.
-        budget: the answer to `plan.budget`, of one device; None when it was not asked.
+        budget: the answer to `plan.budget` or `plan.card`, of one device; None when neither was asked.
+        room: what that answer had to fit into.
         assumptions: what was planned otherwise than the run's words say, or taken for granted.
         advise: plans what would lower the peak, lines for people; takes a plan's time for each of them.
     """
@@ -66,6 +67,7 @@ class Plan:
     shapes: Shapes
     batch_size: int
     budget: Budget | None = None
+    room: Room | None = None
     left_out: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     advise: Callable[[], list[str]] = list
@@ -87,24 +89,26 @@ def plan_run(run: Run, target: Target | None = None) -> Plan:
             return _plan_of_files(run, begin)
         run = found
     config = run.config
-    wanted = config["plan"]["budget"] and parse_budget(config["plan"]["budget"])
+    wanted = room(config["plan"], _setting(config, target).target)
     with torch.random.fork_rng(devices=[]):
         planned = _Planned(run, target)
         share = -(-config["dataset"]["batch_size"] // planned.devices)
         memory = planned.memory(share)
         fixed = memory["peak"] - memory["by_kind"]["activations"] - memory["by_kind"]["inputs"]
-        budget = largest_batch(planned.peak, wanted, share, fixed) if wanted else None
+        budget = largest_batch(planned.peak, wanted.usable, share, fixed) if wanted else None
+        shown = share if budget is None else max(1, budget.batch_size)
+        reported = planned.memory(shown)
     assumed = tuple(line for line in (*planned.profile, *planned.given, *planned.assumptions) if line)
     notes = [f"* {line}" for line in (*planned.beside, *assumed, *planned.left_out)]
-    if budget is not None:
-        notes.append(_budget_line(budget, planned, str(config["plan"]["budget"])))
-    report = Group(memory_report(memory, planned.title(share), planned.setting.paper), *notes)
+    if budget is not None and wanted is not None:
+        notes += _budget_lines(budget, planned, wanted, share)
+    report = Group(memory_report(reported, planned.title(shown), planned.setting.paper), *notes)
     seconds = round(time.perf_counter() - begin, 3)
     total = config["dataset"]["batch_size"]
     left_out = tuple(planned.left_out)
     return Plan(
-        memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, left_out, assumed,
-        lambda: _advice(run, planned, memory, target),
+        memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, wanted, left_out, assumed,
+        lambda: _advice(run.changed(dataset={"batch_size": shown * planned.devices}), planned, reported, target),
     )  # fmt: skip
 
 
@@ -190,6 +194,7 @@ class _Planned:
         self.assumptions: list[str] = []
         self.profile = [_paper_line(config)] if self.setting.paper else []
         self.unplanned = ""
+        self._known: dict[int, dict[str, Any]] = {}
         method = _method_on_meta(run, paper=self.setting.paper)
         check_own_steps(method, config["method"]["name"], {**config["hardware"], "strategy": self.strategy})
         node = config["optimizer"]
@@ -211,7 +216,12 @@ class _Planned:
         return spec
 
     def memory(self, batch_size: int) -> dict[str, Any]:
-        """The `memory` node at this batch on each device."""
+        """The `memory` node at this batch on each device; one batch is rehearsed once."""
+        if batch_size not in self._known:
+            self._known[batch_size] = self._rehearsed(batch_size)
+        return self._known[batch_size]
+
+    def _rehearsed(self, batch_size: int) -> dict[str, Any]:
         memory = self.rehearsal.measure(batch_size).as_dict("plan")
         if self.devices > 1:
             memory, self.assumptions = one_of_many(
@@ -346,16 +356,15 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return OmegaConf.to_container(nested)  # type: ignore[return-value]
 
 
-def _budget_line(budget: Budget, planned: _Planned, asked: str) -> str:
+def _budget_lines(budget: Budget, planned: _Planned, wanted: Room, asked: int) -> list[str]:
+    """The answer, and what the batch needs that the run's words ask for."""
     paper = planned.setting.paper
     if not budget.batch_size:
-        return f"> not even one example fits {asked}: it needs {amount(budget.peak, paper)}"
-    more = "" if budget.next_peak is None else f", one more needs {amount(budget.next_peak, paper)}"
+        return [f"> not even one example fits {wanted.words}: it needs {amount(budget.peak, paper)}"]
+    more = "" if budget.next_peak is None else f"; one more needs {amount(budget.next_peak, paper)}"
     over = f" a device ({budget.batch_size * planned.devices} in all)" if planned.devices > 1 else ""
-    found = f"{budget.batch_size}{over}, with {amount(budget.peak, paper)}{more}"
-    beyond = (
-        ""
-        if planned.setting.target == "cpu"
-        else ("; counted is what is allocated: leave room for the CUDA context (0.3 to 1 GB) and for cached blocks")
-    )
-    return f"> the largest batch that fits {asked} ({amount(budget.bytes, paper)}): {found}{beyond}"
+    found = f"{budget.batch_size}{over}, with {amount(budget.peak, paper)} allocated{more}"
+    lines = [f"> the largest batch that fits {wanted.words}: {found}"]
+    if asked != budget.batch_size:
+        lines.append(f"> the batch of {asked} that was asked for needs {amount(planned.peak(asked), paper)}")
+    return lines
