@@ -174,7 +174,9 @@ def test_a_sweep_stays_in_the_output_folder(name: str, command: Callable[..., An
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=many"], "hydra.launcher.n_jobs"),
         (["hydra/launcher=joblib", "sweep.parallel=-3"], "sweep.parallel"),
         (["hydra.sweeper.params=3"], "hydra.sweeper.params"),
-        (["sweep.memory=lots"], "lots"),
+        (["sweep.memory=lots"], "where:   sweep.memory"),
+        (["sweep.memory=0"], "where:   sweep.memory"),
+        (["sweep.parallel=two"], "where:   sweep.parallel"),
         (["sweep.status=x"], "sweep.status=NAME"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,11 @@ def run(arguments: Sequence[str]) -> int:
         answer(flags.words)
         return DONE
     if any(word.startswith("run=") for word in flags.words):
-        return _of_finished(flags.words)
+        return _of_finished(flags.words, flags.multirun)
     if any(word.startswith("sweep.status=") for word in flags.words):
         return _status(flags.words)
+    if named := next((word for word in flags.words if word.startswith("test=")), ""):
+        raise UserError("A finished run is tested.", where=named, remedy=f"transfer-run run=FOLDER {named}")
     from transfer_run.experiment.config.compose import Composer
     from transfer_run.experiment.config.words import separate
 
@@ -71,14 +74,14 @@ def _carry(run: Run) -> int:
     return DONE
 
 
-def _of_finished(words: Sequence[str]) -> int:
+def _of_finished(words: Sequence[str], multirun: bool) -> int:
     """`run=FOLDER` with `export=DIR`, `test=PATH` or `report=html`: of a finished run, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     run = user_path(given.get("run", ""), "run")
-    if set(given) not in ({"run", "export"}, {"run", "test"}, {"run", "report"}) or len(words) != 2:
+    if set(given) not in ({"run", "export"}, {"run", "test"}, {"run", "report"}) or len(words) != 2 or multirun:
         raise UserError(
             "run=FOLDER is about a finished run, and goes with export=DIR, test=PATH or report=html alone.",
-            where=" ".join(words),
+            where=" ".join(["-m"] * multirun + list(words)),
             remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own, or report=html",
         )
     if given.get("report", "html") != "html":
@@ -117,7 +120,7 @@ def _status(words: Sequence[str]) -> int:
 
 def _test(run: Path, test: str) -> int:
     """Scores and answers of the model, beside its record."""
-    if test != "own" and not user_path(test, "test").exists():
+    if test != "own" and not user_path(test, "test").exists() and not has_magic(test):
         raise UserError(
             "There is no such file or folder.",
             where=f"test={test}",
@@ -132,8 +135,11 @@ def _test(run: Path, test: str) -> int:
     sys.path += [folder for folder in read_config(run).get("search_path") or () if folder not in sys.path]
     try:
         path = test_again(run, test)
-    except UserError:
-        raise
+    except UserError as error:
+        if "dataset." not in error.remedy:
+            raise
+        remedy = "write these data as the run's own are written: it is tested with its own config"
+        raise UserError(error.what, where=error.where, nearest=error.nearest, remedy=remedy) from error
     except Exception as error:
         log = run / TESTS / LOG_FILE
         with log.open("a", encoding="utf-8") as file:

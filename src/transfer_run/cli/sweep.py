@@ -148,7 +148,7 @@ class _Local:
         self.sweep, self.settings, self.dry_run = asked, master.sweep, bool(master.dry_run)
         self.report = bool(master.report)
         self.parallel = _at_once(master)
-        self.memory = parse_budget(self.settings.memory) if self.settings.memory else None
+        self.memory = _memory(master)
         self.seen: dict[int, State] = {}
         self.asked: int | None = None
         self.problem = ""
@@ -290,9 +290,28 @@ def _at_once(master: DictConfig) -> int:
     joblib = master.hydra.runtime.choices["hydra/launcher"] == "joblib"
     wanted = master.hydra.launcher.n_jobs if joblib else master.sweep.parallel
     if not isinstance(wanted, int | None):
-        raise UserError(f"{wanted!r} is no number of runs.", where="hydra.launcher.n_jobs", remedy="sweep.parallel=N")
+        key = "hydra.launcher.n_jobs" if joblib and wanted != master.sweep.parallel else "sweep.parallel"
+        raise UserError(f"{wanted!r} is no number of runs.", where=key, remedy="sweep.parallel=N")
     wanted = int(not joblib) if wanted is None else wanted
     return wanted if wanted > 0 else _cores()
+
+
+def _memory(master: DictConfig) -> int | None:
+    """Bytes that runs at a time may take together; None: what is free. 0 is no amount, and no word for that either."""
+    asked = master.sweep.memory
+    return None if asked is None else parse_budget(asked, "sweep.memory")
+
+
+def _check_search(master: DictConfig) -> None:
+    """What says how a search chooses is not passed over where every combination is carried out."""
+    wanted = {"metric": None, "direction": None, "prune": "none"}
+    given = next((key for key, unasked in wanted.items() if master.sweep[key] != unasked), None)
+    if given is not None and master.sweep.trials is None:
+        raise UserError(
+            f"sweep.{given} is about a search, and this sweep carries out every combination.",
+            where=f"sweep.{given}={master.sweep[given]}",
+            remedy=f"add sweep.trials=N, or leave out sweep.{given}",
+        )
 
 
 def _cores() -> int:
@@ -302,8 +321,8 @@ def _cores() -> int:
 def _check_launcher(master: DictConfig) -> None:
     choices = master.hydra.runtime.choices
     _at_once(master)
-    if master.sweep.memory:
-        parse_budget(master.sweep.memory)
+    _memory(master)
+    _check_search(master)
     if choices["hydra/sweeper"] != "basic":
         raise UserError(
             f"hydra/sweeper={choices['hydra/sweeper']} chooses runs in its own way, which a sweep cannot take up.",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
-from transfer_run.errors import UserError
+from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config.compose import Composer
 from transfer_run.experiment.config.words import parse
 from transfer_run.experiment.record.state import FINISHED, PRUNED, STATUS, state_of
@@ -245,6 +245,7 @@ def metric_of(composer: Composer, words: Sequence[str], master: DictConfig) -> s
     metrics = run.config["dataset"].get("metrics") or []
     if asked is None and not metrics:
         raise UserError(f"dataset={run.chosen('dataset')} has no metric to choose by.", where="sweep.metric")
+    _check_sought(asked, metrics)
     hardware = run.config["hardware"]
     if master.sweep.prune != "none" and int(hardware["devices"]) * int(hardware["nodes"]) > 1:
         raise UserError(
@@ -253,6 +254,18 @@ def metric_of(composer: Composer, words: Sequence[str], master: DictConfig) -> s
             remedy="sweep.prune=none, or one device a run",
         )
     return str(asked or f"{HEADLINE}{metrics[0]}")
+
+
+def _check_sought(asked: str | None, metrics: Sequence[str]) -> None:
+    """A metric that no run will have would be noticed when the first trial has been trained."""
+    name = str(asked or "").removeprefix(HEADLINE)
+    if asked is not None and name not in metrics:
+        raise UserError(
+            f"The runs of this search are not scored by '{name}'.",
+            where=f"sweep.metric={asked}",
+            nearest=nearest_names(name, metrics),
+            remedy=f"{HEADLINE} and one of dataset.metrics: {', '.join(metrics)}",
+        )
 
 
 def direction(metric: str) -> str:

@@ -73,6 +73,22 @@ def test_a_model_is_tested_again_beside_its_record(finished: Path, tmp_path: Pat
     assert (finished / "result.json").read_bytes() == record
 
 
+def test_files_of_a_pattern_are_tested(finished: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text("text,label\nwords 1,good\n", encoding="utf-8")
+    assert command([f"run={finished}", f"test={tmp_path / '*.csv'}"]) == 0
+    assert len(rows(finished / "tests" / "predictions-test.csv")) == 2
+    with pytest.raises(UserError):
+        command([f"run={finished}", f"test={tmp_path / '*.tsv'}"])
+
+
+def test_no_key_is_advised_that_a_finished_run_does_not_take(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "semi.csv").write_text("text;label\nwords;good\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        command([f"run={finished}", f"test={tmp_path / 'semi.csv'}"])
+    assert "as the run's own are written" in caught.value.remedy
+
+
 def test_rows_without_any_label_are_answered(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("text\nwords 1\nwords 2\n", encoding="utf-8")
     assert command([f"run={finished}", f"test={tmp_path / 'new.csv'}"]) == 0

@@ -17,7 +17,7 @@ from transfer_run.backbones.declared import family_of
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.images.augment import build_augment
 from transfer_run.data.images.transform import Transform, image_node
-from transfer_run.data.reading.labels import is_unlabelled, said_of_classes
+from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError
@@ -138,8 +138,7 @@ class ImageData(DataModule):
         self.images = self.read_images()
         for name, rows in self.images.items():
             missing = sum(map(is_unlabelled, rows.labels.tolist()))
-            if missing:
-                self.notes.append(f"{name}: {missing} of {len(rows.labels)} rows have no label; predicted, not scored")
+            self.notes += said_of_unlabelled(name, missing, len(rows.labels))
         if "train" in self.images:
             self.notes += said_of_classes(np.asarray(self.images["train"].labels), self.label_names)
         return {name: len(rows.labels) for name, rows in self.images.items()}

@@ -22,6 +22,12 @@ def is_unlabelled(label: Any) -> bool:
     return label is None or (not isinstance(label, str) and label == UNLABELLED)
 
 
+def said_of_unlabelled(split: str, missing: int, rows: int) -> list[str]:
+    """What becomes of the rows of a split that have no label; nothing to say where all have one."""
+    what = "not learned from" if split == "train" else "predicted, not scored"
+    return [f"{split}: {missing} of {rows} rows have no label; {what}"] if missing else []
+
+
 def class_labels(
     table: Table, column: str, names: Sequence[str] | None, count: int | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:

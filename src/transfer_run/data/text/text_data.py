@@ -14,7 +14,7 @@ import torch
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
-from transfer_run.data.reading.labels import is_unlabelled, said_of_classes
+from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.cuts import longest_number, said_of_answers, said_of_cuts
@@ -90,8 +90,7 @@ class TextData(DataModule):
             if self.answers is not None and split.labels is not None:
                 self.notes += said_of_answers(name, list(split.labels), self.answers)
             missing = sum(map(is_unlabelled, split.labels)) if split.labels is not None else 0
-            if missing:
-                self.notes.append(f"{name}: {missing} of {len(split)} rows have no label; predicted, not scored")
+            self.notes += said_of_unlabelled(name, missing, len(split))
         if "train" in rows and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(rows["train"].labels), self.label_names)
         return {name: len(encoder) for name, encoder in self.encoders.items()}

@@ -192,6 +192,14 @@ class Composer:
         parsed = [parse(word) for word in words]
         hydra = [word for word, override in zip(words, parsed, strict=True) if override.is_hydra_override()]
         task = [override for override in parsed if not override.is_hydra_override()]
+        for override in task:
+            if override.is_interval_sweep():
+                line = str(override.input_line).lstrip("+")
+                raise UserError(
+                    f"{line} has no end of values: a sweep carries out every one.",
+                    where=line,
+                    remedy="add sweep.trials=N for a search, or write values: a,b,c or range(FROM,TO,STEP)",
+                )
         with user_errors(words, self.folders):
             batches = BasicSweeper.split_arguments(task, None)
         return [[*hydra, *job] for job in batches[0]]

@@ -9,7 +9,9 @@ The run's own record stays as it is, and so does every earlier test: a name that
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,8 @@ def test_again(folder: Path, test: str) -> Path:
     """Test the model of the finished run in `folder`; returns the file with the scores.
 
     Args:
-        test: `own`, or the file or folder of other data of the same kind; all rows of a file, or of a folder without a
-            test split, are for testing.
+        test: `own`, or the file, folder or pattern of other data of the same kind; all rows of a file, or of a
+            folder without a test split, are for testing.
 
     Raises:
         UserError: the run made no model, the data are of another task or cannot be read.
@@ -59,7 +61,7 @@ def test_again(folder: Path, test: str) -> Path:
         _check_task(method, data, test)
         for note in data.notes:
             LOG.info("%s", note)
-        name = _free_name(folder / TESTS, "own" if test == OWN else Path(test).stem or "test")
+        name = _free_name(folder / TESTS, "own" if test == OWN else _called(test))
         scores = _scores(method, data, config, folder / TESTS / predictions_file(name))
     path = folder / TESTS / f"{name}.json"
     notes = [*data.notes, *(f"{metric} is no finite number" for metric, v in scores.items() if not math.isfinite(v))]
@@ -106,6 +108,12 @@ def _check_task(method: Method, data: DataModule, test: str) -> None:
                 where=f"test={test}",
                 remedy="test on data of the same task, its labels named alike",
             )
+
+
+def _called(test: str) -> str:
+    """The data's own name, of a pattern what is no wildcard in it."""
+    stem = Path(test).stem
+    return (re.sub(r"[*?\[\]]+", "", stem).strip("-_. ") if has_magic(test) else stem) or "test"
 
 
 def _listed(fact: str | tuple[str, ...]) -> str:
