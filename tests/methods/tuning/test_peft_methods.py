@@ -29,10 +29,45 @@ def test_only_the_named_parts_are_touched(build: Make, task: Make) -> None:
     assert wrapped == [f"model.encoder.layer.{i}.output.dense" for i in range(3)]
 
 
-def test_a_fused_projection_is_adapted_as_a_whole(build: Make, task: Make) -> None:
-    method = PeftMethod(build("vit"), task("vit"), tuner="LoraConfig", settings={"r": 2}, targets=["q", "v"])
+@pytest.mark.parametrize("key", ["vit", "gpt2"])
+def test_of_a_fused_projection_only_the_named_parts_are_adapted(key: str, build: Make, task: Make, batch: Make) -> None:
+    """k stays what it was: q's and v's rows of the folded projection change, and nothing else does."""
+    method = PeftMethod(build(key), task(key), tuner="LoraConfig", settings={"r": 2}, targets=["q", "v"]).eval()
+    stack = method.backbone.stacks[0]
+    path = method.backbone.parts(stack, 0)["qkv"]
+    before = build(key)
     wrapped = [n for n, m in method.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
-    assert wrapped == [f"model.blocks.{i}.attn.qkv" for i in range(3)]
+    assert len(wrapped) == 6
+    assert wrapped[:2] == [f"{path}.q", f"{path}.v"]
+    plain = before.get_submodule(path)
+    x = torch.randn(2, 5, plain.weight.shape[1 if key == "vit" else 0])
+    torch.testing.assert_close(method.backbone.get_submodule(path)(x), plain(x))  # nothing is learned yet
+    for name, parameter in method.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted = method(batch(key))
+    method.fold()
+    folded = method.backbone.get_submodule(path)
+    assert type(folded) is type(plain)
+    torch.testing.assert_close(method(batch(key)), adapted, rtol=1e-4, atol=1e-4)
+    changed = (folded.weight - plain.weight).abs().amax(1 if key == "vit" else 0).chunk(3)
+    assert [bool((third > 1e-6).any()) for third in changed] == [True, False, True]
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_beft_trains_the_bias_of_the_values_alone(build: Make, task: Make) -> None:
+    method = PeftMethod(build("vit"), task("vit"), tuner="BeftConfig", settings={}, targets=["v"])
+    width = method.backbone.width(method.backbone.stacks[0])
+    assert sum(p.numel() for n, p in method.named_parameters() if "beft_bias" in n) == 3 * width
+    whole = PeftMethod(build("vit"), task("vit"), tuner="BeftConfig", settings={}, targets=["v"], fused="whole")
+    assert sum(p.numel() for n, p in whole.named_parameters() if "beft_bias" in n) == 3 * 3 * width
+
+
+def test_a_fused_projection_can_be_adapted_as_a_whole(build: Make, task: Make) -> None:
+    for words in ({"targets": ["q", "v"], "fused": "whole"}, {"targets": ["qkv"]}):
+        method = PeftMethod(build("vit"), task("vit"), tuner="LoraConfig", settings={"r": 2}, **words)
+        wrapped = [n for n, m in method.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
+        assert wrapped == [f"model.blocks.{i}.attn.qkv" for i in range(3)]
 
 
 def test_what_layers_share_is_in_the_state(build: Make, task: Make) -> None:

@@ -8,7 +8,7 @@ running averages as buffers, so that a resumed run goes on as it would have.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class AdaLoRA(PeftMethod):
         cross_attention: bool = True,
         layers: Layers | None = None,
         orthogonality: float = 0.5,
+        fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         if settings["target_r"] >= settings["init_r"]:
             raise UserError(
@@ -62,6 +63,7 @@ class AdaLoRA(PeftMethod):
             targets=targets,
             cross_attention=cross_attention,
             layers=layers,
+            fused=fused,
         )
         for name, parameter in backbone.model.named_parameters():
             if f"ranknum.{ADAPTER}" in name:  # on the meta device peft forgets that these are constants

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.methods.tuning.attach.without_values import without_values
 
 ADAPTER = "default"
 _READERS = {"BOFT", "DEFT", "GLORA", "HIRA", "HRA", "LOHA", "LOKR", "PEANUT"}
@@ -77,7 +78,8 @@ def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         try:
-            tuner: BaseTuner = tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
+            with without_values(on_meta):
+                tuner: BaseTuner = tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UserError(
                 f"peft's {type(config).__name__} does not fit {backbone.config.get('name')}: {error}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, reads_weights, save_peft, unload
 from transfer_run.methods.tuning.attach.targets import Layers, find_targets, norms
+from transfer_run.methods.tuning.attach.thirds import join, split
 from transfer_run.task import Task
 
 
@@ -21,8 +22,9 @@ class PeftMethod(Method):
     Args:
         tuner: peft's config class, e.g. `VeraConfig`.
         settings: its keyword arguments, under peft's names.
-        targets: part names (`q`, `v`, `mlp_in`, ...), or `norms` for all norms. A fused q, k, v projection is adapted
-            as a whole when one of its parts is named.
+        targets: part names (`q`, `v`, `mlp_in`, ...), or `norms` for all norms.
+        fused: of a fused q, k, v projection `parts` adapts those that are named, each by itself, and leaves the others
+            alone; `whole` adapts all of it when one is named, which is the only form that peft can save.
         cross_attention: adapt cross-attention's projections of these names too.
         layers: blocks to adapt, by stack; a stack that is not named: all.
     """
@@ -39,6 +41,7 @@ class PeftMethod(Method):
         targets: Sequence[str],
         cross_attention: bool = True,
         layers: Layers | None = None,
+        fused: Literal["parts", "whole"] = "parts",
     ) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
@@ -47,7 +50,8 @@ class PeftMethod(Method):
             paths = [path for path, module in backbone.named_modules() if id(module) in chosen]
         else:
             found = find_targets(backbone, targets, cross_attention=cross_attention, layers=layers)
-            paths = list(dict.fromkeys(target.path for target in found))
+            whole = list(dict.fromkeys(target.path for target in found))
+            paths = whole if fused == "whole" else split(backbone, found)
         config = peft_config(tuner, settings)
         self.reads_weights = reads_weights(config)
         self._tuner = (inject(backbone, config, paths),)
@@ -57,6 +61,7 @@ class PeftMethod(Method):
 
     def fold(self) -> None:
         unload(self.backbone)
+        join(self.backbone)
         self.shared = nn.ModuleDict()
 
     def export(self, folder: Path) -> bool:
