@@ -59,12 +59,12 @@ def test_beft_trains_the_bias_of_the_values_alone(build: Make, task: Make) -> No
     method = PeftMethod(build("vit"), task("vit"), tuner="BeftConfig", settings={}, targets=["v"])
     width = method.backbone.width(method.backbone.stacks[0])
     assert sum(p.numel() for n, p in method.named_parameters() if "beft_bias" in n) == 3 * width
-    whole = PeftMethod(build("vit"), task("vit"), tuner="BeftConfig", settings={}, targets=["v"], fused="whole")
+    whole = PeftMethod(build("vit"), task("vit"), tuner="BeftConfig", settings={}, targets=["v"], fused_qkv="whole")
     assert sum(p.numel() for n, p in whole.named_parameters() if "beft_bias" in n) == 3 * 3 * width
 
 
 def test_a_fused_projection_can_be_adapted_as_a_whole(build: Make, task: Make) -> None:
-    for words in ({"targets": ["q", "v"], "fused": "whole"}, {"targets": ["qkv"]}):
+    for words in ({"targets": ["q", "v"], "fused_qkv": "whole"}, {"targets": ["qkv"]}):
         method = PeftMethod(build("vit"), task("vit"), tuner="LoraConfig", settings={"r": 2}, **words)
         wrapped = [n for n, m in method.backbone.named_modules() if isinstance(m, BaseTunerLayer)]
         assert wrapped == [f"model.blocks.{i}.attn.qkv" for i in range(3)]

@@ -45,7 +45,7 @@ class AdaLoRA(PeftMethod):
         cross_attention: bool = True,
         layers: Layers | None = None,
         orthogonality: float = 0.5,
-        fused: Literal["parts", "whole"] = "parts",
+        fused_qkv: Literal["parts", "whole"] = "parts",
     ) -> None:
         if settings["target_r"] >= settings["init_r"]:
             raise UserError(
@@ -63,7 +63,7 @@ class AdaLoRA(PeftMethod):
             targets=targets,
             cross_attention=cross_attention,
             layers=layers,
-            fused=fused,
+            fused_qkv=fused_qkv,
         )
         for name, parameter in backbone.model.named_parameters():
             if f"ranknum.{ADAPTER}" in name:  # on the meta device peft forgets that these are constants

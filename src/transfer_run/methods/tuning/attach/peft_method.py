@@ -23,7 +23,7 @@ class PeftMethod(Method):
         tuner: peft's config class, e.g. `VeraConfig`.
         settings: its keyword arguments, under peft's names.
         targets: part names (`q`, `v`, `mlp_in`, ...), or `norms` for all norms.
-        fused: of a fused q, k, v projection `parts` adapts those that are named, each by itself, and leaves the others
+        fused_qkv: of a fused q, k, v projection `parts` adapts those that are named, each by itself, and leaves the others
             alone; `whole` adapts all of it when one is named, which is the only form that peft can save.
         cross_attention: adapt cross-attention's projections of these names too.
         layers: blocks to adapt, by stack; a stack that is not named: all.
@@ -41,7 +41,7 @@ class PeftMethod(Method):
         targets: Sequence[str],
         cross_attention: bool = True,
         layers: Layers | None = None,
-        fused: Literal["parts", "whole"] = "parts",
+        fused_qkv: Literal["parts", "whole"] = "parts",
     ) -> None:
         super().__init__(backbone, task)
         self.freeze_backbone()
@@ -51,7 +51,7 @@ class PeftMethod(Method):
         else:
             found = find_targets(backbone, targets, cross_attention=cross_attention, layers=layers)
             whole = list(dict.fromkeys(target.path for target in found))
-            paths = whole if fused == "whole" else split(backbone, found)
+            paths = whole if fused_qkv == "whole" else split(backbone, found)
         config = peft_config(tuner, settings)
         self.reads_weights = reads_weights(config)
         self._tuner = (inject(backbone, config, paths),)
