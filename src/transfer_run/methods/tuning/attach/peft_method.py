@@ -23,8 +23,8 @@ class PeftMethod(Method):
         tuner: peft's config class, e.g. `VeraConfig`.
         settings: its keyword arguments, under peft's names.
         targets: part names (`q`, `v`, `mlp_in`, ...), or `norms` for all norms.
-        fused_qkv: of a fused q, k, v projection `parts` adapts those that are named, each by itself, and leaves the others
-            alone; `whole` adapts all of it when one is named, which is the only form that peft can save.
+        fused_qkv: of a fused q, k, v projection `parts` adapts those that are named, each by itself, and leaves the
+            others alone; `whole` adapts all of it when one is named, which is the only form that peft can save.
         cross_attention: adapt cross-attention's projections of these names too.
         layers: blocks to adapt, by stack; a stack that is not named: all.
     """
