@@ -186,7 +186,7 @@ def _elsewhere(dataset: Mapping[str, Any], path: Path) -> str:
     return _lines(files, f"{path.resolve()}, named") + PARTLY * missing
 
 
-def _tree(folder: Path, output_dir: str | None) -> str:
+def _tree(folder: Path, output_dir: str | None = None) -> str:
     return _lines(_below(folder, "", output_dir), f"{folder.resolve()}/")
 
 
