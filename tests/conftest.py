@@ -10,8 +10,10 @@ number of processes.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import signal
 import sys
 import zlib
 from collections import Counter
@@ -25,6 +27,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: what is ignored, runs ignore, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SECONDS = 20
 """Processor seconds of a file of tests/methods/; whole runs that several of them need are shared (`shared_runs`)."""
@@ -68,9 +72,16 @@ def pytest_fixture_setup(
     return (yield)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """At its seed; what a test does to logging (Hydra sets it up on the streams of the moment) ends with it."""
     begin_at(item.nodeid)
+    handlers, level = list(logging.root.handlers), logging.root.level
+    try:
+        return (yield)
+    finally:
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -61,7 +61,13 @@ def lst(weights: Path, data: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_lst_on_local_weights_and_data(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    words = lst(*folders, "trainer.max_steps=4", "dataset.batch_size=8", f"output_dir={tmp_path}")
+    words = lst(
+        *folders,
+        "trainer.max_steps=4",
+        "dataset.batch_size=8",
+        "dataset.max_source_length=20",
+        f"output_dir={tmp_path}",
+    )
     result = json.loads((carry_out(compose(words)) / "result.json").read_text(encoding="utf-8"))
     assert (result["method"], result["backbone"], result["dataset"]) == ("lst", "t5-base", "glue/rte")
     assert 0 <= result["metrics"]["test/accuracy"] <= 1

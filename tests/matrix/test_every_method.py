@@ -27,6 +27,7 @@ from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.models.model_files import load_model, save_model
 from transfer_run.experiment.run import carry_out
+from transfer_run.files import write_json
 from transfer_run.hardware.optimization import build_optimizer
 from transfer_run.methods.build import method_class, method_settings
 
@@ -140,6 +141,9 @@ def test_a_saved_model_reloads_to_equal_outputs_or_refuses(method: str, tmp_path
     tensors = load_file(tmp_path / "model.safetensors")
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="not what the run wrote"):
+        load_model(tmp_path)
+    write_json(tmp_path / "model.json", {key: said for key, said in description.items() if key != "sha256"})
     with pytest.raises(UserError, match="does not fit"):
         load_model(tmp_path)
 

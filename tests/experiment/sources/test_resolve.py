@@ -143,7 +143,9 @@ class TestRefusals:
                 sources_of(config(tmp_path, f"backbone.weights=run:{named}"))
 
     def test_merged_files_are_weights_of_any_family(self, tmp_path: Path) -> None:
-        words = "run:method=average dataset=none method.models=[one,two]"
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+        words = f"run:method=average dataset=none method.models=[{tmp_path / 'one'},{tmp_path / 'two'}]"
         (source,) = sources_of(config(tmp_path, f"backbone.weights='{words}'"))
         assert source.config is not None
         assert source.config["backbone"]["family"] == "none"

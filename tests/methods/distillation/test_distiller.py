@@ -137,11 +137,11 @@ def test_projections_stand_where_widths_differ_alone() -> None:
     for loss, expected in names.items():
         assert list(distiller(bert(1, layers=2, width=16), bert(2), inter={"loss": loss}).aids) == expected
     assert list(distiller(bert(1, layers=2), bert(2), inter={"loss": "mse"}).aids) == []
-    assert list(distiller(bert(1, layers=2), bert(2), inter={"mapping": "emd"}).aids) == ["critic"]
+    assert list(distiller(bert(1, layers=2), bert(2), inter={"mapping": "emd", "loss": "mi"}).aids) == ["critic"]
 
 
 def test_the_last_small_batch_of_an_epoch_has_no_bound() -> None:
-    method = distiller(bert(1, layers=2), bert(2), **ONLY_LAYERS)
+    method = distiller(bert(1, layers=2), bert(2), inter={"loss": "mi"}, **ONLY_LAYERS)
     assert float(method.train().loss(text(rows=2))) == 0
 
 

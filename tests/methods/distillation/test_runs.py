@@ -192,7 +192,7 @@ def node(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_pipeline_is_what_has_an_effect() -> None:
-    mse, mi = pipeline(node(inter={"loss": "mse"})), pipeline(node())
+    mse, mi = pipeline(node(inter={"loss": "mse"})), pipeline(node(inter={"loss": "mi"}))
     assert "inter.alpha" not in mse
     assert "mi.critic" not in mse
     assert mi["inter.alpha"] == 0.9
@@ -287,7 +287,7 @@ def test_what_no_run_has_tried_is_told(tmp_path: Path) -> None:
     assert untried(pipeline(node(inter={"loss": "pkd", "mapping": "last"})), runs) == [
         "inter.mapping=last", "inter.loss=pkd"
     ]  # fmt: skip
-    assert untried(pipeline(node(inter={"alpha": 0.5})), runs) == ["inter.alpha=0.5"]
+    assert untried(pipeline(node(inter={"loss": "mi", "alpha": 0.5})), runs) == ["inter.alpha=0.5"]
 
 
 @pytest.mark.long
