@@ -32,8 +32,8 @@ demo: $(READY)  ## the main job on real data: a pretrained encoder adapted in se
 test: $(READY)  ## the tests: all but the long ones, in at most 15 minutes on two idle cores
 	TRANSFER_RUN_TEST_BUDGET=$(BUDGET) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
-test-long: $(READY)  ## pages, wheel, demo, paper tables, learning on real data
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
+test-long: $(READY)  ## pages, wheel, demo, paper tables, learning on real data; long faults are of make faults
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long --ignore tests/faults
 
 test-fast: $(READY)  ## the tests that answer quickly
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not long"
