@@ -39,7 +39,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, number: int
     while not (folder / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.2)
     run.send_signal(number)
-    output = run.communicate(timeout=60)[0]
+    try:
+        output = run.communicate(timeout=60)[0]
+    finally:
+        run.kill()
     assert run.returncode == code, output
     assert "Traceback" not in output
     assert not (folder / "result.json").exists()

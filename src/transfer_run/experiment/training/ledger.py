@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from transfer_run.errors import UserError
 from transfer_run.experiment.record.metrics_csv import MetricsCsv
 from transfer_run.experiment.training.module import TransferModule
 
@@ -52,6 +53,12 @@ class Ledger(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         assert isinstance(pl_module, TransferModule)
+        if "ledger" not in checkpoint:
+            raise UserError(
+                "The checkpoint that this run would go on from was written by another version.",
+                where=str(trainer.ckpt_path),
+                remedy="give force=true to start the run again from the beginning",
+            )
         found = checkpoint["ledger"]
         self.metrics.restore(found["rows"])
         self._earlier = found["seconds"]
