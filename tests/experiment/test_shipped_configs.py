@@ -119,7 +119,7 @@ def test_dataset(name: str) -> None:
     name, *words = READER[reads(node)]
     backbone = plain("backbone", name)["backbone"] | ({"tower": "both"} if words else {})
     about = {"takes": {"feature_width": "extra_width"}} if taking(node) else {}
-    if name == "none":  # of merging alone
+    if node["name"] == "none":  # of merging alone
         about = {"shape": "combine"}
     check_fit({"method": {"name": "any", "about": about, **taking(node)}, "backbone": backbone, "dataset": node})
 
