@@ -127,7 +127,7 @@ def test_a_student_learns_from_a_teacher_that_is_carried_out_first(tmp_path: Pat
     student = load_model(folder / "checkpoints" / "model")
     assert result["parameters"]["total"] == sum(p.numel() for p in student.parameters())
     assert {name.split(".")[0] for name, _ in student.named_parameters()} == {"backbone"}
-    tree = source_tree(compose([*words, "method.inter.loss=mse"]))
+    tree = source_tree(compose([*words, "method.inter.loss=cos"]))
     assert [(each.name, each.finished) for _, each in tree.walk()] == [
         ("", False), ("teacher", True), ("baseline", True),
     ]  # fmt: skip
