@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from transfer_run.backbones.base import Batch
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.data.scores.names import check_names
 from transfer_run.task import Task
 
 Rows = np.ndarray
@@ -95,14 +95,7 @@ class MultiLabelScores(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task, self.kept = task, _Kept()
-        for name in task.metrics:
-            if name not in SCORES:
-                raise UserError(
-                    f"The metric '{name}' does not score several labels a row.",
-                    where="dataset.metrics",
-                    nearest=nearest_names(name, SCORES),
-                    remedy=f"choose among {', '.join(SCORES)}",
-                )
+        check_names(task.metrics, SCORES, "several labels a row")
 
     def better(self, first: float, second: float) -> bool:
         """Is `first` the better value of the headline? All are shares."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from transfer_run.backbones.base import Batch
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.data.scores.names import check_names
 from transfer_run.task import Task
 
 DEPTHS = (1, 5, 10)
@@ -96,14 +96,7 @@ class RetrievalScores(nn.Module):
         super().__init__()
         self.task, self.pairs = task, Pairs()
         known = OF_VIDEOS if any("video" in name for name in task.metrics) else NAMES
-        for name in task.metrics:
-            if name not in known:
-                raise UserError(
-                    f"The metric '{name}' does not score retrieval.",
-                    where="dataset.metrics",
-                    nearest=nearest_names(name, known),
-                    remedy=f"choose among {', '.join(known)}",
-                )
+        check_names(task.metrics, known, "retrieval")
 
     def better(self, first: float, second: float) -> bool:
         """Is `first` the better value of the headline? All of them are shares, or sums of shares, of what was found."""
