@@ -11,8 +11,8 @@ from torch import nn
 
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.methods.inside.bottleneck import Bottleneck
 from transfer_run.methods.tuning.adapter import Adapter
-from transfer_run.methods.tuning.attach.bottleneck import Bottleneck
 from transfer_run.methods.tuning.mam_adapter import MAMAdapter
 from transfer_run.methods.tuning.parallel_adapter import ParallelAdapter, multihead_change
 

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.prefix import (
+from transfer_run.methods.inside.prefix import (
     LayerPrefix,
     PrefixAttention,
     PrefixMLP,

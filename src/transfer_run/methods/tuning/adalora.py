@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
+from transfer_run.methods.inside.targets import Layers
 from transfer_run.methods.tuning.attach.inject import ADAPTER
 from transfer_run.methods.tuning.attach.peft_method import PeftMethod
-from transfer_run.methods.tuning.attach.targets import Layers
 from transfer_run.task import Task
 
 

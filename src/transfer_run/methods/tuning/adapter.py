@@ -15,8 +15,8 @@ from torch import nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Norm
-from transfer_run.methods.tuning.attach.targets import Layers, Target, chosen_blocks, find_targets, norms, out_features
+from transfer_run.methods.inside.bottleneck import Bottleneck, Norm
+from transfer_run.methods.inside.targets import Layers, Target, chosen_blocks, find_targets, norms, out_features
 from transfer_run.task import Task
 
 

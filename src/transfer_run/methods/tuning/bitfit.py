@@ -5,8 +5,8 @@ from __future__ import annotations
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.methods.inside.targets import Layers, chosen_blocks
 from transfer_run.methods.tuning.attach.biases import add_zero_biases, bias_names
-from transfer_run.methods.tuning.attach.targets import Layers, chosen_blocks
 from transfer_run.task import Task
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.targets import norms
+from transfer_run.methods.inside.targets import norms
 from transfer_run.task import Task
 
 

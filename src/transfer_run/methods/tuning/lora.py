@@ -21,10 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.biases import add_zero_biases
-from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
-from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
-from transfer_run.methods.tuning.attach.targets import (
+from transfer_run.methods.inside.precision import in_type_of, trained_type
+from transfer_run.methods.inside.targets import (
     Layers,
     Target,
     chosen_blocks,
@@ -33,6 +31,8 @@ from transfer_run.methods.tuning.attach.targets import (
     out_features,
     third_of,
 )
+from transfer_run.methods.tuning.attach.biases import add_zero_biases
+from transfer_run.methods.tuning.attach.inject import inject, peft_config, save_peft, unload
 from transfer_run.task import Task
 
 

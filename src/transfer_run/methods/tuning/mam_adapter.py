@@ -12,9 +12,9 @@ from torch import nn
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
-from transfer_run.methods.tuning.attach.bottleneck import Norm
+from transfer_run.methods.inside.bottleneck import Norm
+from transfer_run.methods.inside.targets import Layers, find_targets
 from transfer_run.methods.tuning.attach.inject import inject, peft_config
-from transfer_run.methods.tuning.attach.targets import Layers, find_targets
 from transfer_run.methods.tuning.parallel_adapter import mlp_adapters
 from transfer_run.methods.tuning.prefix_tuning import PrefixTuning
 from transfer_run.task import Task

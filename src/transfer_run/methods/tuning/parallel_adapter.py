@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.bottleneck import Bottleneck, Bypass, Norm
-from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
-from transfer_run.methods.tuning.attach.prefix import Prefixes, Rows, make_prefixes
-from transfer_run.methods.tuning.attach.targets import (
+from transfer_run.methods.inside.bottleneck import Bottleneck, Bypass, Norm
+from transfer_run.methods.inside.precision import in_type_of, trained_type
+from transfer_run.methods.inside.prefix import Prefixes, Rows, make_prefixes
+from transfer_run.methods.inside.targets import (
     Layers,
     Target,
     chosen_blocks,

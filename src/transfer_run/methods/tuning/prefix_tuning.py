@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.prefix import (
+from transfer_run.methods.inside.prefix import (
     Composition,
     LayerPrefix,
     PrefixAttention,
@@ -19,7 +19,7 @@ from transfer_run.methods.tuning.attach.prefix import (
     make_prefixes,
     switch_attention,
 )
-from transfer_run.methods.tuning.attach.targets import Layers, find_targets
+from transfer_run.methods.inside.targets import Layers, find_targets
 from transfer_run.task import Task
 
 

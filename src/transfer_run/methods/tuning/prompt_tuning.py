@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.tuning.attach.precision import trained_type
+from transfer_run.methods.inside.precision import trained_type
 from transfer_run.run_folder import HEAD_PREFIX
 from transfer_run.task import Task
 

@@ -1,1 +1,1 @@
-"""Where and how small modules are put into a backbone."""
+"""What tuning methods attach: layers of peft, fused projections taken apart for them, biases."""

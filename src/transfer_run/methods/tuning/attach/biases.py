@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.methods.tuning.attach.targets import Layers, chosen_blocks, norms
+from transfer_run.methods.inside.targets import Layers, chosen_blocks, norms
 
 
 class ShiftedNorm(nn.Module):

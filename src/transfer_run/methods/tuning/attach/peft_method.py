@@ -10,8 +10,8 @@ from torch import nn
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.methods.base import Method
+from transfer_run.methods.inside.targets import Layers, find_targets, norms
 from transfer_run.methods.tuning.attach.inject import inject, peft_config, reads_weights, save_peft, unload
-from transfer_run.methods.tuning.attach.targets import Layers, find_targets, norms
 from transfer_run.methods.tuning.attach.thirds import join, split
 from transfer_run.task import Task
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.methods.tuning.attach.targets import Target, in_features, out_features, third_of
+from transfer_run.methods.inside.targets import Target, in_features, out_features, third_of
 
 
 class Thirds(nn.Module):

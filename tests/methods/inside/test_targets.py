@@ -9,7 +9,7 @@ import torch
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
-from transfer_run.methods.tuning.attach.targets import find_targets, norms, project
+from transfer_run.methods.inside.targets import find_targets, norms, project
 
 Build = Callable[..., Backbone]
 

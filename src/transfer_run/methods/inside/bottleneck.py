@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from transfer_run.errors import UserError, nearest_names
-from transfer_run.methods.tuning.attach.precision import in_type_of, trained_type
+from transfer_run.methods.inside.precision import in_type_of, trained_type
 
 Norm = Literal["none", "in", "out"]
 

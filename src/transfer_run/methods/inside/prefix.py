@@ -22,8 +22,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from transfer_run.backbones.base import Backbone
-from transfer_run.methods.tuning.attach.precision import trained_type
-from transfer_run.methods.tuning.attach.targets import Target, out_features, third_of
+from transfer_run.methods.inside.precision import trained_type
+from transfer_run.methods.inside.targets import Target, out_features, third_of
 
 Rows = tuple[Tensor, Tensor]
 Composition = Literal["concat", "gated", "ungated"]

@@ -1,0 +1,1 @@
+"""What methods of any family put inside a backbone: where its parts are, and small modules beside them."""
