@@ -73,6 +73,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "resnet_deep": {"family": "cnn", "architecture": RESNET | {"stem_type": "deep", "stem_width": 8}},
     "efficientnet": {"family": "cnn", "architecture": {"model": "efficientnet_b0"}},
     "mobilenet": {"family": "cnn", "architecture": {"model": "mobilenetv3_small_050"}},
+    "cifar_resnet": {
+        "family": "cnn", "architecture": {"model_type": "cifar_resnet", "blocks": 2, "widths": [4, 6, 12]},
+    },
     "clip": {"family": "clip", "tower": "both", "architecture": CLIP},
 }  # fmt: skip
 ATTENTION = [name for name, config in CONFIGS.items() if config["family"] != "cnn"]

@@ -15,6 +15,7 @@ from transformers import BartConfig, BartModel
 from transfer_run.backbones.base import Backbone
 from transfer_run.backbones.declared import families
 from transfer_run.backbones.families.bart import BartEncoder
+from transfer_run.backbones.families.cifar_resnet import CifarResNet
 from transfer_run.backbones.load import build_backbone
 from transfer_run.methods.forms.classification import Classification
 from transfer_run.task import Task
@@ -37,8 +38,8 @@ KEYS = {
 }
 
 # Published with the models or counted from the hub's files: all parameters, tied ones once. `vision` models are
-# counted with their classifier of 1,000 classes, RoBERTa and MiniLM with the pooler that is left out here, and BART
-# with its decoder.
+# counted with their classifier of 1,000 classes (those for CIFAR of 10), RoBERTa and MiniLM with the pooler that is
+# left out here, and BART with its decoder.
 COUNTS = {
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
@@ -83,6 +84,8 @@ COUNTS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnext101_32x8d": 88_791_336,
+    "resnet20_cifar": 269_722,
+    "resnet56_cifar": 853_018,
     "efficientnet_b0": 5_288_548,
     "mobilenetv3_large_100": 5_483_032,
     "openai/clip-vit-base-patch32": 151_277_313,
@@ -105,7 +108,7 @@ def counted(backbone: Backbone) -> int:
         assert count == sum(p.numel() for p in whole.encoder.parameters())
         return sum(p.numel() for p in whole.parameters())
     if backbone.family in ("vit", "cnn"):
-        return count + (backbone.feature_width + 1) * 1000
+        return count + (backbone.feature_width + 1) * (10 if isinstance(backbone, CifarResNet) else 1000)
     if backbone.family == "encoder" and config["pooling"] != "pooler" and "deberta" not in config["name"]:
         return count + (backbone.feature_width + 1) * backbone.feature_width
     return count

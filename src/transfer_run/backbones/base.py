@@ -91,6 +91,7 @@ class Backbone(nn.Module, ABC):
         # The linear classifier that the weights came with, kept beside the model, not in it: weight (source classes,
         # feature_width) and bias (source classes,); scores such as LEEP ask it, nothing trains or ships it.
         self.source_head: tuple[Tensor, Tensor] | None = None
+        self.source_labels: tuple[str, ...] = ()  # its classes' names, where the weights tell them
         self.activation_checkpointing = False
         self.replay: Replay | None = None  # answers a frozen stream from stored taps
         self.in_bf16 = False  # weights and stream in bfloat16 (`backbone.load`)

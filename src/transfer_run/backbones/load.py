@@ -45,7 +45,7 @@ def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> typ
     """
     family = family_of(config)
     kind = (config.get("architecture") or {}).get("model_type")
-    if family.targets and kind is None and folder is not None:
+    if family.targets and kind is None and folder is not None and (folder / "config.json").is_file():
         kind = stored_config(folder).get("model_type")
     target = family.targets.get(str(kind), family.target)
     where = f"backbone.about.target: {target} (family {family.name})"
@@ -151,4 +151,5 @@ def _from_run(config: dict[str, Any], folder: Path) -> Loaded:
     weight, bias = tensors.get(f"{HEAD_PREFIX}weight"), tensors.get(f"{HEAD_PREFIX}bias")
     if weight is not None and bias is not None:
         backbone.source_head = (weight, bias)
+        backbone.source_labels = tuple((about.get("task") or {}).get("label_names") or ())
     return backbone, {"source": "run", "weights": str(folder)}

@@ -33,14 +33,23 @@ class CNN(Backbone):
 
     def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
         super().__init__(model, config)
+        self._stages = self._named_stages(model)
+        self._widths = self._measured_widths()
+
+    @staticmethod
+    def _named_stages(model: nn.Module) -> list[str]:
+        """Where the stages of a residual network are; empty where `model.blocks` has them.
+
+        Raises:
+            UserError: a model that is no chain of stages.
+        """
         if not isinstance(model, ResNet | EfficientNet | MobileNetV3):
             raise UserError(
                 f"timm's {type(model).__name__} is not known as a chain of stages.",
                 where="backbone.architecture.model",
                 remedy="choose a ResNet, ResNeXt, EfficientNet or MobileNet of timm",
             )
-        self._stages = [f"layer{i}" for i in range(1, 5)] if isinstance(model, ResNet) else []
-        self._widths = self._measured_widths()
+        return [f"layer{i}" for i in range(1, 5)] if isinstance(model, ResNet) else []
 
     def _measured_widths(self) -> list[int]:
         """Channels after the stem and after each stage, from the convolutions' shapes."""

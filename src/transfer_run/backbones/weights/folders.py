@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from transfer_run.backbones.declared import families, family_that_loads
 from transfer_run.backbones.weights.files import stored_config, weight_files
 from transfer_run.errors import UserError
 
-HEADS = ("head", "classifier", "score", "fc")
-"""Names under which folders keep a linear classifier: ours (head.safetensors), transformers' and timm's."""
+HEADS = ("head", "classifier", "score", "fc", "linear")
+"""Names under which folders keep a linear classifier: ours (head.safetensors), transformers', timm's and others'."""
 
 
 def folder_backbone(folder: Path) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def folder_backbone(folder: Path) -> dict[str, Any]:
     if "architecture" in stored:  # timm
         given = {k: v for k, v in (stored.get("model_args") or {}).items() if k != "num_classes"}  # no classifier
         library, kind, architecture = "timm", str(stored["architecture"]), {"model": stored["architecture"], **given}
+        common |= _image(stored)
     else:
         library, kind, architecture = "transformers", str(stored.get("model_type")), None
     found = family_that_loads(library, kind)
@@ -38,6 +40,19 @@ def folder_backbone(folder: Path) -> dict[str, Any]:
         )
     family, words = found
     return {**common, "family": family.name, "architecture": architecture, **words}
+
+
+def _image(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The `image` node of a model of images, where its config.json says how it reads them."""
+    said: Mapping[str, Any] = stored.get("pretrained_cfg") or stored.get("input") or {}
+    shape = said.get("input_size") or said.get("size")
+    if not shape or not said.get("mean") or not said.get("std"):
+        return {}
+    channels, height, width = map(int, shape)
+    size = height if height == width else [height, width]
+    mean, std = (list(map(float, said[key])) for key in ("mean", "std"))
+    how = str(said.get("interpolation") or "bilinear")
+    return {"image": {"size": size, "mean": mean, "std": std, "interpolation": how, "channels": channels}}
 
 
 def folder_head(folder: Path, width: int) -> tuple[Tensor, Tensor | None] | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from transfer_run.backbones.declared import family_that_loads
 from transfer_run.backbones.weights.files import stored_config
 from transfer_run.errors import UserError
 
@@ -118,7 +119,9 @@ def folder_architecture(folder: Path) -> dict[str, Any]:
     stored = stored_config(folder)
     if "architecture" in stored:  # timm
         given = {key: value for key, value in (stored.get("model_args") or {}).items() if key != "num_classes"}
-        return {"model": stored["architecture"], **given}
+        found = family_that_loads("timm", str(stored["architecture"]))
+        other: dict[str, Any] | None = None if found is None else found[1].get("architecture")
+        return {"model": stored["architecture"], **given} if other is None else other
     config = library_config(folder)
     if config is None:
         raise UserError(
