@@ -42,6 +42,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit", "architecture": {
         "model": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}},
     "cnn": {"family": "cnn", "architecture": {"model": "resnet10t"}},
+    "chain": {"family": "chain", "image": {"size": 16, "channels": 3}, "architecture": {"layers": [
+        {"conv": 8, "kernel": 3, "norm": "instance", "pool": ["avg", 2, 2]}, {"linear": 24}, {"linear": 16}]}},
     "clip": _CLIP,
     "clip-both": {**_CLIP, "tower": "both"},
 }  # fmt: skip
@@ -53,7 +55,7 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """The forms that a backbone answers; others: a head's two."""
 HEADS: tuple[str, ...] = ("classification", "regression")
-IMAGES = ("vit", "cnn", "clip", "clip-both")
+IMAGES = ("vit", "cnn", "chain", "clip", "clip-both")
 
 
 def forms(name: str) -> tuple[str, ...]:

@@ -76,9 +76,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cifar_resnet": {
         "family": "cnn", "architecture": {"model_type": "cifar_resnet", "blocks": 2, "widths": [4, 6, 12]},
     },
+    "chain": {
+        "family": "chain",
+        "image": {"size": 8, "channels": 3},
+        "architecture": {"layers": [
+            {"conv": 8, "kernel": 3, "padding": 1, "norm": "instance", "pool": ["avg", 2, 2]},
+            {"conv": 12, "kernel": 3, "groups": 2, "response_norm": True}, {"linear": 16, "std": 0.3, "dropout": 0.5},
+        ]},
+    },
     "clip": {"family": "clip", "tower": "both", "architecture": CLIP},
 }  # fmt: skip
-ATTENTION = [name for name, config in CONFIGS.items() if config["family"] != "cnn"]
+ATTENTION = [name for name, config in CONFIGS.items() if config["family"] not in ("cnn", "chain")]
 TEXT_LENGTHS = (9, 4, 7)
 
 
@@ -116,7 +124,7 @@ def make_case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     batch = {"input_ids": ids, "attention_mask": mask}
     if backbone.family == "t5":
         batch["decoder_input_ids"] = torch.randint(0, 50, (3, 6), generator=generator)
-    if backbone.family in ("vit", "cnn", "clip"):
+    if backbone.family in ("vit", "cnn", "chain", "clip"):
         images = torch.randn(3, 3, size, size, generator=generator).to(dtype)
         batch = {"pixel_values": images} | (batch if backbone.family == "clip" else {})
     return Case(name, backbone, batch)

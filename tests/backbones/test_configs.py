@@ -88,6 +88,8 @@ COUNTS = {
     "resnet56_cifar": 853_018,
     "efficientnet_b0": 5_288_548,
     "mobilenetv3_large_100": 5_483_032,
+    "alexnet": 61_100_840,
+    "alexnet-caffe": 60_965_224,
     "openai/clip-vit-base-patch32": 151_277_313,
     "openai/clip-vit-large-patch14": 427_616_513,
 }
@@ -107,7 +109,7 @@ def counted(backbone: Backbone) -> int:
             whole = BartModel(BartConfig(**words))
         assert count == sum(p.numel() for p in whole.encoder.parameters())
         return sum(p.numel() for p in whole.parameters())
-    if backbone.family in ("vit", "cnn"):
+    if backbone.family in ("vit", "cnn", "chain"):
         return count + (backbone.feature_width + 1) * (10 if isinstance(backbone, CifarResNet) else 1000)
     if backbone.family == "encoder" and config["pooling"] != "pooler" and "deberta" not in config["name"]:
         return count + (backbone.feature_width + 1) * backbone.feature_width
@@ -123,7 +125,7 @@ def test_words(name: str) -> None:
     assert config["name"] == name
     assert config["family"] in families()
     assert set(config) <= KEYS
-    assert ("image" in config) == (config["family"] in ("vit", "cnn", "clip"))
+    assert ("image" in config) == (config["family"] in ("vit", "cnn", "chain", "clip"))
     if config["hub"]:
         assert config["weights"] == "hub"
         assert re.fullmatch(r"main|[0-9a-f]{40}", config["revision"])
@@ -144,7 +146,7 @@ def test_builds_without_memory_and_network(name: str) -> None:
     for stack in backbone.stacks:
         assert backbone.depth(stack) == len(list(backbone.blocks(stack)))
         assert backbone.width(stack) == backbone.width(stack, backbone.depth(stack) - 1)
-        if backbone.family != "cnn":
+        if backbone.family not in ("cnn", "chain"):
             for index in range(backbone.depth(stack)):
                 assert all(isinstance(backbone.part(stack, index, p), nn.Module) for p in backbone.parts(stack, index))
     if "image" in backbone.config:

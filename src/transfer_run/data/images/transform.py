@@ -91,6 +91,6 @@ def image_node(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Mappi
         raise UserError(
             f"The backbone '{backbone.get('name')}' does not read images.",
             where=f"dataset={dataset['name']}",
-            remedy="choose a backbone of the families vit, cnn, clip",
+            remedy="choose a backbone of the families vit, cnn, chain, clip",
         )
     return image
