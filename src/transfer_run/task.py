@@ -25,6 +25,9 @@ class Task:
         metrics: names of `data/metrics.py`, the first one is the headline.
         class_weights: weight of each class in the training loss (classification); empty: all alike.
         label_smoothing: share of the right label's probability that training spreads over all of them.
+        class_counts: training rows of each class, where the loss or the scores ask for them (`rows/long_tail.py`).
+        class_groups: the group of each class by its rows: many, medium, few.
+        balanced_softmax: does training add log(class_counts) to the logits (Ren et al. 2020, arXiv 2007.10740)?
         loss: retrieval only: `infonce`, symmetric cross-entropy of the scaled cosines; `triplet`, hinge with the
             hardest negatives. Elsewhere the form has its own: cross-entropy, mean squared error for regression.
         max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
@@ -40,6 +43,9 @@ class Task:
     loss: str = ""
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
+    class_counts: tuple[int, ...] = ()
+    class_groups: tuple[str, ...] = ()
+    balanced_softmax: bool = False
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Task:

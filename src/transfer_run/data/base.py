@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from transfer_run.data.asked import asked
+from transfer_run.data.long_tail import LONG_TAIL, long_tailed, with_counts
 from transfer_run.data.loss import with_loss
 from transfer_run.data.rows.beside import Beside
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
@@ -52,7 +53,7 @@ class DataModule(ABC):
         """What a user should know of the data (unlabelled rows, cut texts), for the log."""
         self._sizes: dict[str, int] | None = None
         self.subset: dict[str, Rows] = {}
-        """Rows of the whole split that are read (`dataset.rows`); a split that is not named is whole."""
+        """Rows of the whole split that are read (`dataset.long_tail`, then `dataset.rows`); one not named is whole."""
 
     # ---- from the configs alone
     @classmethod
@@ -122,7 +123,11 @@ class DataModule(ABC):
     @property
     def task(self) -> Task:
         """What the dataset asks of the backbone, with what only its rows tell (`dataset.class_weights=balanced`)."""
-        return with_loss(self.described, self.dataset, lambda: self.class_counts.tolist())
+
+        def counts() -> list[int]:
+            return self.class_counts.tolist()
+
+        return with_counts(with_loss(self.described, self.dataset, counts), self.dataset, counts)
 
     @property
     def class_counts(self) -> Rows:
@@ -152,11 +157,12 @@ class DataModule(ABC):
         """
         if self._sizes is None:
             self._sizes = self.read()
+            if (self.dataset.get(LONG_TAIL) or {}).get("factor"):
+                self._make_long_tailed(**{key: self.dataset[LONG_TAIL][key] for key in ("factor", "kind")})
             if self.dataset.get("rows"):
-                self.subset = read_subset(
-                    str(self.dataset["rows"]), str(self.dataset["name"]), self.label_names, self._sizes
+                self._keep(
+                    read_subset(str(self.dataset["rows"]), str(self.dataset["name"]), self.label_names, self._sizes)
                 )
-                self._sizes |= {split: len(rows) for split, rows in self.subset.items()}
             empty = [name for name, size in self._sizes.items() if size == 0]
             if empty:
                 raise UserError(
@@ -164,6 +170,20 @@ class DataModule(ABC):
                     where=f"dataset={self.dataset['name']}",
                     remedy="give it rows: see dataset.path and the split keys of the dataset's config",
                 )
+
+    def _keep(self, rows: Mapping[str, Rows]) -> None:
+        """Read these rows alone of what is read so far."""
+        assert self._sizes is not None
+        for split, kept in rows.items():
+            self.subset[split] = self.subset[split][kept] if split in self.subset else kept
+            self._sizes[split] = len(kept)
+
+    def _make_long_tailed(self, factor: float, kind: str) -> None:
+        before, names = self.sizes["train"], self.label_names
+        self._keep({"train": long_tailed(self.labels("train"), names, factor, kind)})
+        counts = ", ".join(f"{name} {n}" for name, n in list(zip(names, self.class_counts.tolist(), strict=True))[:12])
+        more = ", ..." * (len(names) > 12)
+        self.notes.append(f"train: {self.sizes['train']} of {before} rows, a long tail: {counts}{more}")
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
+from transfer_run.data.long_tail import with_counts
 from transfer_run.data.loss import with_loss
 from transfer_run.errors import UserError
 from transfer_run.targets import load_class
@@ -30,7 +31,7 @@ def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     """What `dataset` asks of `backbone`, from the configs alone: no data, network or tokenizer files."""
     kind = data_class(dataset)
     kind.refuse_augment(dataset)
-    return with_loss(kind.describe(dataset, backbone), dataset)
+    return with_counts(with_loss(kind.describe(dataset, backbone), dataset), dataset)
 
 
 def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int, devices: int = 1) -> BatchSpec:

@@ -1,7 +1,7 @@
-"""What a data set's config says of the training loss: class weights and label smoothing. Imports nothing heavy.
+"""What a data set's config says of the training loss. Imports nothing heavy.
 
-They act in the task's own cross-entropy while a method is in training mode; evaluation and passes over the data before
-training see the plain one.
+Class weights, label smoothing and balanced softmax act in the task's own cross-entropy while a method is in training
+mode; evaluation and passes over the data before training see the plain one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ SMOOTHED = ("classification", "text_to_text", "language_modeling")
 
 
 def check_loss(dataset: Mapping[str, Any], form: str) -> None:
-    """`dataset.class_weights` and `dataset.label_smoothing` where the loss of the form has them.
+    """`dataset.class_weights`, `label_smoothing`, `balanced_softmax` where the loss of the form has them.
 
     Raises:
         UserError: another form, a sequence (its method has a loss of its own), or values that are none.
     """
     weights, smoothing = dataset.get("class_weights"), dataset.get("label_smoothing")
     named = f"dataset={dataset['name']}"
-    for key, value, forms in (("class_weights", weights, SMOOTHED[:1]), ("label_smoothing", smoothing, SMOOTHED)):
+    prior, one = dataset.get("balanced_softmax") or None, SMOOTHED[:1]
+    asks = (("class_weights", weights, one), ("label_smoothing", smoothing, SMOOTHED), ("balanced_softmax", prior, one))
+    for key, value, forms in asks:
         if value is not None and (form not in forms or "tasks" in dataset):
             what = "one task after another" if "tasks" in dataset else form
             raise UserError(
                 f"{named} is answered as {what}, whose loss has no {key}.",
                 where=f"dataset.{key}",
-                remedy=f"dataset.{key}=null" + (", or dataset.answers=head" if form == "text_to_text" else ""),
+                remedy=f"dataset.{key}={'false' if value is True else 'null'}"
+                + (", or dataset.answers=head" if form == "text_to_text" else ""),
             )
     if smoothing and not smoothing < 1:
         raise UserError(f"{smoothing:g} would leave nothing of the label.", where="dataset.label_smoothing")

@@ -36,8 +36,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "data" / f"{split}.csv").write_text("\n".join(["text,label", *lines, ""]), encoding="utf-8")
     words = ("method=linear_probe", "backbone=bert_tiny", "backbone.weights=random:0", "hardware=cpu")
     settings = ("trainer.max_steps=2", "trainer.progress=none", "profiler=none", "dataset.batch_size=4")
+    tail = ("dataset.class_weights=balanced", "dataset.long_tail={factor: 2, kind: exp, many: 10, few: 7}")
     run = compose(
-        [*words, *settings, "dataset=text_files", f"dataset.path={folder / 'data'}", f"output_dir={folder / 'out'}"]
+        [
+            *words,
+            *settings,
+            *tail,
+            "dataset=text_files",
+            f"dataset.path={folder / 'data'}",
+            f"output_dir={folder / 'out'}",
+        ]
     )
     return carry_out(run)
 
@@ -58,6 +66,7 @@ def test_a_model_is_tested_again_beside_its_record(finished: Path, tmp_path: Pat
     assert command([f"run={finished}", "test=own"]) == 0
     own = json.loads((finished / "tests" / "own.json").read_text(encoding="utf-8"))
     assert own["metrics"] == json.loads(record)["metrics"]
+    assert {"test/accuracy_many", "test/accuracy_few"} < set(own["metrics"])
     assert rows(finished / "tests" / "predictions-own.csv") == rows(finished / "predictions.csv")
     other = tmp_path / "more.csv"
     other.write_text("text,label\nwords 1,good\nwords 2,good\nwords 3,\n", encoding="utf-8")
@@ -70,6 +79,8 @@ def test_a_model_is_tested_again_beside_its_record(finished: Path, tmp_path: Pat
         assert told["rows"] == 3
         assert told["metrics"]["test/accuracy"] == sum(row["prediction"] == "good" for row in found[:2]) / 2
         assert any("have no label" in note for note in told["notes"])
+        assert "test/accuracy_few" not in told["metrics"]
+        assert any("few training rows are left out" in note for note in told["notes"])
     assert (finished / "result.json").read_bytes() == record
 
 

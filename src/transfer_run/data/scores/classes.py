@@ -4,6 +4,7 @@
     mean_class_accuracy    mean of right / rows over the classes that have rows (scikit-learn's balanced accuracy)
     f1_macro               mean of 2 right / (rows + called) over the classes that have rows or were called
     f1                     that of class 1 where there are two classes, as GLUE has it; else the mean
+    accuracy_many, _medium, _few   accuracy over the rows of the classes that have so many training rows
     matthews               (s right - sum(rows called)) / sqrt((s^2 - sum(rows^2)) (s^2 - sum(called^2))), s rows in all
                            (Gorodkin 2004); 0 where all rows, or all answers, are of one class
 
@@ -12,11 +13,13 @@ Counts are whole numbers, so the scores are exact in any order of rows and on an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from transfer_run.data.long_tail import OF_GROUP
 
 
 def accuracy(right: Tensor, rows: Tensor, called: Tensor) -> Tensor:
@@ -46,7 +49,8 @@ def matthews(right: Tensor, rows: Tensor, called: Tensor) -> Tensor:
 
 
 CLASSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    function.__name__: function for function in (accuracy, mean_class_accuracy, f1, f1_macro, matthews)
+    **{function.__name__: function for function in (accuracy, mean_class_accuracy, f1, f1_macro, matthews)},
+    **dict.fromkeys(OF_GROUP, accuracy),
 }
 
 
@@ -56,6 +60,7 @@ class ClassScore(Metric):
     Args:
         name: of the score.
         classes: their number.
+        scored: which of them are scored; None: all.
     """
 
     higher_is_better = True
@@ -63,9 +68,10 @@ class ClassScore(Metric):
     rows: Tensor
     called: Tensor
 
-    def __init__(self, name: str, classes: int) -> None:
+    def __init__(self, name: str, classes: int, scored: Sequence[int] | None = None) -> None:
         super().__init__()
         self.score, self.classes = CLASSES[name], classes
+        self.scored = list(range(classes) if scored is None else scored)
         for count in ("right", "rows", "called"):
             self.add_state(count, default=torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -77,4 +83,5 @@ class ClassScore(Metric):
         self.right += targets[predictions == targets].bincount(minlength=self.classes)
 
     def compute(self) -> Tensor:
-        return self.score(self.right.double(), self.rows.double(), self.called.double())
+        """NaN where no row was of a class that is scored."""
+        return self.score(*(count.double()[self.scored] for count in (self.right, self.rows, self.called)))

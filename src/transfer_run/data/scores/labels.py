@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from transfer_run.backbones.base import Batch
+from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.data.scores.classes import CLASSES, ClassScore
 from transfer_run.data.scores.correlation import Correlation, pearson, spearman
 from transfer_run.data.scores.direction import Better
@@ -131,7 +132,9 @@ class Scores(nn.Module):
 
     def _metric(self, name: str) -> Metric:
         if name in CLASSES:
-            return ClassScore(name, self.task.num_labels)
+            group, groups = OF_GROUP.get(name), self.task.class_groups
+            scored = None if group is None else [c for c, its in enumerate(groups) if its == group]
+            return ClassScore(name, self.task.num_labels, scored)
         return (VALUES | TEXTS | LOSSES)[name]().set_dtype(torch.float64)  # sums of a million rows keep their digits
 
     @property
@@ -212,7 +215,8 @@ class Scores(nn.Module):
             return {}
         if MEAN in self.task.metrics:
             values[MEAN] = sum(values.values()) / len(values)
-        return {name: values[name] for name in self.task.metrics}
+        unseen = {name for name in OF_GROUP if values.get(name, 0.0) != values.get(name, 0.0)}  # no row of the group
+        return {name: values[name] for name in self.task.metrics if name not in unseen}
 
     def reset(self) -> None:
         for part in (*self.parts.values(), self.scored):

@@ -8,6 +8,7 @@ from typing import Any
 
 from transfer_run.backbones.declared import HAS, PAIRS, TEXT, Family, families, family_of, lacks, takes
 from transfer_run.data.images.operations import operations
+from transfer_run.data.long_tail import check_long_tail
 from transfer_run.data.loss import check_loss
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
@@ -49,7 +50,8 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
-    if dataset.get("class_weights") is not None or dataset.get("label_smoothing") is not None:
+    check_long_tail(dataset)
+    if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
         check_loss(dataset, family_of(backbone).form(dataset))
 
 

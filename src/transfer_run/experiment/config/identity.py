@@ -34,6 +34,11 @@ SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("
           ("dataset", "beside"))  # fmt: skip
 """Keys whose null, or empty list or group, says what was so before there were such keys; it is left out, so that
 earlier identities stay."""
+AS_BEFORE: dict[tuple[str, str], Any] = {
+    ("dataset", "balanced_softmax"): False,
+    ("dataset", "long_tail"): {"factor": None, "kind": "exp", "many": 100, "few": 20},
+}
+"""Keys that say it by these values."""
 
 
 def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones: Backbones) -> str:
@@ -48,6 +53,9 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
     for node, key in SILENT:
         if _below(significant, [node]).get(key) in (None, [], {}):
             _below(significant, [node]).pop(key, None)
+    for (node, key), value in AS_BEFORE.items():
+        if _below(significant, [node]).get(key) == value:
+            _below(significant, [node]).pop(key)
     if backbones:
         significant["candidates"] = {
             words: _significant(node, "") for nodes in backbones.values() for words, node in nodes.items()

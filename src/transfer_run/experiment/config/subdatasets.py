@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about
@@ -129,7 +130,8 @@ def name_tests(values: dict[str, Any], folders: Sequence[Path]) -> None:
                     where=where,
                     remedy="test on a data set that asks the same",
                 )
-        own["tests"][name] = node | {"metrics": own["metrics"]}
+        metrics = [metric for metric in own["metrics"] if metric not in OF_GROUP]  # it has no training rows of its own
+        own["tests"][name] = node | {"metrics": metrics or own["metrics"]}
 
 
 def is_made_of_others(dataset: Mapping[str, Any]) -> bool:

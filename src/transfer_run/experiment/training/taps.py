@@ -24,8 +24,10 @@ from transfer_run.files import make_folder
 from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
 
-TRAINING = ("augment", "class_weights", "label_smoothing", "tests")
+TRAINING = ("augment", "class_weights", "label_smoothing", "balanced_softmax", "tests")
 """Keys of a data set that change how it is trained on and what else is tested, not what a row is."""
+PARTS = ("rows", "long_tail")
+"""Those that say which rows are read: what they leave is named by its numbers."""
 
 ROWS = "rows"
 """Name under which a batch carries the numbers of its rows, counted over all splits."""
@@ -55,7 +57,7 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
         "attention": getattr(getattr(method.backbone.model, "config", None), "_attn_implementation", None),
         "precision": config["hardware"]["precision"],
         "device": device_of(config["hardware"]).type,  # a GPU's kernels round otherwise than the CPU's
-        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", "rows", *TRAINING)},
+        "dataset": {k: v for k, v in config["dataset"].items() if k not in ("about", "batch_size", *PARTS, *TRAINING)},
         **({"contents": files} if files else {}),
         **({"kept": digest(data.subset)} if data.subset else {}),
         "transform": data.transform_description,

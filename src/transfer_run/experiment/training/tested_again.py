@@ -17,6 +17,7 @@ from typing import Any
 
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
+from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.digests import digests
 from transfer_run.experiment.models.model_files import load_model
@@ -59,6 +60,8 @@ def test_again(folder: Path, test: str) -> Path:
         data.setup()
         method = load_model(model)
         _check_task(method, data, test)
+        if method.task.class_groups and not data.task.class_groups:
+            data.notes.append("scores by many, medium and few training rows are left out: those rows are not here")
         for note in data.notes:
             LOG.info("%s", note)
         name = _free_name(folder / TESTS, "own" if test == OWN else _called(test))
@@ -80,9 +83,11 @@ def test_again(folder: Path, test: str) -> Path:
 
 def _dataset(own: Mapping[str, Any], names: list[str], test: str) -> dict[str, Any]:
     """The run's own data set, with nothing but rows to test on; its classes as the model numbers them."""
-    alone = {**own, "rows": None, "tests": {}, "beside": {}}
+    alone = {**own, "rows": None, "tests": {}, "beside": {}, "class_weights": None, "balanced_softmax": False}
     if test == OWN:
         return alone
+    # groups of classes are those of the training rows, which are not here
+    alone |= {"long_tail": None, "metrics": [name for name in own["metrics"] if name not in OF_GROUP] or own["metrics"]}
     if "path" not in own:
         raise UserError(
             f"dataset={own['name']} has no path, so its test data are its own.", where=f"test={test}", remedy="test=own"
