@@ -76,6 +76,7 @@ def test_texts_have_a_tail_however_a_model_answers(answers: str) -> None:
     whole, part = data_of(*words), data_of(*words, *tail(8, many=60, few=10))
     assert part.class_counts.tolist() == kept_counts(whole.class_counts.tolist(), 8, "exp")
     assert "accuracy_many" in part.task.metrics
+    assert set(part.metrics("test").kinds) == set(part.task.metrics)
 
 
 def test_pictures_of_ones_own_have_a_tail() -> None:

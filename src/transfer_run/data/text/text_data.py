@@ -185,7 +185,7 @@ class TextData(DataModule):
         from transfer_run.data.scores.labels import Scores
 
         self.setup()
-        return Scores(self.described, self.answers)
+        return Scores(self.task, self.answers)
 
     @property
     def label_names(self) -> tuple[str, ...]:
