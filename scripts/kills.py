@@ -35,6 +35,8 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
                     *SMALL),
     "two processes": ("method=bitfit", *ON_DIGITS, "hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2",
                       "hardware.num_workers=0", "trainer.max_epochs=3", "profiler.memory=false", *SMALL[1:]),
+    "shards": ("method=full", *ON_DIGITS, "hardware=fsdp", "hardware.accelerator=cpu", "hardware.devices=2",
+               "hardware.num_workers=0", "trainer.max_epochs=3", "profiler.memory=false", *SMALL[1:]),
 }  # fmt: skip
 FILES = ("metrics.csv", "checkpoints/model/model.safetensors")
 TIMES = ("fit_seconds", "samples_per_second", "seconds")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from transfer_run.data.load import build_data
 from transfer_run.errors import RunFailed, UserError
@@ -17,6 +19,8 @@ from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 
+OFTEN = ("method=full", "trainer.max_steps=6", "trainer.log_every=1", "trainer.checkpoint_minutes=1e-9",
+         "profiler=none")  # fmt: skip
 PROBE = ("method=linear_probe", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=cpu")
 
 
@@ -95,17 +99,20 @@ def test_a_finished_run_answers_without_torch(finished: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
-@pytest.mark.slow
-def test_two_devices_make_one_folder_and_the_same_model(tmp_path: Path) -> None:
-    often = ("trainer.max_steps=6", "trainer.log_every=1", "profiler=none")
-    alone = carry_out(config(tmp_path / "alone", *often))
-    words = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.num_workers=0")
-    both = carry_out(config(tmp_path / "both", *often, *words))
-    assert both.name == alone.name, "the number of devices is no part of a run's identity"
-    assert len(list((tmp_path / "both").glob("runs/*/*"))) == 1
-    from safetensors.torch import load_file
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return carry_out(config(tmp_path_factory.mktemp("alone"), *OFTEN))
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_devices_make_one_folder_and_the_same_model(strategy: str, alone: Path, tmp_path: Path) -> None:
+    words = (f"hardware={strategy}", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.num_workers=0")
+    both = carry_out(config(tmp_path, *OFTEN, *words))
+    assert both.name == alone.name, "the number of devices is no part of a run's identity"
+    assert len(list(tmp_path.glob("runs/*/*"))) == 1
     first, second = (load_file(f / "checkpoints" / "model" / "model.safetensors") for f in (alone, both))
+    assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert second[name].sub(tensor).abs().max() < 1e-4, name
     assert result_of(both)["metrics"] == pytest.approx(result_of(alone)["metrics"], abs=1e-6), "no row is counted twice"
@@ -113,6 +120,19 @@ def test_two_devices_make_one_folder_and_the_same_model(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-4), "of all processes, not of the first alone"
     assert len(losses[0]) == 6
     assert (both / "run.rank1.log").is_file()
+    one, other = (optimizer_of(folder) for folder in (alone, both))
+    assert [sorted(state) for state in one] == [sorted(state) for state in other]
+    for number, state in enumerate(one):
+        for name, value in state.items():
+            assert other[number][name].shape == value.shape
+            assert other[number][name].sub(value).abs().max() < 1e-5, f"what it goes on with: {number} {name}"
+
+
+def optimizer_of(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The states of each trained parameter in a run's last checkpoint."""
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    (states,) = saved["optimizer_states"]
+    return [states["state"][number] for number in sorted(states["state"])]
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -123,7 +143,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["hardware=fsdp", "hardware.accelerator=cpu"], "needs CUDA GPUs"),
+        (["hardware=fsdp", "hardware.accelerator=cpu", "hardware.precision=bf16-mixed"], "bf16-mixed needs CUDA GPUs"),
         (["hardware=cpu", "hardware.nodes=2"], "nothing has started it on the others"),
     ],
 )

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 METHOD = """# @package _global_
 # A linear probe that something happens to.
@@ -107,6 +108,27 @@ def test_whoever_dies_first(own: Path, whole: Path, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         ".lock", "checkpoints", "config.yaml", "metrics.csv", "result.json", "run.log", "run.rank1.log",
     }  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("ddp")
+def test_shards_go_on_to_the_same_bytes(own: Path, whole: Path, tmp_path: Path) -> None:
+    """Stopped, killed and gone on with, also by two devices that each hold the whole model."""
+    sharded = ("hardware=fsdp", "hardware.accelerator=cpu")
+    code, said = go(own, tmp_path / "whole", "", *sharded)
+    assert code == 0, said
+    for fault, wanted in (("5 0 parent 15", 75), ("8 1 self 9", 1), ("", 0)):
+        code, said = go(own, tmp_path / "stopped", fault, *sharded)
+        assert code == wanted, (fault, said)
+    same(run_of(tmp_path / "stopped"), run_of(tmp_path / "whole"))
+    assert go(own, tmp_path / "both", "5 0 parent 15", *sharded)[0] == 75
+    code, said = go(own, tmp_path / "both")
+    assert code == 0, said
+    one, other = (
+        load_file(run_of(out) / "checkpoints/model/model.safetensors") for out in (tmp_path / "both", whole.parents[2])
+    )
+    for name, tensor in one.items():
+        assert tensor.sub(other[name]).abs().max() < 1e-5, name
 
 
 @pytest.mark.long

@@ -16,7 +16,8 @@ def check_devices(hardware: Mapping[str, Any], backbone: Mapping[str, Any]) -> N
     """Refuse what this machine's devices cannot do.
 
     Raises:
-        UserError: more GPUs are asked for than there are, or several for a backbone that is kept for one.
+        UserError: more GPUs are asked for than there are, several for a backbone that is kept for one, or a precision
+            that sharded parameters do not have here.
     """
     if hardware["accelerator"] in ("gpu", "cuda") and torch.cuda.device_count() < hardware["devices"]:
         raise UserError(
@@ -24,11 +25,12 @@ def check_devices(hardware: Mapping[str, Any], backbone: Mapping[str, Any]) -> N
             where=f"hardware={hardware['name']}",
             remedy="hardware=auto takes what is there, hardware=cpu the CPU; dry_run=true only plans",
         )
-    if hardware["strategy"] == "fsdp" and not torch.cuda.is_available():
+    sharded = hardware["strategy"] == "fsdp" and world_size(hardware) > 1
+    if sharded and hardware["precision"] != "32-true" and device_of(hardware).type == "cpu":
         raise UserError(
-            "Fully sharded training needs CUDA GPUs: PyTorch gathers wrong optimizer states on the CPU.",
-            where=f"hardware={hardware['name']} hardware.strategy=fsdp",
-            remedy="hardware=ddp, or carry it out where there are GPUs; transfer-plan plans it anywhere",
+            f"Fully sharded training in {hardware['precision']} needs CUDA GPUs: on CPUs it casts weights, not inputs.",
+            where=f"hardware={hardware['name']} hardware.strategy=fsdp hardware.precision={hardware['precision']}",
+            remedy="hardware.precision=32-true, or hardware.strategy=ddp; transfer-plan plans it anywhere",
         )
     if world_size(hardware) > 1 and (backbone.get("offload") or backbone.get("load") in QUANTISED):
         raise UserError(

@@ -12,7 +12,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+)
+from torch.optim import Optimizer
 
 
 class Sharded(FSDPStrategy):
@@ -35,6 +42,22 @@ class Sharded(FSDPStrategy):
             device_id=self.root_device,
             **self.kwargs,
         )
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """All states whole, on the first process.
+
+        PyTorch gathers one state after the other into the same buffer, and "offloaded to the CPU" they are views of it
+        where it lies there already: every state would be the last one. Not offloaded they are copied.
+        """
+        if self.root_device.type != "cpu":
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        how = FullStateDictConfig(), FullOptimStateDictConfig(offload_to_cpu=False, rank0_only=True)
+        with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, *how):
+            states = FullyShardedDataParallel.optim_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer))
+            if self.global_rank != 0:
+                return {}
+            return FullyShardedDataParallel.rekey_optim_state_dict(states, OptimStateKeyType.PARAM_ID, self.model)
 
 
 def sharded(trainer: pl.Trainer) -> FullyShardedDataParallel | None:

@@ -78,8 +78,6 @@ class _NoSignals(_SignalConnector):
 
 def _strategy(hardware: Mapping[str, Any], blocks: Collection[type[nn.Module]]) -> Strategy | str:
     """Methods may own parameters that a step does not use (gates of dropped layers), so DDP looks for them."""
-    if hardware["strategy"] == "fsdp":
-        return Sharded(blocks)
-    if world_size(hardware) > 1:
-        return DDPStrategy(find_unused_parameters=True)
-    return "auto"
+    if world_size(hardware) == 1:
+        return "auto"
+    return Sharded(blocks) if hardware["strategy"] == "fsdp" else DDPStrategy(find_unused_parameters=True)

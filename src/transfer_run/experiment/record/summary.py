@@ -46,8 +46,10 @@ def show_result(folder: Path) -> None:
     time = result["time"]
     if time["steps"]:
         table.add_row("training", f"{time['fit_seconds']:.1f} s, {time['samples_per_second']:.0f} samples/s")
-    table.add_row("folder", str(folder))
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     console.print(table)
+    console.print(f"folder: {folder}", markup=False, highlight=False, soft_wrap=True)  # whole: to be copied
     for line in result.get("extra", {}).get("table", ()):  # a method's own result, as lines (a ranking, a matrix)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
