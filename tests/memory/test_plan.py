@@ -144,8 +144,8 @@ def test_wrong_words_are_answered_without_a_plan(capfd: pytest.CaptureFixture[st
         plan([*TINY, "plan.budget=24"])
     with pytest.raises(UserError, match="transfer-run's to show"):
         plan([*TINY, "--cfg", "job"])
-    with pytest.raises(UserError, match="plans one run"):
-        plan([*TINY, "-m", "seed=0,1"])
+    with pytest.raises(UserError, match="several runs"):
+        plan([*TINY, "plan.picture=a.png"])
 
 
 def test_help_needs_nothing(capfd: pytest.CaptureFixture[str]) -> None:

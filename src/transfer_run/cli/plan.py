@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
 
   transfer-plan method=lst backbone=t5-base dataset=glue/rte dataset.batch_size=100
   transfer-plan method=full backbone=t5-3b dataset=glue/rte hardware.precision=bf16-mixed plan.budget=80GB
+  transfer-plan method='*' backbone=t5-base dataset=glue/rte plan.card=l4      all that go with it, best first: what
+                             fits, the largest batch of each, and the least change that makes the others fit; lists
+                             and names with * of methods, backbones, data sets, any key's values: KEY=a,b
 
   plan.format=table|json     a report for people (default), or only JSON on standard output
   plan.profile=modern|paper  what a run does today (default), or what papers of 2022 did: eager attention, key/value
@@ -29,6 +33,7 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
   plan.advice=false          only the plan, not what would lower it (each line of that is a plan by itself)
   plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
   plan.expandable_segments=true  under PyTorch's allocator setting of that name
+  plan.picture=FILE.png      of several runs: their peaks by kind, and memory against trained parameters
   hardware=cpu               the memory of a CPU; everything else plans for a GPU
 
 Needs no GPU, no weights, no data and no network: configs carry the architecture and the batch's shapes."""
@@ -60,12 +65,15 @@ def plan(arguments: Sequence[str]) -> int:
             where=" ".join(arguments),
             remedy="the same words after transfer-run, with --cfg job or --info",
         )
-    if flags.multirun:
-        raise UserError("transfer-plan plans one run.", where="-m", remedy="give it the words of one run")
     from transfer_run.experiment.config.compose import compose, make_importable
     from transfer_run.memory.budget import room
+    from transfer_run.tables.choice.asked import several
 
+    if flags.multirun or several(flags.words):
+        return _choose(flags.words, flags.config_dir)
     run = compose(flags.words, flags.config_dir)
+    if run.config["plan"]["picture"]:
+        raise UserError("plan.picture is of several runs.", where="plan.picture", remedy="method='*', or KEY=a,b")
     room(run.config["plan"], run.config["hardware"]["accelerator"])  # its words, before the models are imported
     make_importable(run)
     _print(run)
@@ -89,8 +97,60 @@ def _print(run: Run) -> None:
         f"planned in {answer.seconds:.1f} s",
         highlight=False,
     )
-    for line in answer.advise() if run.config["plan"]["advice"] else ():
+    if not run.config["plan"]["advice"]:
+        return
+    if (least := answer.least()) is not None:
+        from transfer_run.tables.choice.shown import told
+
+        console.print(f"> the batch that was asked for: {told(least.words, least.peak, least.fits)}", highlight=False)
+    for line in answer.advise():
         console.print(line, highlight=False, soft_wrap=False)
+
+
+def _choose(words: Sequence[str], config_dir: str | None) -> int:
+    """Plan several runs and answer with one table."""
+    from rich.console import Console
+
+    from transfer_run.experiment.config.compose import Composer
+    from transfer_run.experiment.config.words import separate
+    from transfer_run.files import user_path
+    from transfer_run.memory.budget import room
+    from transfer_run.tables.choice.asked import LeftOut, candidates
+
+    begin = time.perf_counter()
+    told, folders = separate(words, config_dir, ())
+    found, left = candidates(Composer(folders), told)
+    config = found[0].run.config
+    picture = user_path(config["plan"]["picture"], "plan.picture") if config["plan"]["picture"] else None
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UserError(f"{picture} is no PNG.", where="plan.picture", remedy="a path that ends in .png")
+    from transfer_run.tables.choice import shown
+    from transfer_run.tables.choice.answer import answers
+
+    answered = []
+    for count, (each, content) in enumerate(answers(found), start=1):
+        print(f"planned {count} of {len(found)}: {each.name}", file=sys.stderr, flush=True)
+        if isinstance(content, LeftOut):
+            left.append(content)
+        else:
+            answered.append((each.name, content))
+    if config["plan"]["format"] == "json":
+        print(json.dumps(shown.as_json(answered, left), ensure_ascii=False))
+        return DONE
+    wanted = room(config["plan"], config["hardware"]["accelerator"])
+    paper = config["plan"]["profile"] == "paper"
+    title = " ".join(told)
+    console = Console()
+    console.print(shown.as_table(answered, title, paper), highlight=False)
+    notes = [f"> {wanted.words}"] if wanted is not None else []
+    notes += [*shown.lines(answered, left, paper), f"{len(answered)} planned in {time.perf_counter() - begin:.1f} s"]
+    for line in notes:
+        console.print(line, highlight=False, markup=False)
+    if picture is not None:
+        drawn = shown.draw(answered, title, picture, None if wanted is None else wanted.usable)
+        some = "" if drawn == len(answered) else f", the first {drawn} of {len(answered)}"
+        console.print(f"{picture}{some}", highlight=False, soft_wrap=True)
+    return DONE
 
 
 def as_json(run: Run, answer: Any) -> dict[str, Any]:

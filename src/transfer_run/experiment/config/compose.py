@@ -258,7 +258,7 @@ class Composer:
                 return ""
             several = key == "experiment" and isinstance(override.value(), list)
             named = isinstance(override.value(), str) and "${" not in line
-            if len(str(override.value())) > LONGEST:
+            if not override.is_sweep_override() and len(str(override.value())) > LONGEST:
                 raise registry.unknown_choice(key, f"{str(override.value())[:60]}...", self.folders)
             if not named and not several and not override.is_sweep_override():
                 names = registry.names(key, self.folders)

@@ -23,6 +23,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.advice import advise
+from transfer_run.experiment.planning.least import Least, least_change
 from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.sources.combine import memory_of_files, planned_on_first_source
 from transfer_run.experiment.sources.models import source_on_meta
@@ -58,6 +59,8 @@ class Plan:
         room: what that answer had to fit into.
         assumptions: what was planned otherwise than the run's words say, or taken for granted.
         advise: plans what would lower the peak, lines for people; takes a plan's time for each of them.
+        least: plans the least change with which the batch asked for fits the room; None where it fits, or no room
+            is given.
     """
 
     memory: dict[str, Any]
@@ -71,6 +74,7 @@ class Plan:
     left_out: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     advise: Callable[[], list[str]] = list
+    least: Callable[[], Least | None] = lambda: None
 
 
 def plan_run(run: Run, target: Target | None = None) -> Plan:
@@ -109,11 +113,25 @@ def plan_run(run: Run, target: Target | None = None) -> Plan:
     return Plan(
         memory, report, seconds, planned.parameters, planned.shapes(share), total, budget, wanted, left_out, assumed,
         lambda: _advice(run.changed(dataset={"batch_size": shown * planned.devices}), planned, reported, target),
+        lambda: _least(run, planned, memory, target, wanted),
     )  # fmt: skip
 
 
 def _advice(run: Run, planned: _Planned, memory: Mapping[str, Any], target: Target | None) -> list[str]:
     """See `planning/advice.py`."""
+    return advise(run, memory, planned.through_backbone, _peak_of(run, planned, target))
+
+
+def _least(run: Run, planned: _Planned, memory: Mapping[str, Any], target: Target | None,
+           wanted: Room | None) -> Least | None:  # fmt: skip
+    """See `planning/least.py`."""
+    if wanted is None or memory["peak"] <= wanted.usable:
+        return None
+    return least_change(run, memory, planned.through_backbone, _peak_of(run, planned, target), wanted.usable)
+
+
+def _peak_of(run: Run, planned: _Planned, target: Target | None) -> Callable[[Run], int]:
+    """Bytes of a change of the run, planned as the run is."""
 
     def peak_of(changed: Run) -> int:
         with torch.random.fork_rng(devices=[]):
@@ -121,7 +139,7 @@ def _advice(run: Run, planned: _Planned, memory: Mapping[str, Any], target: Targ
             other = any(changed.config[n] != run.config[n] for n in run.config if n != "dataset")
             return (_Planned(changed, target) if other else planned).peak(share)
 
-    return advise(run, memory, planned.through_backbone, peak_of)
+    return peak_of
 
 
 def _plan_of_files(run: Run, begin: float) -> Plan:

@@ -1,0 +1,1 @@
+"""Which of many runs fits a card: their plans in one table, best first."""
