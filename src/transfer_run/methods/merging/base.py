@@ -15,10 +15,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.weights.files import ADAPTER, adapter_config
@@ -100,15 +101,7 @@ class Merging(Method, ABC):
             super().__init__(backbone, task)
             self.requires_grad_(False)
         self.of_files = backbone is None
-        for pattern in exclude:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"{pattern!r} is no regular expression: {error}.",
-                    where=f"method.exclude={list(exclude)}",
-                    remedy="write for example method.exclude=['classifier.*']",
-                ) from error
+        check_patterns(exclude, "method.exclude")
         self.base, self.models, self.exclude = base, list(models), list(exclude)
         self.dtype, self.chunk_bytes, self.max_shard_bytes = DTYPES[dtype], chunk_bytes, max_shard_bytes
         self.results: dict[str, Any] = {}
@@ -186,9 +179,7 @@ class Merging(Method, ABC):
 
     # ---- files in, a file out
     def _merge_files(self, context: Context) -> None:
-        folders = [local_path(name) for name in self.models]
-        folders += [folder for name, folder in context.sources.items() if name != "backbone"]
-        models, base = open_models(folders, self.base, self.exclude)
+        folders, models, base = self.open_files(context)
         job = self._job(models, base)
         options = self.options(job, context, ())
         if len(options) > 1:
@@ -197,36 +188,77 @@ class Merging(Method, ABC):
                 where=f"method.{next(iter(options[0].label))}",
                 remedy="give one value, or merge finished runs: sources={a: 'method=full ...', b: ...}",
             )
-        first = folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
-        stem = "model" if adapter_config(first) is None else ADAPTER
+        stem = "model" if adapter_config(self.described_by(job, folders)) is None else ADAPTER
         out = context.folder / MODEL
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
-        copied = copy_companions(first, out)
+        copied = self.copy_description(job, folders, out)
         self._note(options[0], context)
         context.log(f"{out} holds the merged checkpoint{', ' + ', '.join(copied) if copied else ''}")
 
+    def open_files(self, context: Context) -> tuple[list[Path], list[Checkpoint], Checkpoint | None]:
+        """Where the models are, the models, and theta_0."""
+        folders = [local_path(name) for name in self.models]
+        folders += [folder for name, folder in context.sources.items() if name != "backbone"]
+        return folders, *open_models(folders, self.base, self.exclude)
+
+    def described_by(self, job: Job, folders: Sequence[Path]) -> Path:
+        """The folder whose settings and tokenizer fit the result."""
+        return folders[0] if self.base in (None, ONES) or job.layout.shortened else local_path(str(self.base))
+
+    def copy_description(self, job: Job, folders: Sequence[Path], out: Path) -> list[str]:
+        """Put settings and tokenizer beside the merged weights; the names of these files."""
+        return copy_companions(self.described_by(job, folders), out)
+
     # ---- runs in, a model with tasks out
-    def _merge_runs(self, backbone: Backbone, context: Context) -> None:
-        named = {name: folder for name, folder in context.sources.items() if name != "backbone"}
-        runs = {name: folder for name, folder in named.items() if SourceTask.is_run(folder)}
+    def source_tasks(self, context: Context, backbone: Backbone) -> list[SourceTask]:
+        """The sources whose tasks the merged model is to answer: all that are runs.
+
+        Raises:
+            UserError: they did not start from the backbone's weights.
+        """
+        runs = {n: f for n, f in context.sources.items() if n != "backbone" and SourceTask.is_run(f)}
         tasks = [SourceTask(name, folder, context.source_config(name)) for name, folder in runs.items()]
         check_one_start(tasks, backbone)
-        own = self._own_task(tasks, backbone)
-        known = {name: tensor.detach().clone() for name, tensor in body_tensors(backbone).items()}
+        return tasks
+
+    def open_runs(
+        self, tasks: Sequence[SourceTask], known: Mapping[str, Tensor], context: Context
+    ) -> tuple[list[Checkpoint], Checkpoint]:
+        """The models and theta_0.
+
+        Args:
+            known: the backbone's own tensors.
+        """
         base = StateDict(known, "the backbone") if self.base is None else open_base(self.base)
         models = [body_of(task, known, context) for task in tasks]
-        others = [folder for name, folder in named.items() if name not in runs] + [local_path(m) for m in self.models]
-        models += [open_model(folder, base, self.exclude) for folder in others]
-        job = self._job(models, base)
+        seen = {"backbone", *(task.name for task in tasks)}
+        others = [folder for name, folder in context.sources.items() if name not in seen]
+        others += [local_path(name) for name in self.models]
+        return models + [open_model(folder, base, self.exclude) for folder in others], base
+
+    def before_merging(self, job: Job, tasks: Sequence[SourceTask], context: Context) -> None:
+        """What a report compares the merged model with; the head of the run's own task is on."""
+
+    def metrics_of(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Metrics of the run from the rows of `task_rows`: by default the merged model's on each source's task."""
+        return task_metrics(rows)
+
+    def _merge_runs(self, backbone: Backbone, context: Context) -> None:
+        tasks = self.source_tasks(context, backbone)
+        own = self._own_task(tasks, backbone)
+        known = {name: tensor.detach().clone() for name, tensor in body_tensors(backbone).items()}
+        job = self._job(*self.open_runs(tasks, known, context))
+        if own is not None:
+            backbone.head = own.on(backbone).backbone.head
+        self.before_merging(job, tasks, context)
         chosen = self._best(self.options(job, context, tasks), backbone, self.searched_on(tasks), context)
         run(chosen.job, chosen.rule, Live(body_tensors(backbone)))
         self._note(chosen, context)
         rows = task_rows(tasks, [task.evaluate(backbone, "test") for task in tasks])
-        self.results |= {"tasks": rows, "metrics": task_metrics(rows)}
+        self.results["tasks"] = rows
+        self.results["metrics"] = self.results.get("metrics", {}) | self.metrics_of(rows)
         context.log(task_table(rows))
         save_heads(tasks, context.folder / MODEL)
-        if own is not None:
-            backbone.head = own.on(backbone).backbone.head
         self.requires_grad_(False)
         for name in INTERMEDIATE:
             shutil.rmtree(context.folder / CHECKPOINTS / name, ignore_errors=True)
@@ -297,3 +329,16 @@ class Merging(Method, ABC):
         line += f", the best of {tried} on validation" if tried else ""
         self.results["table"] = [line]
         context.log(line)
+
+
+def check_patterns(patterns: Sequence[str], key: str) -> None:
+    """Raises UserError where one that the key names is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"{pattern!r} is no regular expression: {error}.",
+                where=f"{key}={list(patterns)}",
+                remedy=f"write for example {key}=['classifier.*']",
+            ) from error

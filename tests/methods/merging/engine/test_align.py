@@ -139,3 +139,17 @@ def test_the_result_has_the_bases_types(tmp_path: Path) -> None:
     assert torch.equal(flat(out), flat(exact).to(torch.bfloat16))  # arithmetic in float32, rounded once
     without = streamed(None, [half, models[0]], AverageRule(), tmp_path / "b")
     assert {tensor.dtype for tensor in without.values()} == {torch.bfloat16}
+
+
+def test_buffers_that_a_library_makes_anew_need_not_be_in_every_file() -> None:
+    base, models = random_models(2)
+    mask = torch.ones(1, 1, 4, 4).tril()
+    models[0]["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    base["transformer.h.0.attn.bias"] = mask
+    models[1]["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    out = merged(base, models, TaskArithmeticRule(1.0))
+    assert out.keys() == base.keys()
+    assert torch.equal(out["transformer.h.0.attn.bias"], mask)
+    models[0]["block.attn.bias"] = torch.ones(3)  # a bias of that name is a weight
+    with pytest.raises(UserError, match="1 tensors are missing"):
+        job(base, models)

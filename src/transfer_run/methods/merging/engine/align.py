@@ -10,10 +10,16 @@ from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Entry
 from transfer_run.methods.merging.engine.tied import tied_names
 
-VOCABULARY = re.compile(r"shared|embed_tokens|word_embeddings|wte|lm_head")
+VOCABULARY = re.compile(r"shared|embed_tokens|word_embeddings|wte|lm_head|embed_(in|out)\b")
 """Matrices with a row a token: fine-tuned ones may have lost the padding rows of the base."""
 
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
+
+RECOMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
+"""Buffers that old versions of a library saved and every model makes anew: they are no weights."""
+
+CAUSAL_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+"""Another one, (1, 1, length, length); a bias of that name has one dimension."""
 
 
 @dataclass
@@ -23,7 +29,7 @@ class Layout:
     Attributes:
         merged: entries of the merged tensors as they will be written, in string order of their names.
         averaged: running statistics of batch norms: no weights, so no rule but the plain mean is for them.
-        copied: tensors taken over unchanged, and from where (excluded ones, integer buffers).
+        copied: tensors taken over unchanged, and from where (excluded ones, buffers).
         shortened: merged vocabularies without the padding rows that only the base has: the models' own description
             (config.json) fits the result, the base's does not.
         tied: further names of merged tensors that hold the same values.
@@ -70,6 +76,7 @@ def align(
     first = base or models[0]
     names = _names(models, base)
     excluded = {name for name in names if any(re.match(pattern, name) for pattern in exclude)}
+    excluded |= {name for name in names if _is_recomputed(name, (first, *models))}
     layout = Layout(tied=tied_names((first, *models), names - excluded))
     misfits = _place(names - excluded, layout, models, base)
     if misfits and mismatched == "refuse":
@@ -110,6 +117,12 @@ def _place(names: set[str], layout: Layout, models: Sequence[Checkpoint], base: 
         else:
             misfits[name] = misfit
     return misfits
+
+
+def _is_recomputed(name: str, checkpoints: Sequence[Checkpoint]) -> bool:
+    entry = next(each.entries[name] for each in checkpoints if name in each.entries)
+    mask = bool(CAUSAL_MASK.search(name)) and len(entry.shape) == 4 and entry.shape[:2] == (1, 1)
+    return mask or bool(RECOMPUTED.search(name))
 
 
 def _names(models: Sequence[Checkpoint], base: Checkpoint | None) -> set[str]:

@@ -68,11 +68,11 @@ def open_model(path: Path, base: Checkpoint | None, exclude: Sequence[str] = ())
     if adapter_config(path) is not None:
         return LoraCheckpoint(base, path, exclude)
     opened = under_names_of(open_checkpoint(path), base)
-    _refuse_other_computing(opened, base)
+    refuse_other_computing(opened, base)
     return opened
 
 
-def _refuse_other_computing(model: Checkpoint, base: Checkpoint) -> None:
+def refuse_other_computing(model: Checkpoint, base: Checkpoint) -> None:
     """Tensors of equal shapes from models that compute different things have no mean.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Versions of one model whose vocabularies, tokenizers and settings may differ."""
