@@ -29,6 +29,7 @@ from transfer_run.tables.spec import read
 
 BAD = "<script>document.title='taken'</script>"
 KINDS = ("parameters", "gradients", "optimizer", "activations", "inputs", "other")
+OWN = "dataset: {name: data, metrics: [accuracy]}"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -36,8 +37,12 @@ def kinds(mib: float) -> dict[str, int]:
     return {kind: int(mib * 2**20) // (2 if kind == "activations" else 10) for kind in KINDS}
 
 
-def make_run(root: Path, name: str, peak: float, score: float, **more: Any) -> Path:
-    """The folder of a finished run, without the run."""
+def make_run(root: Path, name: str, peak: float, score: float, read: str = "", **more: Any) -> Path:
+    """The folder of a finished run, without the run.
+
+    Args:
+        read: more of its config, as YAML, for what it read.
+    """
     folder = root / "runs" / "data" / name
     folder.mkdir(parents=True)
     phase = {"peak": int(peak * 2**20), "by_kind": kinds(peak)}
@@ -55,7 +60,7 @@ def make_run(root: Path, name: str, peak: float, score: float, **more: Any) -> P
         "headline": {"metric": "test/accuracy", "better": "large"}, "extra": {"notes": [BAD]}, **more,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    (folder / "config.yaml").write_text(f"dataset: {{metrics: [accuracy]}}\nnote: {BAD}\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(f"{read or OWN}\nnote: {BAD}\n", encoding="utf-8")
     rows = "step,train/loss,validation/accuracy\n1,2.0,\n2,1.5,0.3\n3,nan,0.4\n4,1.0,0.5\n"
     (folder / "metrics.csv").write_text(rows, encoding="utf-8")
     return folder
@@ -96,6 +101,42 @@ def test_only_runs_that_can_be_compared_stand_beside_it(tmp_path: Path, runs: li
     make_run(tmp_path, "unmeasured", 1.0, 0.9, memory={})
     (tmp_path / "runs" / "data" / "unfinished").mkdir()
     assert [each.label for each in beside_it(runs[1])] == ["small", "full", "poor"]
+
+
+def of_files(digest: str, dataset: str = "path: /somewhere") -> str:
+    return f"dataset: {{name: data, metrics: [accuracy], {dataset}}}\ncontents: {{dataset.path: {digest}}}"
+
+
+def test_a_run_on_other_rows_does_not_stand_beside_it(tmp_path: Path) -> None:
+    """The same words with another file, other rows of it or other labels; the same file elsewhere is the same."""
+    own = make_run(tmp_path, "own", 2.0, 0.5, of_files("a" * 32))
+    make_run(tmp_path, "moved", 1.0, 0.4, of_files("a" * 32, "path: /elsewhere, batch_size: 7"))
+    make_run(tmp_path, "other_file", 1.0, 0.9, of_files("b" * 32))
+    make_run(tmp_path, "other_rows", 1.0, 0.9, of_files("a" * 32, "path: /somewhere, rows: 'run:method=dp4tl'"))
+    make_run(tmp_path, "other_label", 1.0, 0.9, of_files("a" * 32, "path: /somewhere, label_column: mood"))
+    make_run(tmp_path, "too_many_files", 1.0, 0.9, of_files("a" * 32 + "+sizes", "path: /elsewhere"))
+    assert [each.label for each in beside_it(own)] == ["own", "moved"]
+
+
+def test_each_data_file_of_a_sweep_has_a_front_of_its_own(tmp_path: Path) -> None:
+    """A poor run on easy rows is no better than a good one on hard rows."""
+    made = [
+        make_run(tmp_path, "easy_full", 40.0, 0.99, of_files("a" * 32)),
+        make_run(tmp_path, "hard_full", 40.0, 0.70, of_files("b" * 32, "path: /other")),
+        make_run(tmp_path, "hard_probe", 10.0, 0.60, of_files("b" * 32, "path: /other")),
+        make_run(tmp_path, "easy_probe", 10.0, 0.95, of_files("a" * 32)),
+    ]
+    asked = of_sweep(tmp_path, made)
+    asked.folder.mkdir(parents=True)
+    rows = [Row(member, State(FINISHED), {}) for member in asked.members]
+    page = sweeps.write_report(asked, rows).read_text(encoding="utf-8")
+    assert re.findall("<h3>(.*?)</h3>", page) == [
+        "data: /somewhere, path holds aaaaaaaa",
+        "data: /other, path holds bbbbbbbb",
+    ]
+    assert page.count("<svg") == 2
+    front = re.findall(r"<td >(\w+)</td><td >tiny</td>.*?<td class=\"figure\">(yes|)</td></tr>", page)
+    assert front == [(name, "yes") for name in ("easy_full", "easy_probe", "hard_full", "hard_probe")]
 
 
 @pytest.mark.parametrize("more", [{"memory": {}}, {"headline": {}}, {"parameters": {}}, {"metrics": {}}, {"extra": {}}])

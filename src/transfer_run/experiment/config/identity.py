@@ -15,7 +15,7 @@ from typing import Any
 
 from transfer_run.experiment.config.digests import told_by_contents
 from transfer_run.experiment.config.references import Backbones, Reference
-from transfer_run.experiment.config.schema import ABOUT
+from transfer_run.experiment.config.schema import ABOUT, flatten
 
 NEUTRAL = (
     "hydra", "search_path", "backbone.offload", "stages", "output_dir", "force", "dry_run", "export", "report", "plan",
@@ -39,6 +39,13 @@ AS_BEFORE: dict[tuple[str, str], Any] = {
     ("dataset", "long_tail"): {"factor": None, "kind": "exp", "many": 100, "few": 20},
 }
 """Keys that say it by these values."""
+
+LEARNT = ("batch_size", "max_source_length", "max_target_length", "pad_to_multiple_of", "keep_in_memory", "metrics",
+          "augment", "class_weights", "label_smoothing", "beside", "tests", "prompt", "answers")  # fmt: skip
+"""Keys of a data set that say how its rows are learnt from or told to a model: they choose no rows and no labels."""
+
+HOLDS = " holds"
+"""Behind a key, in `data_read`: the digest of what it names."""
 
 
 def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones: Backbones) -> str:
@@ -69,6 +76,27 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
     if not significant.get("contents"):  # no files are named
         significant.pop("contents", None)
     return hashlib.sha256(canonical(significant).encode()).hexdigest()
+
+
+def data_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run reads and is scored on, by dotted key: runs whose answers here differ were asked different things.
+
+    Files stand in it by their contents, as in the identity; keys of `LEARNT` and those that are off are left out.
+
+    Args:
+        config: a run's recorded config; one that lacks nodes has nothing of them in it.
+    """
+    contents = {key: said for key, said in (config.get("contents") or {}).items() if key.startswith("dataset.")}
+    dataset = {key: value for key, value in (config.get("dataset") or {}).items() if key not in LEARNT}
+    said = {
+        f"dataset.{key}": value
+        for key, value in flatten(_significant(dataset, "dataset.")).items()
+        if value not in (None, [], {})
+    }
+    for key in told_by_contents(contents):
+        said.pop(key, None)
+    learnt = tuple(f"dataset.{key}" for key in LEARNT)
+    return said | {f"{key}{HOLDS}": digest for key, digest in contents.items() if not key.startswith(learnt)}
 
 
 def differ_in_nothing(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import UserError
+from transfer_run.experiment.config.identity import HOLDS, canonical, data_read
 from transfer_run.experiment.record.summary import size
 from transfer_run.files import write_atomically
 from transfer_run.memory.account import KINDS
 from transfer_run.memory.report import GIB, MIB, PHASES
 from transfer_run.run_folder import CONFIG, METRICS, finished_runs, read_config, read_result
 from transfer_run.tables.html.charts import Point, front, lines, scatter, stacked
-from transfer_run.tables.html.page import Html, charts, document, folded, notes, section, table
+from transfer_run.tables.html.page import Html, charts, document, folded, notes, section, table, text
 
 REPORT = "report.html"
 Result = Mapping[str, Any]
@@ -34,6 +35,10 @@ class Compared:
     result: Result
     metric: str
     better: str
+    data: Mapping[str, Any]
+    """What it read, by dotted key (`data_read`)."""
+    place: str = ""
+    """Where its data lie, in its config's words; empty: they have no path."""
     report: str = ""
     """Where its own report is, from the page that shows it; empty: nowhere."""
 
@@ -64,7 +69,7 @@ def run_page(folder: Path, result: Result) -> str:
     """The page of a run: its scores, curves, memory, and how it stands beside the finished runs next to it."""
     name = f"{result['method']} on {result['backbone']}, {result['dataset']}, seed {result['seed']}"
     environment = result.get("environment") or {}
-    text = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
+    config = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
     beside = beside_it(folder)
     return document(f"{name}", f"run {str(result['identity'])[:8]} in {folder}", [
         section("Scores", charts(_scores(result), _facts(result))),
@@ -73,7 +78,7 @@ def run_page(folder: Path, result: Result) -> str:
         section("Beside it", *comparison(beside)) if len(beside) > 1 else Html(""),
         section("Notes", notes([str(note) for note in (result.get("extra") or {}).get("notes") or ()])),
         section("Made with", table(["what", "which"], sorted(environment.items()), figures_from=2)),
-        section("Config", folded(CONFIG, text)) if text else Html(""),
+        section("Config", folded(CONFIG, config)) if config else Html(""),
     ])  # fmt: skip
 
 
@@ -166,12 +171,15 @@ def compared(folder: Path, label: str = "") -> Compared | None:
         result,
         metric,
         said.get("better", ""),
+        data_read(config),
+        str((config.get("dataset") or {}).get("path") or ""),
         f"../{folder.name}/{REPORT}" if (folder / REPORT).is_file() else "",
     )
 
 
 def beside_it(folder: Path) -> list[Compared]:
-    """The finished runs in the same folder, of the same backbone and scored by the same metric, itself first."""
+    """The finished runs in the same folder, of the same backbone and scored by the same metric on what it read; itself
+    first."""
     own = compared(folder)
     if own is None:
         return []
@@ -179,37 +187,75 @@ def beside_it(folder: Path) -> list[Compared]:
     fitting = [
         each
         for each in others
-        if each and each.metric == own.metric and each.result["backbone"] == own.result["backbone"]
+        if each and _asked(each) == _asked(own) and each.result["backbone"] == own.result["backbone"]
     ]
     return [own, *fitting]
 
 
 def comparison(runs: Sequence[Compared]) -> list[str]:
-    """Score against memory with the Pareto front, and the same as a table.
+    """Score against memory with the Pareto front, and the same as a table: of what read the same data and is scored
+    by the same metric, for a score on other rows is neither better nor worse.
 
-    Runs may differ in more than their labels say: what they share is up to whoever chose them.
+    Runs may differ in more than their labels say: what else they share is up to whoever chose them.
     """
-    if not runs:
-        return [Html("")]
-    parts: list[str] = []
-    for metric in dict.fromkeys(each.metric for each in runs):
-        here = [each for each in runs if each.metric == metric]
-        labels = list(dict.fromkeys(each.label for each in here))
-        unit, by = ("GiB", GIB) if max(each.peak for each in here) >= GIB / 2 else ("MiB", MIB)
-        points = [Point(each.peak / by, each.score, each.label, labels.index(each.label), _told(each)) for each in here]
-        known = {each.better for each in here}
-        large = None if len(known) != 1 or "" in known else known == {"large"}
-        best = [] if large is None else front(points, large)
-        parts.append(scatter(points, f"peak memory ({unit})", metric, large))
-        parts.append(
-            "" if large is not None else "Whether a large or a small value is the better one is not recorded: no front."
-        )
-        rows = [[_linked(each), each.result["backbone"], each.result["seed"], f"{each.score:.4f}",
-                 size(each.result["memory"]["peak"]), _predicted(each), f"{each.result['parameters']['trainable']:,}",
-                 "yes" if points[place] in best else ""] for place, each in enumerate(here)]  # fmt: skip
-        head = ["run", "backbone", "seed", metric, "peak", "predicted", "trained", "on the front"]
-        parts.append(table(head, rows, figures_from=2))
-    return parts
+    groups: list[list[Compared]] = []
+    for each in runs:
+        home = next((group for group in groups if _asked(group[0]) == _asked(each)), None)
+        groups.append([each]) if home is None else home.append(each)
+    if len({_data(group[0]) for group in groups}) < 2:
+        return [part for group in groups for part in _side_by_side(group)] or [Html("")]
+    names = _told_apart([group[0] for group in groups])
+    return [
+        part
+        for group, name in zip(groups, names, strict=True)
+        for part in (Html(f"<h3>{text(name)}</h3>"), *_side_by_side(group))
+    ]
+
+
+def _asked(run: Compared) -> tuple[str, str]:
+    return run.metric, _data(run)
+
+
+def _data(run: Compared) -> str:
+    return canonical({"name": run.result["dataset"], **run.data})
+
+
+def _told_apart(runs: Sequence[Compared]) -> list[str]:
+    """The name of each one's data set, and what else about it is not the same in all of that name."""
+    found = []
+    for run in runs:
+        alike = [other.data for other in runs if other.result["dataset"] == run.result["dataset"]]
+        keys = sorted({key for data in alike for key in data if len({canonical(d.get(key)) for d in alike}) > 1})
+        words = [f"{key.removeprefix('dataset.')} {_briefly(run.data.get(key))}" for key in keys]
+        if f"dataset.path{HOLDS}" in keys:
+            words.insert(0, run.place)
+        found.append(": ".join(filter(None, (str(run.result["dataset"]), ", ".join(filter(None, words))))))
+    return found
+
+
+def _briefly(value: Any) -> str:
+    """A value in words; of a digest what is enough to know it again."""
+    said = "not set" if value is None else str(value)
+    return said[:8] if len(said) >= 32 and set(said) <= set("0123456789abcdef") else said
+
+
+def _side_by_side(here: Sequence[Compared]) -> list[str]:
+    """One front and its table."""
+    metric, labels = here[0].metric, list(dict.fromkeys(each.label for each in here))
+    unit, by = ("GiB", GIB) if max(each.peak for each in here) >= GIB / 2 else ("MiB", MIB)
+    points = [Point(each.peak / by, each.score, each.label, labels.index(each.label), _told(each)) for each in here]
+    known = {each.better for each in here}
+    large = None if len(known) != 1 or "" in known else known == {"large"}
+    best = [] if large is None else front(points, large)
+    rows = [[_linked(each), each.result["backbone"], each.result["seed"], f"{each.score:.4f}",
+             size(each.result["memory"]["peak"]), _predicted(each), f"{each.result['parameters']['trainable']:,}",
+             "yes" if points[place] in best else ""] for place, each in enumerate(here)]  # fmt: skip
+    head = ["run", "backbone", "seed", metric, "peak", "predicted", "trained", "on the front"]
+    return [
+        scatter(points, f"peak memory ({unit})", metric, large),
+        "" if large is not None else "Whether a large or a small value is the better one is not recorded: no front.",
+        table(head, rows, figures_from=2),
+    ]
 
 
 def _linked(run: Compared) -> str:
