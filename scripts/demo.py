@@ -1,10 +1,10 @@
 """The main job on real data: a pretrained encoder adapted to real text in seven ways; a table and a picture.
 
-The runs are those of the table `evidence/python_docs`, each with the first of its seeds; where MiniLM's weights are not
-on this machine a small T5 and a small ViT take its place, pretrained first on the documentation inside Python and on
-the digits 0 to 4. Every run is an ordinary run of `transfer-run` and is found again the next time. Last, one method is
-given other seeds, the first of which keeps what the frozen backbone makes of each row: seconds an epoch with and
-without.
+The runs are the rows of the table `evidence/python_docs`, each with the first of its seeds and one of its two epochs,
+to end in minutes; where MiniLM's weights are not on this machine a small T5 and a small ViT take its place, pretrained
+first on the documentation inside Python and on the digits 0 to 4. Every run is an ordinary run of `transfer-run` and is
+found again the next time. Last, one method is given other seeds, the first of which keeps what the frozen backbone
+makes of each row: seconds an epoch with and without.
 
 python scripts/demo.py [FOLDER [KEY=VALUE ...]]      words for all runs, e.g. trainer.max_steps=2
 """
@@ -25,6 +25,7 @@ from transfer_run.tables.comparison import markdown, picture, rows_of
 from transfer_run.tables.spec import read
 
 TABLE = "evidence/python_docs"
+SHORT = "trainer.max_epochs=1"
 PAIRS = (("t5_tiny", "python_docs"), ("vit_tiny", "digits"))
 RATES = {"full": "3e-4", "linear_probe": "3e-2", "lora": "3e-3", "lst": "1e-2"}
 """Without MiniLM, with a learning rate each: the best on t5_tiny's validation data of some three times apart."""
@@ -35,7 +36,7 @@ TAPPED = "unipt"
 def main(output: str = "outputs", *more: str) -> None:
     """Carry out the runs, print the table, write `demo/table.md` and `demo/accuracy_memory.png`."""
     begin, table = time.perf_counter(), read(TABLE)
-    of_table = {row.name: (*table.words, *(row.words or ())) for row in table.rows}
+    of_table = {row.name: (*table.words, *(row.words or ()), SHORT) for row in table.rows}
     own = [*more, f"output_dir={output}"]
     real = at_hand(compose([*table.words, "method=full", *own]).config["backbone"])
     if not real:

@@ -65,6 +65,15 @@ SEARCHES = {
             "vqt": ("3e-2",),
         },
     ),
+    "digits": Search(
+        ("backbone=vit_tiny", "dataset=digits", "hardware=cpu"),
+        {
+            "linear_probe": ("1e-2",),
+            "bitfit": ("3e-3",),
+            "adapter": ("3e-3",),
+            "lora": ("3e-3",),
+        },
+    ),
 }  # fmt: skip
 
 
