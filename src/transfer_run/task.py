@@ -69,6 +69,9 @@ Batch = dict[str, Tensor]
 BatchSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
+ROWS = "rows"
+"""Name under which a batch carries the numbers of its rows."""
+
 OF = "/"
 """Between the name of a data set beside the run's own and that of what it brings: `unlabeled/pixel_values`."""
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transfer_run.methods.averaging import include
 from transfer_run.methods.continual.sequence.accuracy import AccuracyMatrix
-from transfer_run.methods.continual.sequence.averaging import include
 from transfer_run.methods.continual.sequence.losses import image_loss, text_loss, weight_constraint
 from transfer_run.methods.continual.sequence.schedule import sequence_factor, task_factor
 from transfer_run.methods.forms.retrieval import similarities

@@ -139,6 +139,10 @@ class Method(nn.Module):
     """Does it train float32 weights beside frozen ones of fewer bits, though backward visits the blocks?"""
     reads_weights: bool = False
     """Does it compute with the blocks' frozen matrices themselves? Packed ones are only applied."""
+    reads_row_numbers: bool = False
+    """Does every training batch carry the numbers of its rows, (B,) under `task.ROWS` (a memory of each of them)?"""
+    couples_rows: bool = False
+    """Does the loss compare the rows of a batch with each other, so that a part of the batch has another one?"""
     held: frozenset[str] = frozenset()
     """Names of the frozen copies that `hold` keeps; `changing` ones of them are written into checkpoints."""
     changing: frozenset[str] = frozenset()

@@ -33,10 +33,11 @@ def bert(seed: int = 0, layers: int = 4, width: int = 32, **more: Any) -> Backbo
     )
 
 
-def vit(seed: int = 0, layers: int = 4, width: int = 32) -> Backbone:
+def vit(seed: int = 0, layers: int = 4, width: int = 32, **more: Any) -> Backbone:
     sizes = VIT | {"depth": layers, "embed_dim": width}
+    image = {"size": 8, "mean": [0.5], "std": [0.5], "interpolation": "bilinear", "channels": 1} | dict(more)
     return build_backbone(
-        {"family": "vit", "name": "vit", "weights": f"random:{seed}", "architecture": sizes, "image": {"size": 8}}
+        {"family": "vit", "name": "vit", "weights": f"random:{seed}", "architecture": sizes, "image": image}
     )
 
 

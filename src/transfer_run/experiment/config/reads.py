@@ -5,6 +5,7 @@
         teacher: model                               sources.teacher, a run that makes a model, must be named
         baseline: "model?"                           may be named
         trained: model if stage=compress|finetune    must be named with one of these values of its own key, else not
+        "*": model in teachers                       the names that its own key `teachers` lists, all and no other
         first: model of the stage before             in `stages` the run of the stage before is this source
         "*": "model?"                                any name; `surrogate*` any that begins so
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
@@ -31,7 +32,7 @@ from transfer_run.errors import UserError
 PATHS, BACKBONES, DATASETS, DATASET = "paths", "backbones", "datasets", "dataset"
 _FINISHED = re.compile(r"finished (?P<method>\S+)(?P<here> on this dataset)?(?: in (?P<folder>[\w.]+))?")
 _GRAMMAR = re.compile(
-    r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?P<stage> of the stage before)?"
+    r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?P<stage> of the stage before)?(?: in (?P<listed>[\w.]+))?"
     r"(?: unless (?P<words>\w+(?:\|\w+)*))?(?: if (?P<key>[\w.]+)=(?P<values>.+))?"
 )
 
@@ -44,6 +45,7 @@ class Read:
         kinds: kinds of artifacts, or one of the words above.
         optional: may it be missing?
         stage: is it the run of the stage before?
+        listed: the key of its own that lists the names, all of which must be named.
         words: values of the key that name nothing.
         key: its own key that it depends on, with the `values` for which it is read.
         method: whose finished runs are read: a name, or the key of its own that holds one.
@@ -55,6 +57,7 @@ class Read:
     kinds: tuple[str, ...] = ()
     optional: bool = False
     stage: bool = False
+    listed: str = ""
     words: tuple[str, ...] = ()
     key: str = ""
     values: tuple[str, ...] = ()
@@ -125,6 +128,7 @@ def _parsed(name: str, words: str, whose: str) -> Read:
         tuple(match["kinds"].split("|")),
         bool(match["optional"]),
         bool(match["stage"]),
+        match["listed"] or "",
         tuple((match["words"] or "").split("|")) if match["words"] else (),
         match["key"] or "",
         tuple(match["values"].split("|")) if match["values"] else (),

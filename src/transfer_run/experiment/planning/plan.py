@@ -39,6 +39,7 @@ from transfer_run.memory.report import amount, memory_report
 from transfer_run.memory.sharded import Units
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, on_meta
+from transfer_run.task import ROWS
 
 Target = Literal["cuda", "cpu"]
 
@@ -219,6 +220,7 @@ class _Planned:
         blocks = [b for stack in method.backbone.stacks for b in method.backbone.blocks(stack)]
         self.parameters = count_parameters(method)
         pack(method.backbone, planned=True)
+        self.numbered = method.reads_row_numbers
         rehearsed = trains and self._rehearses(method)
         official = config["method"].get("memory_mode") == "official"  # released code keeps the frozen blocks' graph
         self.through_backbone = method.needs_backbone_gradient or official
@@ -231,7 +233,7 @@ class _Planned:
 
     def shapes(self, batch_size: int) -> Shapes:
         spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size, self.devices)
-        return spec
+        return {**spec, ROWS: ((batch_size,), torch.int64)} if self.numbered else spec
 
     def memory(self, batch_size: int) -> dict[str, Any]:
         """The `memory` node at this batch on each device; one batch is rehearsed once."""

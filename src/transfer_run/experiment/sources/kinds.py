@@ -32,9 +32,10 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
     for source in sources:
         _check_kind(source, source.reference.kinds or _entry(source, wanted, method).kinds, run)
     named = {source.name for source in sources}
-    for name, entry in wanted.items():
+    for name, entry in [(name, each) for each in wanted.values() for name in _names(each, method)]:
         if name not in named and "*" not in name and not entry.optional and entry.read_by(method):
-            because = f" with method.{entry.key}={value_at(method, entry.key)}" if entry.key else ""
+            key = entry.key or entry.listed
+            because = f" with method.{key}={value_at(method, key)}" if key else ""
             raise UserError(
                 f"method={method['name']} needs a source {name!r}{because}, and the run names none.",
                 where=f"sources.{name}",
@@ -42,8 +43,13 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
             )
 
 
+def _names(entry: Read, method: Mapping[str, Any]) -> Sequence[str]:
+    """The sources of an entry: its own name, a pattern, or those that a key of the method lists."""
+    return [str(name) for name in value_at(method, entry.listed) or ()] if entry.listed else [entry.name]
+
+
 def _entry(source: Source, wanted: Mapping[str, Read], method: Mapping[str, Any]) -> Read:
-    entries = [entry for name, entry in wanted.items() if fnmatchcase(source.name, name)]
+    entries = [e for e in wanted.values() if any(fnmatchcase(source.name, name) for name in _names(e, method))]
     for entry in entries:
         if entry.read_by(method):
             return entry
@@ -54,7 +60,7 @@ def _entry(source: Source, wanted: Mapping[str, Read], method: Mapping[str, Any]
             where=source.where,
             remedy=f"set that, or take sources.{source.name} out",
         )
-    names = [name for name in wanted if name != "*"]
+    names = [name for entry in wanted.values() for name in _names(entry, method) if name != "*"]
     known = f"it reads {', '.join(names)}" if names else "it reads none"
     raise UserError(
         f"method={method['name']} reads no source {source.name!r}: {known}.",

@@ -23,6 +23,7 @@ from transfer_run.experiment.models.model_files import load_model
 from transfer_run.experiment.sources.resolve import fetched, sources_of
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method, on_meta
+from transfer_run.methods.classifier import refuse_other_names
 from transfer_run.run_folder import has_model, is_run, model_folder, read_description
 from transfer_run.task import Task
 
@@ -70,6 +71,7 @@ def _library_model(name: str, folder: Path, config: Mapping[str, Any], task: Tas
                 where=f"sources.{name}: {folder}",
                 remedy="name a run on this dataset, or a folder with a head for it (export writes one)",
             )
+        refuse_other_names(method.backbone.source_labels, task, f"sources.{name}: {folder}")
         with torch.no_grad():
             state = head.state_dict()
             state["weight"].copy_(found[0])

@@ -22,11 +22,12 @@ from transfer_run.experiment.record.predictions import Predictions
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
 from transfer_run.experiment.training.parts import Parts
-from transfer_run.experiment.training.taps import ROWS, first_row, numbered
+from transfer_run.experiment.training.taps import first_row, numbered
 from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
 from transfer_run.hardware.sharded import sharded
 from transfer_run.methods.base import Method
 from transfer_run.run_folder import LOG_FILE, predictions_file
+from transfer_run.task import ROWS
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -106,6 +107,8 @@ class TransferModule(pl.LightningModule):
             augment=split == "train",
             drop_last=split == "train" and bool(self.config["trainer"].get("drop_last")),
         )
+        if split == "train" and self.method.reads_row_numbers:
+            loader = numbered(loader, 0)
         if split == "train":
             loader = with_beside(loader, self._beside(total, world))
         if name or self.method.backbone.replay is None:
@@ -118,7 +121,8 @@ class TransferModule(pl.LightningModule):
         return {name: data.beside(sizes[name] // world) for name, data in self.others.items()}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        self._rows = batch.pop(ROWS, None)  # they stay on the CPU
+        if self.method.backbone.replay is not None:
+            self._rows = batch.pop(ROWS, None)  # they stay on the CPU
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -88,7 +88,7 @@ def check_halving(method: Method, config: Mapping[str, Any]) -> None:
         why = f"method={config['method']['name']} takes its steps itself"
     elif config["dataset"].get("beside"):
         why = "every step reads several data sets"
-    elif method.form.paired:
+    elif method.form.paired or method.couples_rows:
         why = "every row is compared with all rows of its batch"
     elif any(isinstance(m, _BatchNorm) and m.training for m in method.train().modules()):
         why = "its batch norms are trained on statistics of whole batches"

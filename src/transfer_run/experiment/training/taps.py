@@ -23,14 +23,12 @@ from transfer_run.experiment.record.log import LOG
 from transfer_run.files import make_folder
 from transfer_run.hardware.devices import device_of
 from transfer_run.methods.base import Method
+from transfer_run.task import ROWS
 
 TRAINING = ("augment", "class_weights", "label_smoothing", "balanced_softmax", "tests")
 """Keys of a data set that change how it is trained on and what else is tested, not what a row is."""
 PARTS = ("rows", "long_tail")
 """Those that say which rows are read: what they leave is named by its numbers."""
-
-ROWS = "rows"
-"""Name under which a batch carries the numbers of its rows, counted over all splits."""
 
 
 def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> Replay:

@@ -27,10 +27,10 @@ from transfer_run.backbones.base import Batch
 from transfer_run.backbones.families.clip import CLIP
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.hardware.optimization import Optimization
+from transfer_run.methods.averaging import copy_of, include, mix, set_weights
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.continual.sequence import losses
 from transfer_run.methods.continual.sequence.accuracy import AccuracyMatrix
-from transfer_run.methods.continual.sequence.averaging import copy_of, include, mix, set_weights
 from transfer_run.methods.continual.sequence.counts import TaskCounts
 from transfer_run.methods.continual.sequence.schedule import sequence_factor, task_factor, warmup_steps
 from transfer_run.methods.forms.retrieval import gathered, precise, similarities

@@ -86,6 +86,7 @@ class Distiller(Method):
         self.pairs: list[tuple[int, int]] = []
         self.special: tuple[int, ...] = ()  # token ids that no augmentation touches; known from the first step on
         self.first_steps = 0.0
+        self.couples_rows = self.compares_layers and self.inter["loss"] in BOUNDS
         self._facts: dict[str, Any] = {}
 
     def _refuse_bad_settings(self) -> None:
