@@ -17,7 +17,7 @@ from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.references import named_backbones, recorded_runs
 from transfer_run.experiment.models.handover import resolved_backbone
 from transfer_run.experiment.planning import dry_run
-from transfer_run.experiment.sources.resolve import sources_of
+from transfer_run.experiment.sources.resolve import source_tree, sources_of
 
 WORDS = ("method=tmi", "dataset=digits", "backbone=vit_tiny", "backbone.weights=random")
 
@@ -205,3 +205,42 @@ def test_every_run_of_a_tree_is_composed_digested_and_hashed_once(
     with pytest.raises(NotImplementedError):
         carry_out(run)
     assert dict(calls) == {"digests": 2, "composed": 2, "identity": 2}  # the run and the one that it names twice
+
+
+A, B = 'sources.a="method=adapter backbone=bert_tiny seed=1"', 'sources.b="method=adapter backbone=bert_tiny seed=2"'
+OF_SOURCES = ("method=scalearn", "backbone=bert_tiny")
+
+
+def test_a_key_of_sources_is_filled_in_with_all_that_are_named() -> None:
+    run = compose([*OF_SOURCES, A, B])
+    assert run.config["method"]["tasks"] == ["a", "b"]
+    assert compose([*OF_SOURCES, A, B, "method.tasks=[a,b]"]).identity == run.identity
+    assert compose([*OF_SOURCES, B, A]).config["method"]["tasks"] == ["b", "a"]
+
+
+def test_a_key_of_sources_chooses_from_a_pool() -> None:
+    chosen = compose([*OF_SOURCES, A, B, "method.tasks=[b]"])
+    assert list(chosen.config["sources"]) == ["b"]
+    assert [source.name for source in sources_of(chosen)] == ["b"]
+    assert compose([*OF_SOURCES, B]).identity == chosen.identity
+    turned = compose([*OF_SOURCES, A, B, "method.tasks=[b,a]"])
+    assert list(turned.config["sources"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words", "nearest"),
+    [
+        ("[aa]", "lists a source 'aa', and none of that name is given", "a"),
+        ("[a,b,a]", "lists the source 'a' twice", ""),
+    ],
+)
+def test_a_key_of_sources_lists_what_is_named_once(tasks: str, words: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        compose([*OF_SOURCES, A, B, f"method.tasks={tasks}"])
+    assert refused.value.where == "method.tasks"
+    assert "".join(refused.value.nearest[:1]) == nearest
+
+
+def test_a_method_of_sources_without_any_is_refused_before_it_is_built() -> None:
+    with pytest.raises(UserError, match="method=scalearn works on sources, and the run names none"):
+        source_tree(compose([*OF_SOURCES]))

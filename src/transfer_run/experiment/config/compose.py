@@ -46,7 +46,7 @@ from transfer_run.experiment.config.hydra_parts import (
     ConfigSearchPathImpl,
     create_config_search_path,
 )
-from transfer_run.experiment.config.references import named_backbones, write_backbones
+from transfer_run.experiment.config.references import named_backbones, write_backbones, write_sources
 from transfer_run.experiment.config.secrets import check_secrets
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_subdatasets, name_tests
@@ -157,6 +157,7 @@ class Composer:
         name_tests(values, self.folders)
         if before is not None:
             start_from(values, before)
+        write_sources(values)
         if values["method"].get("about", {}).get("pretrained", True) is False:
             values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
         if values["dataset"].get("form") == NO_DATA:

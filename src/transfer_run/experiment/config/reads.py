@@ -13,10 +13,11 @@
         pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
         tasks: datasets                              its own key: a list of the words of data sets
         texts: dataset unless classes|random         its own key: the words of one, or one of these words
+        tasks: sources                               its own key: the sources that it reads, by name; null: all named
         tuned: finished full on this dataset         the finished runs of a method below OUTPUT_DIR/runs
         tried: finished full in runs                 those in the folder that its own key `runs` names
 
-What is not one of the last five is a kind of artifact (`artifacts.py`), or several: `model|files`.
+What is not one of the last six is a kind of artifact (`artifacts.py`), or several: `model|files`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 from transfer_run.errors import UserError
 
-PATHS, BACKBONES, DATASETS, DATASET = "paths", "backbones", "datasets", "dataset"
+PATHS, BACKBONES, DATASETS, DATASET, SOURCES = "paths", "backbones", "datasets", "dataset", "sources"
 _FINISHED = re.compile(r"finished (?P<method>\S+)(?P<here> on this dataset)?(?: in (?P<folder>[\w.]+))?")
 _GRAMMAR = re.compile(
     r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?P<stage> of the stage before)?(?: in (?P<listed>[\w.]+))?"
@@ -71,8 +72,8 @@ class Read:
 
     @property
     def is_of_others(self) -> bool:
-        """Does it name files, backbones or data sets, and no kind of artifact?"""
-        return bool(set(self.kinds) & {PATHS, BACKBONES, DATASETS, DATASET})
+        """Does it name files, backbones, data sets or sources, and no kind of artifact?"""
+        return bool(set(self.kinds) & {PATHS, BACKBONES, DATASETS, DATASET, SOURCES})
 
     def is_key_of(self, node: Mapping[str, Any]) -> bool:
         """Is it one of the node's own keys, and not a name below `sources`?"""

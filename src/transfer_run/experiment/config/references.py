@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.backbones.weights.names import Weights
-from transfer_run.errors import UserError
+from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import fitting
-from transfer_run.experiment.config.reads import BACKBONES, Read, artifact_keys, keys, reads, value_at
+from transfer_run.experiment.config.reads import BACKBONES, SOURCES, Read, artifact_keys, keys, reads, value_at
 from transfer_run.files import user_path
 from transfer_run.run_folder import RESULT, finished_runs, read_result
 from transfer_run.words import named
@@ -166,6 +166,32 @@ def write_backbones(method: dict[str, Any]) -> None:
         members = [_name_and_weights(words, f"method.{entry.name}: {words}") for words in value or ()]
         written = [f"{name}:{weights}" if weights else name for name, weights in members]
         reduce(dict.__getitem__, parents, method)[leaf] = written if value else value
+
+
+def write_sources(values: dict[str, Any]) -> None:
+    """Fill in the method's keys that hold names of sources, in place: null or an empty list are all that are named.
+
+    A run has the sources that such a key lists and no others, so that a pool of them can stand in an experiment.
+
+    Raises:
+        UserError: a name that is no source, or stands twice.
+    """
+    method, named = values["method"], values["sources"]
+    for entry, value in list(keys(method, SOURCES)):
+        *parents, leaf = entry.name.split(".")
+        chosen = list(value or named)
+        for name in chosen:
+            if name not in named or chosen.count(name) > 1:
+                raise UserError(
+                    f"method.{entry.name} lists the source {name!r} twice."
+                    if name in named
+                    else f"method.{entry.name} lists a source {name!r}, and none of that name is given.",
+                    where=f"method.{entry.name}",
+                    nearest=[] if name in named else nearest_names(name, named) or sorted(named),
+                    remedy="" if name in named else f'sources.{name}="method=... dataset=..." (a run\'s words)',
+                )
+        reduce(dict.__getitem__, parents, method)[leaf] = chosen
+        values["sources"] = {name: named[name] for name in chosen}
 
 
 def _name_and_weights(words: str, where: str) -> tuple[str, str]:

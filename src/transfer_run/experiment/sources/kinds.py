@@ -14,7 +14,7 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import artifact, makes
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.config.reads import Read, reads, value_at
+from transfer_run.experiment.config.reads import SOURCES, Read, keys, reads, value_at
 from transfer_run.experiment.sources.source import Source
 
 
@@ -29,6 +29,13 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
     for entry in wanted.values():
         for kind in entry.kinds:
             artifact(kind, run.search_path, where=f"method={method['name']}: about.reads.{entry.name}")
+    for entry, listed in keys(method, SOURCES):
+        if not listed:
+            raise UserError(
+                f"method={method['name']} works on sources, and the run names none.",
+                where=f"sources, method.{entry.name}",
+                remedy='sources.NAME="method=... dataset=..." (a run\'s words), one or more',
+            )
     for source in sources:
         _check_kind(source, source.reference.kinds or _entry(source, wanted, method).kinds, run)
     named = {source.name for source in sources}

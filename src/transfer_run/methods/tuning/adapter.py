@@ -68,6 +68,7 @@ class Adapter(Method):
             "init": init, "init_std": init_std,
         }  # fmt: skip
         self.size, self.reduction = bottleneck, reduction
+        self.placement, self.train_norms = placement, train_norms
         self.adapters = nn.ModuleDict()
         names = ("mlp_out",) if placement == "pfeiffer" else [{"attention": "out", "mlp": "mlp_out"}[s] for s in sites]
         for target in find_targets(backbone, names, cross_attention=cross_attention, layers=layers):

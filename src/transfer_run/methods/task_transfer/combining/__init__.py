@@ -1,0 +1,1 @@
+"""What combines the adapters of several source tasks: the adapters themselves, scaling, attention over them."""
