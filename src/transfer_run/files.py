@@ -16,6 +16,11 @@ import yaml
 from transfer_run.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Where this user's machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transfer-run"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A neighbour of `path` to write to, which takes its place when the block ends: a reader sees the old file or the

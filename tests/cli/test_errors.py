@@ -11,6 +11,16 @@ import pytest
 
 from tests.cli.conftest import TOY, USER, Answer
 
+SEVERAL = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", "dataset.form=multi_label"]
+EARLY: list[tuple[str, list[str], str]] = [
+    ("a form that the data set has not", ["dataset=digits", "dataset.form=regression"], "one of classification"),
+    ("a metric of another form", [*SEVERAL, "dataset.metrics=[accuracy]"], "subset_accuracy"),
+    ("several labels for a model that writes", [*SEVERAL, "backbone=t5_tiny"], "does not answer"),
+    ("a merge of nothing", ["method=ties", "backbone=bert_tiny", "dataset=python_docs"], "sources.a="),
+    ("a merge of nothing without data", ["method=average", "dataset=none"], "method.models=[FOLDER,FOLDER]"),
+    ("taps of a backbone that is trained", ["method=lora", "cache.taps=disk"], "trains inside the backbone"),
+]
+"""What only the whole of the words tells; nothing heavy is imported for it either."""
 WRONG: list[tuple[str, list[str], str]] = [
     ("unknown key", ["method.dept=3"], "method.depth"),
     ("unknown key with a plus", ["+method.dept=3"], "method.depth"),
@@ -30,6 +40,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("images for a text model", ["dataset=suite/pictures"], "holds images"),
     ("a list for a group of keys", ["trainer=[1,2]"], "set them one by one"),
     ("a key that Hydra lacks", ["hydra.sweeper.foo=1"], "where:   hydra.sweeper.foo=1"),
+    *EARLY,
     ("missing file", ["dataset.path=no/such/file.csv"], "no/such/file.csv does not exist"),
     ("missing weights", ["backbone.weights=no/such/folder"], "no/such/folder does not exist"),
     ("no word", ["lst"], "method=lst"),
@@ -92,9 +103,9 @@ def test_nothing_heavy_is_imported_before_the_words_are_known_to_be_valid(tmp_pa
 import sys
 from transfer_run.cli import list as listing, run
 from transfer_run.cli.exits import exit_code
-toy = {list(TOY)!r}
+toy, early = {list(TOY)!r}, {[words for _, words, _ in EARLY]!r}
 for words in (["--help"], [*toy, "--cfg", "job"], [*toy, "--info", "defaults"], [*toy, "method.dept=1"], ["method=lts"],
-              [*toy, "method=for_cnns"], [*toy, "-m", "seed=0,x"], ["--shell-completion", "install=bash"]):
+              [*toy, "method=for_cnns"], *early, [*toy, "-m", "seed=0,x"], ["--shell-completion", "install=bash"]):
     exit_code(lambda: run.run(words))
 for kind in ("methods", "backbones", "datasets"):
     listing.show([kind])

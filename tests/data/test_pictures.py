@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.data.conftest import nodes
-from transfer_run.data.load import build_data
+from transfer_run.data.load import batch_spec, build_data
 from transfer_run.data.reading.pictures import in_8_bits
 from transfer_run.errors import UserError
 
@@ -202,3 +204,130 @@ def test_pictures_without_a_class_are_tested_and_not_scored(tmp_path: Path) -> N
         text = "\n".join([f"image{column}", *(lines * 5)])
         (tmp_path / "tables" / f"{split}.csv").write_text(text, encoding="utf-8")
     assert set(read(tmp_path / "tables").labels("test").tolist()) == {-100}
+
+
+# ---- archives and patterns
+def zipped(folder: Path, archive: Path, *more: tuple[str, str]) -> Path:
+    with zipfile.ZipFile(archive, "w") as held:
+        for file in sorted(folder.rglob("*")):
+            held.write(file, file.relative_to(folder.parent))
+        for name, text in more:
+            held.writestr(name, text)
+    return archive
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pixels(data: Any) -> list[tuple[str, int, float]]:
+    return [
+        (split, int(row["labels"]), float(row["pixel_values"].sum()))
+        for split in data.sizes
+        for row in data.split(split)[:]
+    ]
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+def test_a_folder_in_an_archive_is_that_folder(tmp_path: Path, cache: Path, splits: tuple[str, ...]) -> None:
+    for each in splits or (".",):
+        classes(tmp_path / "photos" / each, 10)
+    archive = zipped(tmp_path / "photos", tmp_path / "photos.zip", ("__MACOSX/photos/dark/._0.png", "x"))
+    found = read(archive)
+    assert pixels(found) == pixels(read(tmp_path / "photos"))
+    assert found.label_names == ("dark", "light")
+    assert "photos.zip: unpacked, and read in " in found.notes[0]
+    kept = list(cache.rglob("0.png"))
+    before = [file.stat().st_ino for file in kept]
+    read(archive)
+    assert [file.stat().st_ino for file in kept] == before, "it is unpacked once"
+    classes(tmp_path / "photos" / (splits or (".",))[-1], 11)
+    zipped(tmp_path / "photos", archive)
+    assert sum(rows(read(archive)).values()) == sum(rows(found).values()) + 2, "one that was written anew, anew"
+
+
+def test_an_archive_of_a_table_and_its_pictures(tmp_path: Path, cache: Path) -> None:
+    classes(tmp_path / "all" / "pictures")
+    lines = [f"pictures/{name}/{number}.png,{name}" for name in SHADES for number in range(10)]
+    (tmp_path / "all" / "train.csv").write_text("image,label\n" + "\n".join(lines))
+    assert pixels(read(zipped(tmp_path / "all", tmp_path / "all.zip"))) == pixels(read(tmp_path / "all" / "train.csv"))
+
+
+def test_an_archive_that_cannot_be_meant_is_refused(tmp_path: Path, cache: Path) -> None:
+    classes(tmp_path / "photos")
+    good = zipped(tmp_path / "photos", tmp_path / "photos.zip")
+    (tmp_path / "cut.zip").write_bytes(good.read_bytes()[:-200])
+    (tmp_path / "spoilt.zip").write_bytes(good.read_bytes().replace(b"IDAT", b"IDAX", 1))
+    zipped(tmp_path / "photos", tmp_path / "out.zip", ("../../evil.png", "x"))
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    says = {"cut": "cannot be unpacked", "spoilt": "cannot be unpacked", "out": "outside", "empty": "no files"}
+    for name, said in says.items():
+        with pytest.raises(UserError, match=said) as error:
+            read(tmp_path / f"{name}.zip")
+        assert str(tmp_path / f"{name}.zip") in error.value.where
+    assert not list(cache.rglob("*.png")), "nothing is half unpacked"
+
+
+@pytest.mark.parametrize("above", ["", "train"])
+def test_a_pattern_of_pictures(tmp_path: Path, above: str) -> None:
+    classes(tmp_path / "a" / above, 10)
+    classes(tmp_path / "b" / above, 4)
+    (tmp_path / "a" / above / "dark" / "notes.txt").write_text("x")
+    depth = "*/*/*" if above else "*/*"
+    assert sum(rows(read(tmp_path / f"[ab]/{depth}")).values()) == 28
+    assert "train: 1 file that is no picture (.txt) left out" in read(tmp_path / f"[ab]/{depth}").notes
+    if above:
+        classes(tmp_path / "b" / "Test", 3)
+        assert rows(read(tmp_path / "**" / "*.png"))["test"] == 6
+        classes(tmp_path / "c", 3)
+        with pytest.raises(UserError, match="others do not"):
+            read(tmp_path / "**" / "*.png")
+
+
+def test_a_pattern_of_tables_of_pictures(tmp_path: Path) -> None:
+    classes(tmp_path / "pictures")
+    for name in SHADES:
+        lines = [f"pictures/{name}/{number}.png,{name}" for number in range(10)]
+        (tmp_path / f"{name}.csv").write_text("image,label\n" + "\n".join(lines))
+    assert sorted(pixels(read(tmp_path / "*.csv"))) == sorted(pixels(read(tmp_path / "pictures")))
+
+
+def test_a_pattern_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    classes(tmp_path / "pictures")
+    (tmp_path / "pictures" / "dark" / "rows.csv").write_text("image,label\n0.png,dark\n")
+    with pytest.raises(UserError, match="pictures and tables"):
+        read(tmp_path / "pictures" / "**")
+    with pytest.raises(UserError, match="no picture and no table"):
+        read(tmp_path / "pictures" / "*")
+
+
+# ---- several labels a picture
+def test_several_labels_stand_in_a_table(tmp_path: Path) -> None:
+    classes(tmp_path / "pictures")
+    said = ["cat|dog", "cat", "", "dog"]
+    lines = [f"pictures/dark/{number}.png,{said[number]}" for number in range(4)]
+    (tmp_path / "rows.csv").write_text("image,label\n" + "\n".join(lines))
+    words = ("dataset.form=multi_label", "dataset.metrics=[micro_f1]", "dataset.split_shares={validation: 0, test: 0}")
+    data = read(tmp_path / "rows.csv", *words)
+    assert (data.label_names, data.task.num_labels) == (("cat", "dog"), 2)
+    batch = next(iter(data.loader("train", batch_size=4, shuffle=False)))
+    assert batch["labels"].tolist() == [[1, 1], [1, 0], [-100, -100], [0, 1]]
+    assert batch["labels"].is_floating_point()
+    assert "train: 1 of 4 rows have no label; not learned from" in data.notes
+    with pytest.raises(UserError, match="have no classes"):
+        data.labels("train")
+    (tmp_path / "test.csv").write_text("image\npictures/light/0.png\n")
+    (tmp_path / "rows.csv").rename(tmp_path / "train.csv")
+    test = read(tmp_path / "t*.csv", *words).split("test")[0]
+    assert test["labels"] == [-100, -100]
+    for place in (tmp_path / "pictures", tmp_path / "pictures" / "*" / "*.png"):
+        with pytest.raises(UserError, match="several labels stand in a table"):
+            read(place, *words)
+
+
+def test_several_labels_fill_the_planned_batch(tmp_path: Path) -> None:
+    node, model = nodes("dataset=image_folder", "backbone=vit_tiny", "dataset.form=multi_label", "dataset.num_labels=3")
+    assert batch_spec(node, model, 5)["labels"] == ((5, 3), torch.float32)

@@ -99,7 +99,8 @@ def test_texts_begin_from_the_runs_own_columns(tmp_path: Path) -> None:
     ("tests", "says"),
     [
         ('{a: "text_file path=x"}', "text_file"),
-        ('{a: "digits form=regression"}', "form is regression"),
+        ('{a: "digits form=regression"}', "form must be one of classification"),
+        ('{a: "image_folder path=. form=multi_label"}', "form is multi_label"),
         ('{a: "digits clases=[1,2]"}', "clases"),
         ("{a.b: digits}", "name of letters"),
         ('{a: ""}', "Nothing is named where a data set must be"),

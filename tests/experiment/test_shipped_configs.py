@@ -16,6 +16,7 @@ from transfer_run.experiment.config.compatibility import check_fit, reads
 from transfer_run.experiment.config.compose import GROUPS, compose
 from transfer_run.experiment.config.composed import Run
 from transfer_run.files import read_yaml
+from transfer_run.methods.build import method_class
 
 METHOD_ABOUT = {"title", "target", "family", "shape"}
 SHAPES = {"tune", "stage", "combine", "distil", "score", "reshape"}
@@ -178,3 +179,20 @@ def test_every_file_begins_with_what_it_is() -> None:
         and "\n    does: " not in path.read_text()
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize("name", shipped("dataset"))
+def test_a_data_set_says_which_forms_it_poses(name: str) -> None:
+    """One that a word could give another form would be read as what it is not."""
+    node = plain("dataset", name)["dataset"]
+    forms = node["about"].get("options", {}).get("form", ())
+    assert node["form"] in forms
+
+
+def test_what_trains_inside_says_so_truly() -> None:
+    """Its class has a backward through the backbone, so that no taps could be kept."""
+    about = {name: plain("method", name)["method"]["about"] for name in shipped("method")}
+    inside = [name for name, said in about.items() if said.get("trains_inside")]
+    assert {"full", "lora", "peft/dora", "zscl"} <= set(inside)
+    for name in inside:
+        assert method_class(about[name]["target"]).needs_backbone_gradient, name

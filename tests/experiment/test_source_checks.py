@@ -152,7 +152,7 @@ class TestDeclarations:
         found = {entry.name: reads(entry.content["method"]) for entry in registry.entries("method")}
         assert found["zscl"] == [Read("teacher", ("model",), key="distill.teacher", values=("source",))]
         assert found["full"] == []
-        assert found["ties"][0] == Read("*", ("model",), optional=True)
+        assert found["ties"][0] == Read("*", ("model",), other="models")
         assert found["tmi"][2] == Read("tuned", method="{reference_method}", here=True)
         assert found["vqt"][0].stage
 

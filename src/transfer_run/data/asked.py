@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transfer_run.errors import UserError
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -51,3 +53,13 @@ ASKED = {
 def asked(dataset: Mapping[str, Any]) -> Asked:
     """What the form of a composed `dataset` node asks."""
     return ASKED.get(dataset["form"], Asked())
+
+
+def refuse_without_classes(dataset: Mapping[str, Any]) -> None:
+    """UserError for whoever asks for the class of each row where rows have none, or several."""
+    if not asked(dataset).classes:
+        raise UserError(
+            f"Rows of {dataset['form']} have no classes.",
+            where=f"dataset={dataset['name']}",
+            remedy="choose a dataset of classification",
+        )

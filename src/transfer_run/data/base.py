@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import numpy as np
 import torch
 
-from transfer_run.data.asked import asked
+from transfer_run.data.asked import refuse_without_classes
 from transfer_run.data.long_tail import LONG_TAIL, long_tailed, with_counts
 from transfer_run.data.loss import with_loss
 from transfer_run.data.rows.beside import Beside
@@ -136,12 +136,7 @@ class DataModule(ABC):
         Raises:
             UserError: its rows have no classes.
         """
-        if not asked(self.dataset).classes:
-            raise UserError(
-                f"Rows of {self.dataset['form']} have no classes.",
-                where=f"dataset={self.dataset['name']}",
-                remedy="choose a dataset of classification",
-            )
+        refuse_without_classes(self.dataset)
         labels = self.labels("train")
         return np.bincount(labels[labels >= 0], minlength=self.described.num_labels).astype(np.int64)
 

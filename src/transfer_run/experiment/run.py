@@ -20,6 +20,7 @@ from transfer_run.experiment.planning.preflight import check_before
 from transfer_run.experiment.record.log import LOG, run_log
 from transfer_run.experiment.record.state import held
 from transfer_run.experiment.record.summary import show_result
+from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, source_tree, sources_of
 from transfer_run.experiment.sources.source import Tree
 from transfer_run.files import make_folder
@@ -63,6 +64,7 @@ def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
     if export:
         make_folder(check_target(folder, Path(export)).parent, f"export={export}")
     if read_result(folder) is None or force:
+        check_sources(run, sources_of(run))  # what the words alone tell leaves no folder behind
         with held(folder) as lock:
             if read_result(folder) is None or force:
                 _carry_out(run, chain, lock)

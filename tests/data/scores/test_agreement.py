@@ -22,7 +22,9 @@ from sklearn.metrics import (
 from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.data.scores.classes import CLASSES
 from transfer_run.data.scores.labels import LOSSES, MEAN, TEXTS, VALUES, Scores
-from transfer_run.data.scores.retrieval import NAMES, RSUM, RetrievalScores
+from transfer_run.data.scores.names import RETRIEVAL as NAMES
+from transfer_run.data.scores.names import RSUM
+from transfer_run.data.scores.retrieval import RetrievalScores
 from transfer_run.task import Task
 
 Rows = tuple[np.ndarray, np.ndarray]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from transfer_run.data.scores import retrieval as retrieval_scores
-from transfer_run.data.scores.retrieval import NAMES, RetrievalScores, first_ranks
+from transfer_run.data.scores.names import RETRIEVAL as NAMES
+from transfer_run.data.scores.retrieval import RetrievalScores, first_ranks
 from transfer_run.errors import UserError
 from transfer_run.task import Task
 

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from transfer_run.data.images.image_text import Captioned
-from transfer_run.data.reading.table import Table, existing, path_of, read_files, read_folder
-from transfer_run.data.reading.text_tables import dialect_of
+from transfer_run.data.reading.archive import place_of
+from transfer_run.data.reading.table import Table, path_of, split_tables
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.errors import UserError
 
@@ -66,8 +66,9 @@ Items = TypeVar("Items", bound=TableItems)
 def captioned_splits(
     dataset: Mapping[str, Any], what: str, items: type[Items], notes: list[str]
 ) -> dict[str, Captioned[Items]]:
-    """The splits of `dataset.path`: a table, or a folder with tables named train, validation and test. One that is
-    missing is taken from train, whole items with all their captions (`dataset.split_shares`).
+    """The splits of `dataset.path`: a table, a folder (or .zip) with tables named train, validation and test, or a
+    pattern of tables. One that is missing is taken from train, whole items with all their captions
+    (`dataset.split_shares`).
 
     Args:
         what: `image` or `video`, which begins the names of the keys `WHAT_column` and `WHAT_folder`.
@@ -77,10 +78,8 @@ def captioned_splits(
         UserError: a column, an item or a caption is missing; with its file and row.
     """
     path = path_of(dataset)
-    found = existing(path)
-    root = Path(dataset.get(f"{what}_folder") or (found.parent if found.is_file() else found)).expanduser()
-    dialect = dialect_of(dataset)
-    tables = {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
+    tables, folder = split_tables(dataset, SPLITS, place_of(path, notes))
+    root = Path(dataset.get(f"{what}_folder") or folder).expanduser()
     notes += [note for table in tables.values() for note in table.notes]
     splits = {name: _captioned(table, dataset, what, items, root) for name, table in tables.items()}
     unlabelled = {name: split.images.labels for name, split in splits.items()}

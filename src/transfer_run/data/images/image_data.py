@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from transfer_run.backbones.declared import family_of
+from transfer_run.data.asked import asked, refuse_without_classes
 from transfer_run.data.base import DataModule, Example
 from transfer_run.data.images.augment import build_augment
 from transfer_run.data.images.transform import Transform, image_node
-from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled
+from transfer_run.data.reading.labels import said_of_classes, said_of_unlabelled
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError
@@ -27,7 +28,8 @@ Decoded = TypeVar("Decoded")
 
 
 class ImageRows(Protocol):
-    """One split of an image dataset before decoding; `labels` are class numbers, -1 where a row has none."""
+    """One split of an image dataset before decoding; `labels` (n,) are class numbers, or (n, classes) say which of
+    several labels a row has; -1 where that is not known."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -131,20 +133,25 @@ class ImageData(DataModule):
     @classmethod
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
         shape = Transform(image_node(dataset, backbone)).shape
-        return {"pixel_values": ((batch_size, *shape), torch.float32), "labels": ((batch_size,), torch.int64)}
+        several = asked(dataset).several
+        labels = ((batch_size, class_count(dataset)), torch.float32) if several else ((batch_size,), torch.int64)
+        return {"pixel_values": ((batch_size, *shape), torch.float32), "labels": labels}
 
     # ---- reading
     def read(self) -> dict[str, int]:
         self.images = self.read_images()
         for name, rows in self.images.items():
-            missing = sum(map(is_unlabelled, rows.labels.tolist()))
+            unknown = np.asarray(rows.labels) < 0
+            missing = int((unknown if unknown.ndim == 1 else unknown.any(1)).sum())
             self.notes += said_of_unlabelled(name, missing, len(rows.labels))
-        if "train" in self.images:
+        if "train" in self.images and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(self.images["train"].labels), self.label_names)
         return {name: len(rows.labels) for name, rows in self.images.items()}
 
     def labels(self, split: str) -> np.ndarray:
         rows = len(self.split(split))  # reads the data, or says that there is no such split
+        if asked(self.dataset).several:
+            refuse_without_classes(self.dataset)
         found = np.asarray(self.images[split].labels, dtype=np.int64)[self.subset.get(split, slice(rows))]
         return np.where(found < 0, -100, found)
 
@@ -154,8 +161,8 @@ class ImageData(DataModule):
             pixels = self.augment(image, (self.seed, draw.epoch, draw.row))
         else:
             pixels = self._once(split, self.transform, split, draw.row)
-        label = int(self.images[split].labels[draw.row])
-        return {"pixel_values": pixels, "labels": -100 if is_unlabelled(label) or not draw.scored else label}
+        labels = np.asarray(self.images[split].labels[draw.row])
+        return {"pixel_values": pixels, "labels": np.where((labels < 0) | (not draw.scored), -100, labels).tolist()}
 
     def _once(self, kind: str, decode: Callable[[Image.Image], Any], split: str, row: int) -> Any:
         """An image decoded in one of two ways; with `keep_in_memory` only once."""
@@ -171,9 +178,10 @@ class ImageData(DataModule):
         return self.images[split].name(row)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
+        kind = torch.float32 if asked(self.dataset).several else torch.int64
         return {
             "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-            "labels": torch.tensor([example["labels"] for example in examples]),
+            "labels": torch.tensor([example["labels"] for example in examples], dtype=kind),
         }
 
     @property
@@ -183,7 +191,7 @@ class ImageData(DataModule):
     @property
     def transform_description(self) -> dict[str, Any]:
         image = {key: self.backbone["image"][key] for key in ("size", "channels", "mean", "std", "interpolation")}
-        return {"reads": "images", "image": image, "form": "classification", "label_names": list(self.label_names)}
+        return {"reads": "images", "image": image, "form": self.dataset["form"], "label_names": list(self.label_names)}
 
 
 def decoded(transform: Callable[[Image.Image], Decoded], rows: ImageRows, row: int) -> Decoded:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_run.data.reading.table import is_table
+from transfer_run.data.reading.archive import is_archive, unpacked
+from transfer_run.data.reading.table import fitting, fixed_part, is_pattern, is_table
 from transfer_run.data.reading.text_tables import Dialect, dialect_of, kind_of, read_text_table
 from transfer_run.errors import UserError
 
@@ -27,19 +28,26 @@ def named_files(dataset: Mapping[str, Any], path: Path) -> list[tuple[str, Path]
     None where a table cannot be read: whoever reads the data says why.
     """
     elsewhere = dataset["about"]["elsewhere"]
-    root = Path(dataset.get(elsewhere.get("folder") or "") or (path if path.is_dir() else path.parent)).expanduser()
-    tables = [path]
-    if path.is_dir():
-        folders = [folder for folder in (path, path / "data") if folder.is_dir()]
-        tables = sorted(file for folder in folders for file in folder.iterdir() if file.is_file() and is_table(file))
     names: dict[str, None] = {}
     try:
+        tables, folder = _tables(unpacked(path) if is_archive(path) else path)
+        root = Path(dataset.get(elsewhere.get("folder") or "") or folder).expanduser()
         for table in tables:
             for name in _named_in(table, dataset.get(elsewhere["column"]), dialect_of(dataset)):
                 names[name] = None
     except (UserError, OSError, ValueError):
         return None
     return [(name, _found(root / Path(name).expanduser(), elsewhere.get("ending") or "")) for name in names]
+
+
+def _tables(path: Path) -> tuple[list[Path], Path]:
+    """The tables that a path or a pattern names, and the folder that relative names in them start from."""
+    if is_pattern(str(path)):
+        return [file for file in fitting(str(path)) if is_table(file)], fixed_part(str(path))
+    if not path.is_dir():
+        return [path], path.parent
+    folders = [folder for folder in (path, path / "data") if folder.is_dir()]
+    return sorted(file for folder in folders for file in folder.iterdir() if file.is_file() and is_table(file)), path
 
 
 def _found(file: Path, ending: str) -> Path:

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from transfer_run.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+"""What the folder of a split is called."""
 LEFTOVERS = ("__MACOSX", "$RECYCLE.BIN", "System Volume Information")
 """Folders that archives and systems leave behind; names that begin with a dot are such, too."""
 ENDS = {b"\x89PNG": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
@@ -60,6 +62,31 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
                 yield from _walk(Path(entry.path), (*above, real))
             else:
                 yield Path(entry.path)
+
+
+def split_of(folder: str) -> str:
+    """The split that a folder's name stands for, in any case; "": none."""
+    return next((split for split, names in FOLDERS.items() if folder.lower() in names), "")
+
+
+def sorted_out(pictures: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
+    """Pictures of a pattern by split and class: the class is the folder that one stands in, the split the folder above
+    where that is named after one. All of them are train where none is.
+
+    Raises:
+        UserError: some folders above are splits, and others are not.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}
+    for picture in pictures:
+        found.setdefault(split_of(picture.parent.parent.name), {}).setdefault(picture.parent.name, []).append(picture)
+    if "" in found and len(found) > 1:
+        one, other = (next(iter(next(iter(found[split].values())))) for split in ("", max(found)))
+        raise UserError(
+            f"Some of the pattern's pictures stand in folders of splits ({other.parent}), others do not.",
+            where=str(one.parent),
+            remedy="let the pattern fit SPLIT/CLASS/PICTURE alone, or CLASS/PICTURE alone",
+        )
+    return {"train": found[""]} if "" in found else found
 
 
 def said_of(left_out: Mapping[str, int]) -> str:

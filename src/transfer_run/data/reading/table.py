@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from transfer_run.data.reading.pictures import is_leftover
-from transfer_run.data.reading.text_tables import Dialect, kind_of, read_text_table, stem_of
+from transfer_run.data.reading.text_tables import Dialect, dialect_of, kind_of, read_text_table, stem_of
 from transfer_run.errors import UserError, nearest_names
 
 FORMATS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt")
@@ -108,9 +108,42 @@ def read_folder(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> d
     return read
 
 
+def split_tables(dataset: Mapping[str, Any], splits: Sequence[str], path: str = "") -> tuple[dict[str, Table], Path]:
+    """The tables that `dataset.path` holds, or that it fits as a pattern, by split (one file alone is the first of
+    `splits`), and the folder that relative names in them start from.
+
+    Args:
+        path: what is read in the place of `dataset.path`.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    path, dialect = path or path_of(dataset), dialect_of(dataset)
+    if is_pattern(path):
+        return read_pattern(path, splits, dialect), fixed_part(path)
+    found = existing(path)
+    if found.is_file():
+        return {splits[0]: read_files([found], dialect)}, found.parent
+    return read_folder(path, splits, dialect), found
+
+
 def is_pattern(path: str) -> bool:
     """Is this a pattern of files (`shards/*.csv`), and no file that is called so?"""
     return glob.has_magic(path) and not Path(path).expanduser().exists()
+
+
+def fixed_part(pattern: str) -> Path:
+    """The folder before the first wildcard: where relative names in the tables of a pattern start."""
+    path = Path(pattern).expanduser()
+    return next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+
+
+def fitting(pattern: str) -> list[Path]:
+    """The files that a pattern fits, by path, without leftovers of archives."""
+    root, found = fixed_part(pattern), sorted(map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True)))
+    return [
+        file for file in found if file.is_file() and not any(is_leftover(part) for part in file.relative_to(root).parts)
+    ]
 
 
 def read_pattern(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> dict[str, Table]:
@@ -120,8 +153,7 @@ def read_pattern(path: str, splits: Sequence[str], dialect: Dialect = PLAIN) -> 
     Raises:
         UserError: it fits none.
     """
-    fitting = sorted(map(Path, glob.glob(str(Path(path).expanduser()), recursive=True)))
-    files = [file for file in fitting if file.is_file() and is_table(file)]
+    files = [file for file in fitting(path) if is_table(file)]
     if not files:
         raise UserError(
             "The pattern fits no table.",

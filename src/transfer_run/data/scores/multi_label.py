@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from transfer_run.backbones.base import Batch
-from transfer_run.data.scores.names import check_names
+from transfer_run.data.scores.names import check_metrics
 from transfer_run.task import Task
 
 Rows = np.ndarray
@@ -95,7 +95,7 @@ class MultiLabelScores(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task, self.kept = task, _Kept()
-        check_names(task.metrics, SCORES, "several labels a row")
+        check_metrics("multi_label", task.metrics)
 
     def better(self, first: float, second: float) -> bool:
         """Is `first` the better value of the headline? All are shares."""

@@ -18,15 +18,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from transfer_run.backbones.base import Batch
-from transfer_run.data.scores.names import check_names
+from transfer_run.data.scores.names import DEPTHS, OF_VIDEOS, RSUM, check_metrics
 from transfer_run.task import Task
 
-DEPTHS = (1, 5, 10)
-DIRECTIONS = ("image_to_text", "text_to_image")
-RSUM = "rsum"
-NAMES = (RSUM, *(f"{direction}_r{depth}" for direction in DIRECTIONS for depth in DEPTHS))
-OF_VIDEOS = {name.replace("image", "video"): name for name in NAMES}
-"""What the scores are called where what is found, or looked for by a text, is a video."""
 QUERIES_AT_ONCE = 1024
 """Rows of the similarity matrix that are there at a time."""
 
@@ -95,8 +89,7 @@ class RetrievalScores(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task, self.pairs = task, Pairs()
-        known = OF_VIDEOS if any("video" in name for name in task.metrics) else NAMES
-        check_names(task.metrics, known, "retrieval")
+        check_metrics("retrieval", task.metrics)
 
     def better(self, first: float, second: float) -> bool:
         """Is `first` the better value of the headline? All of them are shares, or sums of shares, of what was found."""

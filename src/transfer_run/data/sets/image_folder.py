@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from transfer_run.data.asked import asked
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
+from transfer_run.data.reading.archive import place_of
 from transfer_run.data.reading.labels import UNLABELLED, class_labels, shortened
-from transfer_run.data.reading.pictures import SUFFIXES, check_whole, folders_in, pictures_below, said_of
-from transfer_run.data.reading.table import FORMATS, Table, existing, is_table, path_of, read_files, read_folder
-from transfer_run.data.reading.text_tables import dialect_of
+from transfer_run.data.reading.pictures import (
+    SUFFIXES,
+    check_whole,
+    folders_in,
+    pictures_below,
+    said_of,
+    sorted_out,
+    split_of,
+)
+from transfer_run.data.reading.several import Several, several_labels
+from transfer_run.data.reading.table import (
+    FORMATS,
+    Table,
+    existing,
+    fitting,
+    is_pattern,
+    is_table,
+    path_of,
+    read_files,
+    read_folder,
+    split_tables,
+)
+from transfer_run.data.reading.text_tables import dialect_of, kind_of
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.task import Task
 
-_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
-
 
 class ImageFolder(ImageData):
     """`dataset.path` is a folder of class folders, of split folders with class folders, of tables named by split
-    (.parquet and others, images as bytes or paths), or one such table.
+    (.parquet and others, images as bytes or paths), such a folder as a .zip, one such table, or a pattern of pictures
+    or tables. Several labels a picture (`dataset.form=multi_label`) stand in tables.
 
     A split that is missing is taken from train (`dataset.split_shares`). Class names come from the config
     (`label_names`, which also fixes their order), else from the data.
@@ -41,8 +62,10 @@ class ImageFolder(ImageData):
 
     def read_images(self) -> dict[str, ImageRows]:
         path = path_of(self.dataset)
-        found = self.found_images(existing(path))
-        parts = completed({n: rows.labels for n, rows in found.items()}, self.dataset["split_shares"], path)
+        place = place_of(path, self.notes)
+        found = self._fitting(place) if is_pattern(place) else self.found_images(existing(place))
+        strata = {n: rows.labels if rows.labels.ndim == 1 else np.zeros(len(rows.labels)) for n, rows in found.items()}
+        parts = completed(strata, self.dataset["split_shares"], path)
         return {name: chosen(found[source], rows) for name, (source, rows) in parts.items()}
 
     def found_images(self, folder: Path) -> dict[str, ImageRows]:
@@ -60,51 +83,96 @@ class ImageFolder(ImageData):
             return {name: self._of_table(table, folder, name) for name, table in tables.items()}
         return self._of_folders({"train": folder})
 
+    def _fitting(self, pattern: str) -> dict[str, ImageRows]:
+        """The pictures, or the tables of them, that a pattern fits."""
+        files = fitting(pattern)
+        pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
+        tables = [file for file in files if is_table(file) and kind_of(file) != ".txt"]
+        if bool(pictures) == bool(tables):
+            raise UserError(
+                f"The pattern fits {'pictures and tables' if pictures else 'no picture and no table of pictures'}.",
+                where=f"dataset.path={pattern}",
+                remedy="let it fit CLASS/PICTURE ('photos/*/*.png'), or tables ('shards/*.parquet'); ** goes through "
+                "folders",
+            )
+        if tables:
+            read, folder = split_tables(self.dataset, SPLITS, pattern)
+            return {name: self._of_table(table, folder, name) for name, table in read.items()}
+        splits = sorted_out(pictures)
+        left_out = Counter(file.suffix.lower() or file.name for file in files if file not in set(pictures))
+        names = self._class_names(sorted(splits.get("train", next(iter(splits.values())))), pattern)
+        return {
+            split: self._of_pictures(split, classes, names, left_out if split == next(iter(splits)) else {}, pattern)
+            for split, classes in splits.items()
+        }
+
     def _of_table(self, table: Table, root: Path = Path(), split: str = "train") -> ImageRows:
         table, image, label = table_images(table, self.dataset.get("image_column"), self.dataset.get("label_column"))
         self.notes += table.notes
         if label not in table.rows.column_names and (split == "test" or self.dataset["split_shares"]["test"] == 1):
             self.notes.append(f"test: there is no column '{label}'")
-            return TableImages(table, image, np.full(len(table), UNLABELLED), root)
+            return TableImages(table, image, self._without_labels(len(table)), root)
         table.require([label], "dataset.label_column")
-        names = self._names or self.dataset.get("label_names")
-        labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels") or None)
+        names, count = self._names or self.dataset.get("label_names"), self.dataset.get("num_labels") or None
+        if asked(self.dataset).several:
+            several, self._names = several_labels(table, label, names, count)
+            return TableImages(table, image, _matrix(several, len(self._names)), root)
+        labels, self._names = class_labels(table, label, names, count)
         return TableImages(table, image, labels, root)
 
-    def _of_folders(self, splits: Mapping[str, Path]) -> dict[str, ImageRows]:
-        names = list(self.dataset.get("label_names") or class_folders(next(iter(splits.values()))))
+    def _class_names(self, found: list[str], where: str) -> list[str]:
+        """The classes in order, of `found` where the config names none."""
+        names = list(self.dataset.get("label_names") or found)
         count = self.dataset.get("num_labels")
+        if asked(self.dataset).several:
+            raise UserError(
+                "A folder says one class of its pictures; several labels stand in a table.",
+                where=f"{where}, dataset.form={self.dataset['form']}",
+                remedy="name a table of pictures with a column of lists or of names between bars (cat|dog)",
+            )
         if count is not None and count != len(names):
             raise UserError(
                 f"There are {len(names)} class folders, dataset.num_labels is {count}.",
-                where=str(next(iter(splits.values()))),
+                where=where,
                 remedy=f"dataset.num_labels={len(names)}",
             )
         self._names = tuple(names)
+        return names
+
+    def _of_folders(self, splits: Mapping[str, Path]) -> dict[str, ImageRows]:
+        first = next(iter(splits.values()))
+        names = self._class_names(class_folders(first), str(first))
         return {name: self._images_below(name, folder, names) for name, folder in splits.items()}
 
     def _images_below(self, split: str, folder: Path, names: list[str]) -> FileImages:
         if split == "test" and not folders_in(folder):
             return self._unlabelled(folder)
-        for name in class_folders(folder):
+        below = {name: pictures_below(folder / name) for name in class_folders(folder)}
+        left_out = sum((others for name, (_, others) in below.items() if name in names), Counter[str]())
+        return self._of_pictures(split, {name: found for name, (found, _) in below.items()}, names, left_out, folder)
+
+    def _of_pictures(
+        self,
+        split: str,
+        classes: Mapping[str, list[Path]],
+        names: list[str],
+        left_out: Mapping[str, int],
+        where: Path | str,
+    ) -> FileImages:
+        """The pictures of each class of a split, in the order of `names`."""
+        for name, pictures in classes.items():
             if name not in names:
                 raise UserError(
                     f"The class '{name}' is not among the {len(names)} of the training split or dataset.label_names.",
-                    where=str(folder / name),
+                    where=str(pictures[0].parent if pictures else f"{where}/{name}"),
                     nearest=nearest_names(name, names),
                     remedy="rename the folder, or name all classes: dataset.label_names=[...]",
                 )
-        paths: list[Path] = []
-        labels: list[int] = []
-        left_out: Counter[str] = Counter()
-        for number, name in enumerate(names):
-            images, others = pictures_below(folder / name) if (folder / name).is_dir() else ([], Counter[str]())
-            paths += images
-            labels += [number] * len(images)
-            left_out += others
+        paths = [path for name in names for path in classes.get(name, ())]
+        labels = [number for number, name in enumerate(names) for _ in classes.get(name, ())]
         if not paths:
             remedy = f"images end in {', '.join(SUFFIXES)}"
-            raise UserError("The folder holds no images.", where=str(folder), remedy=remedy)
+            raise UserError("The folder holds no images.", where=str(where), remedy=remedy)
         self._say(split, names, labels, left_out)
         if split != "train":
             check_whole(paths)
@@ -119,15 +187,27 @@ class ImageFolder(ImageData):
         if said := said_of(left_out):
             self.notes.append(f"test: {said} left out")
         check_whole(paths)
-        return FileImages(paths, np.full(len(paths), UNLABELLED))
+        return FileImages(paths, self._without_labels(len(paths)))
 
-    def _say(self, split: str, names: list[str], labels: list[int], left_out: Counter[str]) -> None:
+    def _without_labels(self, rows: int) -> np.ndarray:
+        several = asked(self.dataset).several
+        return np.full((rows, len(self._names or self.label_names)) if several else rows, UNLABELLED)
+
+    def _say(self, split: str, names: list[str], labels: list[int], left_out: Mapping[str, int]) -> None:
         """What a user may not expect of a split, as notes."""
         if said := said_of(left_out):
             self.notes.append(f"{split}: {said} left out")
         without = [name for number, name in enumerate(names) if number not in set(labels)]
         if without:
             self.notes.append(f"{split}: no picture of {', '.join(without[:8])}{', ...' * (len(without) > 8)}")
+
+
+def _matrix(labels: Sequence[Several], classes: int) -> np.ndarray:
+    """(n, classes), 1 where a picture has a label; a row of -1 where it is not known which it has."""
+    found = np.zeros((len(labels), classes), dtype=np.int64)
+    for row, numbers in enumerate(labels):
+        found[row, slice(None) if numbers is None else list(numbers)] = UNLABELLED if numbers is None else 1
+    return found
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -152,9 +232,8 @@ def split_folders(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, list[Path]] = {}
     for path in folders_in(folder):
-        for split, names in _FOLDERS.items():
-            if path.name.lower() in names:
-                found.setdefault(split, []).append(path)
+        if split := split_of(path.name):
+            found.setdefault(split, []).append(path)
     twice = next((paths for paths in found.values() if len(paths) > 1), None)
     if twice:
         raise UserError(

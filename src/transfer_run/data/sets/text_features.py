@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from transfer_run.data.reading.archive import place_of
 from transfer_run.data.reading.labels import check_texts
-from transfer_run.data.reading.table import Table, existing, path_of
-from transfer_run.data.rows.splits import completed
-from transfer_run.data.sets.text_files import split_tables
+from transfer_run.data.reading.table import Table, path_of, split_tables
+from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.visual_text import Visual, VisualText
 from transfer_run.errors import UserError
@@ -43,15 +43,14 @@ class TextFeatures(VisualText):
 
     def read_rows(self) -> dict[str, TextRows]:
         path = path_of(self.dataset)
-        found = existing(path)
-        tables = split_tables(self.dataset)
+        tables, folder = split_tables(self.dataset, SPLITS, place_of(path, self.notes))
         self.notes += [note for table in tables.values() for note in table.notes]
         for table in tables.values():
             self._check_columns(table)
         tables = _whole_images(tables, self.dataset["feature_column"], self.dataset["split_shares"], path)
         known: set[Path] = set()
         for name, table in tables.items():
-            self.files[name] = self._files(table, found.parent if found.is_file() else found, known)
+            self.files[name] = self._files(table, folder, known)
         columns, label = list(self.dataset["text_columns"]), self.dataset["label_column"]
         return {
             name: TextRows(

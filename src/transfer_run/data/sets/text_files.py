@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.reading.labels import UNLABELLED, check_texts, check_trained, class_labels, value_labels
 from transfer_run.data.reading.several import several_labels
-from transfer_run.data.reading.table import Table, existing, is_pattern, path_of, read_files, read_folder, read_pattern
-from transfer_run.data.reading.text_tables import dialect_of
+from transfer_run.data.reading.table import Table, path_of, split_tables
 from transfer_run.data.rows.splits import SPLITS, completed
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
@@ -45,7 +42,7 @@ class TextFiles(TextData):
         return self._names or super().label_names
 
     def read_rows(self) -> dict[str, TextRows]:
-        tables = split_tables(self.dataset)
+        tables, _ = split_tables(self.dataset, SPLITS)
         self.notes += [note for table in tables.values() for note in table.notes]
         rows = {name: self._rows(table, name) for name, table in tables.items()}
         strata = {name: self._strata(rows[name]) for name in rows}
@@ -81,15 +78,6 @@ class TextFiles(TextData):
 
     def _strata(self, rows: TextRows) -> np.ndarray:
         return np.asarray(rows.labels) if asked(self.dataset).classes else np.zeros(len(rows))
-
-
-def split_tables(dataset: Mapping[str, Any]) -> dict[str, Table]:
-    """The tables that `dataset.path` holds, or that it fits as a pattern, by split; one file alone is `train`."""
-    path, dialect = path_of(dataset), dialect_of(dataset)
-    if is_pattern(path):
-        return read_pattern(path, SPLITS, dialect)
-    found = existing(path)
-    return {"train": read_files([found], dialect)} if found.is_file() else read_folder(path, SPLITS, dialect)
 
 
 def _chosen(rows: TextRows, picked: list[int]) -> TextRows:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from transfer_run.backbones.declared import family_of
-from transfer_run.data.asked import asked
+from transfer_run.data.asked import asked, refuse_without_classes
 from transfer_run.data.base import DataModule
 from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled
 from transfer_run.data.rows.sampling import Draw
@@ -144,12 +144,8 @@ class TextData(DataModule):
     def labels(self, split: str) -> np.ndarray:
         rows = len(self.split(split))
         encoder = self.encoders[split]
-        if not asked(self.dataset).classes or not isinstance(encoder, Labelled):
-            raise UserError(
-                f"Rows of {self.dataset['form']} have no classes.",
-                where=f"dataset={self.dataset['name']}",
-                remedy="choose a dataset of classification",
-            )
+        refuse_without_classes(self.dataset)
+        assert isinstance(encoder, Labelled)
         found = np.asarray(encoder.rows.labels, dtype=np.int64)[self.subset.get(split, slice(rows))]
         return np.where(found < 0, -100, found)
 

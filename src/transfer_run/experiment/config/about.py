@@ -59,7 +59,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "needs": Fact("str", "what it needs of a backbone, for the message to whoever chooses another one"),
         "tower": Fact(["both"], "it uses both towers of a two-tower backbone, whatever the data set asks"),
         "pretrained": Fact("bool", "false: it starts from random weights, whatever the backbone names"),
-        "through_backbone": Fact("bool", "true: its backward visits the backbone's blocks though they are frozen"),
+        "trains_inside": Fact("bool", "true: it always trains within the backbone, so that no taps can be kept"),
         "reads": Fact("dict", "the runs, files, backbones, ... that it reads, by name or key of its own (`reads.py`)"),
         "takes": Fact("dict", "what data sets hold beside their examples (`gives`), and its own key that is as wide"),
         "saves": Fact(["activations", "states"], "what a plan's advice says that it saves, if well known for it"),

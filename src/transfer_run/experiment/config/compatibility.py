@@ -10,6 +10,7 @@ from transfer_run.backbones.declared import HAS, PAIRS, TEXT, Family, families, 
 from transfer_run.data.images.operations import operations
 from transfer_run.data.long_tail import check_long_tail
 from transfer_run.data.loss import check_loss
+from transfer_run.data.scores.names import check_metrics
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.methods.known_forms import check_form
@@ -47,9 +48,11 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
             _check_readable(method, backbone, node, list(family_of(backbone).reads), folders, f"dataset.{key}.{name}")
     _check_scored(dataset)
     _check_form(method, backbone, dataset, folders)
+    check_metrics(str(dataset.get("form")), dataset.get("metrics") or ())
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
+    _check_taps(values)
     check_long_tail(dataset)
     if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
         check_loss(dataset, family_of(backbone).form(dataset))
@@ -233,6 +236,22 @@ def _check_augment(values: Mapping[str, Any], folders: Sequence[Path]) -> None:
             where="dataset.augment, cache.taps",
             remedy="set cache.taps=none, or dataset.augment=null",
         )
+
+
+def _check_taps(values: Mapping[str, Any]) -> None:
+    """What can be known before the method is built; `training/taps.py` asks it for the rest."""
+    method, taps = values["method"], (values.get("cache") or {}).get("taps", "none")
+    if taps != "none" and (method.get("about") or {}).get("trains_inside"):
+        raise taps_change(method["name"], taps)
+
+
+def taps_change(method: str, taps: str) -> UserError:
+    """The error for a method whose backbone does not stand still."""
+    return UserError(
+        f"method={method} trains inside the backbone: what its blocks make changes with every step.",
+        where=f"cache.taps={taps}",
+        remedy="set cache.taps=none, or choose a method that leaves the backbone alone (lst, unipt, linear_probe)",
+    )
 
 
 def known_families(folders: Sequence[Path] = ()) -> dict[str, Family]:

@@ -30,7 +30,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
-from transfer_run.files import user_path, write_json
+from transfer_run.files import cache_folder, user_path, write_json
 from transfer_run.run_folder import MODEL, is_run
 
 MANY = 20_000
@@ -287,7 +287,7 @@ def _read(path: Path) -> str:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transfer-run" / "digests.json"
+    return cache_folder() / "digests.json"
 
 
 def _cached() -> dict[str, list[Any]]:

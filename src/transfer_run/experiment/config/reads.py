@@ -8,6 +8,7 @@
         "*": model in teachers                       the names that its own key `teachers` lists, all and no other
         first: model of the stage before             in `stages` the run of the stage before is this source
         "*": "model?"                                any name; `surrogate*` any that begins so
+        "*": model or own models                     at least one, or what its own key `models` names
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
         base: paths unless ones                      its own key: files, folders or hub models, one or a list; or a word
         pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
@@ -34,7 +35,7 @@ PATHS, BACKBONES, DATASETS, DATASET, SOURCES = "paths", "backbones", "datasets",
 _FINISHED = re.compile(r"finished (?P<method>\S+)(?P<here> on this dataset)?(?: in (?P<folder>[\w.]+))?")
 _GRAMMAR = re.compile(
     r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?P<stage> of the stage before)?(?: in (?P<listed>[\w.]+))?"
-    r"(?: unless (?P<words>\w+(?:\|\w+)*))?(?: if (?P<key>[\w.]+)=(?P<values>.+))?"
+    r"(?: or own (?P<other>[\w.]+))?(?: unless (?P<words>\w+(?:\|\w+)*))?(?: if (?P<key>[\w.]+)=(?P<values>.+))?"
 )
 
 
@@ -47,6 +48,7 @@ class Read:
         optional: may it be missing?
         stage: is it the run of the stage before?
         listed: the key of its own that lists the names, all of which must be named.
+        other: its own key that may name what stands in its place.
         words: values of the key that name nothing.
         key: its own key that it depends on, with the `values` for which it is read.
         method: whose finished runs are read: a name, or the key of its own that holds one.
@@ -59,6 +61,7 @@ class Read:
     optional: bool = False
     stage: bool = False
     listed: str = ""
+    other: str = ""
     words: tuple[str, ...] = ()
     key: str = ""
     values: tuple[str, ...] = ()
@@ -130,6 +133,7 @@ def _parsed(name: str, words: str, whose: str) -> Read:
         bool(match["optional"]),
         bool(match["stage"]),
         match["listed"] or "",
+        match["other"] or "",
         tuple((match["words"] or "").split("|")) if match["words"] else (),
         match["key"] or "",
         tuple(match["values"].split("|")) if match["values"] else (),

@@ -48,6 +48,23 @@ def check_sources(run: Run, sources: Sequence[Source]) -> None:
                 where=f"sources.{name}",
                 remedy=f'sources.{name}="method=full dataset=..." (a run\'s words), or the folder of a run or a model',
             )
+    _check_some(method, [name for name, words in run.config["sources"].items() if words])
+
+
+def _check_some(method: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """Refuse a method that reads any number of sources, but not none, where the words name nothing.
+
+    Raises:
+        UserError: with both ways to name some.
+    """
+    for entry in reads(method):
+        if entry.other and not sources and not value_at(method, entry.other):
+            raise UserError(
+                f"method={method['name']} needs something to read, and the run names nothing.",
+                where=f"sources, method.{entry.other}",
+                remedy=f'sources.a="method=full ..." sources.b="method=full ..." (words or folders of runs), or '
+                f"method.{entry.other}=[FOLDER,FOLDER]",
+            )
 
 
 def _names(entry: Read, method: Mapping[str, Any]) -> Sequence[str]:

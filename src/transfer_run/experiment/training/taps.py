@@ -19,6 +19,7 @@ from transfer_run.data.load import batch_spec
 from transfer_run.data.rows.sampling import Draw, Loader
 from transfer_run.data.rows.subset import digest
 from transfer_run.errors import UserError
+from transfer_run.experiment.config.compatibility import taps_change
 from transfer_run.experiment.record.log import LOG
 from transfer_run.files import make_folder
 from transfer_run.hardware.devices import device_of
@@ -69,13 +70,9 @@ def open_replay(config: Mapping[str, Any], method: Method, data: DataModule) -> 
 
 
 def _refuse(config: Mapping[str, Any], method: Method, data: DataModule) -> None:
-    name, where = config["method"]["name"], f"cache.taps={config['cache']['taps']}"
+    where = f"cache.taps={config['cache']['taps']}"
     if method.needs_backbone_gradient:
-        raise UserError(
-            f"method={name} trains inside the backbone: what its blocks make changes with every step.",
-            where=where,
-            remedy="set cache.taps=none, or choose a method that leaves the backbone alone (lst, unipt, linear_probe)",
-        )
+        raise taps_change(config["method"]["name"], config["cache"]["taps"])
     if any(data.random_examples(split) for split in data.sizes):
         raise UserError(
             f"dataset={config['dataset']['name']} draws its examples anew in every epoch.",
