@@ -14,6 +14,7 @@ from transfer_run.errors import DONE, UserError
 
 if TYPE_CHECKING:
     from transfer_run.experiment.config.composed import Run
+    from transfer_run.tables.choice.asked import Candidate, LeftOut
 
 HELP = """\
 transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` would carry out with the same words
@@ -33,6 +34,7 @@ transfer-plan [KEY=VALUE ...]    the peak memory of the run that `transfer-run` 
   plan.advice=false          only the plan, not what would lower it (each line of that is a plan by itself)
   plan.devices=8             one of that many devices, with plan.strategy=ddp|fsdp
   plan.expandable_segments=true  under PyTorch's allocator setting of that name
+  plan.against="WORDS"       the same run with these words beside it: plan.against="method=full optimizer=sgd"
   plan.picture=FILE.png      of several runs: their peaks by kind, and memory against trained parameters
   hardware=cpu               the memory of a CPU; everything else plans for a GPU
 
@@ -72,6 +74,8 @@ def plan(arguments: Sequence[str]) -> int:
     if flags.multirun or several(flags.words):
         return _choose(flags.words, flags.config_dir)
     run = compose(flags.words, flags.config_dir)
+    if run.config["plan"]["against"]:
+        return _compare(run, flags.words, flags.config_dir)
     if run.config["plan"]["picture"]:
         raise UserError("plan.picture is of several runs.", where="plan.picture", remedy="method='*', or KEY=a,b")
     room(run.config["plan"], run.config["hardware"]["accelerator"])  # its words, before the models are imported
@@ -108,39 +112,49 @@ def _print(run: Run) -> None:
 
 
 def _choose(words: Sequence[str], config_dir: str | None) -> int:
+    """Plan all combinations of the words."""
+    from transfer_run.experiment.config.compose import Composer
+    from transfer_run.experiment.config.words import separate
+    from transfer_run.tables.choice.asked import candidates
+
+    told, folders = separate(words, config_dir, ())
+    found, left = candidates(Composer(folders), told)
+    if found[0].run.config["plan"]["against"]:
+        raise UserError("plan.against is beside one run.", where="plan.against", remedy="name all of them: KEY=a,b")
+    return _several(found, left, " ".join(told))
+
+
+def _compare(run: Run, words: Sequence[str], config_dir: str | None) -> int:
+    """Plan the run and what `plan.against` changes of it."""
+    from transfer_run.experiment.config.compose import compose
+    from transfer_run.tables.choice.asked import Candidate
+    from transfer_run.words import split
+
+    against = str(run.config["plan"]["against"])
+    own = [word for word in words if not word.lstrip("+").startswith("plan.against=")]
+    other = compose([*own, *split(against, "plan.against", "method=full optimizer=sgd")], config_dir)
+    return _several([Candidate("as asked", run), Candidate(against, other)], [], " ".join(own))
+
+
+def _several(found: Sequence[Candidate], left: list[LeftOut], title: str) -> int:
     """Plan several runs and answer with one table."""
     from rich.console import Console
 
-    from transfer_run.experiment.config.compose import Composer
-    from transfer_run.experiment.config.words import separate
     from transfer_run.files import user_path
     from transfer_run.memory.budget import room
-    from transfer_run.tables.choice.asked import LeftOut, candidates
 
-    begin = time.perf_counter()
-    told, folders = separate(words, config_dir, ())
-    found, left = candidates(Composer(folders), told)
-    config = found[0].run.config
+    begin, config = time.perf_counter(), found[0].run.config
     picture = user_path(config["plan"]["picture"], "plan.picture") if config["plan"]["picture"] else None
     if picture is not None and picture.suffix.lower() != ".png":
         raise UserError(f"{picture} is no PNG.", where="plan.picture", remedy="a path that ends in .png")
+    wanted = room(config["plan"], config["hardware"]["accelerator"])
     from transfer_run.tables.choice import shown
-    from transfer_run.tables.choice.answer import answers
 
-    answered = []
-    for count, (each, content) in enumerate(answers(found), start=1):
-        print(f"planned {count} of {len(found)}: {each.name}", file=sys.stderr, flush=True)
-        if isinstance(content, LeftOut):
-            left.append(content)
-        else:
-            answered.append((each.name, content))
+    answered = _answered(found, left)
     if config["plan"]["format"] == "json":
         print(json.dumps(shown.as_json(answered, left), ensure_ascii=False))
         return DONE
-    wanted = room(config["plan"], config["hardware"]["accelerator"])
-    paper = config["plan"]["profile"] == "paper"
-    title = " ".join(told)
-    console = Console()
+    paper, console = config["plan"]["profile"] == "paper", Console()
     console.print(shown.as_table(answered, title, paper), highlight=False)
     notes = [f"> {wanted.words}"] if wanted is not None else []
     notes += [*shown.lines(answered, left, paper), f"{len(answered)} planned in {time.perf_counter() - begin:.1f} s"]
@@ -151,6 +165,21 @@ def _choose(words: Sequence[str], config_dir: str | None) -> int:
         some = "" if drawn == len(answered) else f", the first {drawn} of {len(answered)}"
         console.print(f"{picture}{some}", highlight=False, soft_wrap=True)
     return DONE
+
+
+def _answered(found: Sequence[Candidate], left: list[LeftOut]) -> list[tuple[str, Any]]:
+    """What is told of each; those that cannot be planned join `left`."""
+    from transfer_run.tables.choice.answer import answers
+    from transfer_run.tables.choice.asked import LeftOut
+
+    answered = []
+    for count, (each, content) in enumerate(answers(found), start=1):
+        print(f"planned {count} of {len(found)}: {each.name}", file=sys.stderr, flush=True)
+        if isinstance(content, LeftOut):
+            left.append(content)
+        else:
+            answered.append((each.name, content))
+    return answered
 
 
 def as_json(run: Run, answer: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.test_pages import blocks, run
 from transfer_run.cli import plan as cli
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
@@ -120,9 +121,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert content["choices"][1]["memory"]["peak"] == plan_run(compose(["method=full", *SMALL])).memory["peak"]
 
 
+def test_one_run_against_another(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["method=lora", *SMALL, "dataset.batch_size=16"]
+    assert cli.plan([*words, "plan.against=method=full dataset.batch_size=8", "plan.format=json"]) == 0
+    found = {each["run"]: each for each in json.loads(capsys.readouterr().out)["choices"]}
+    assert found["as asked"]["memory"]["peak"] == plan_run(compose(words)).memory["peak"]
+    other = compose(["method=full", *SMALL, "dataset.batch_size=8"])
+    assert found["method=full dataset.batch_size=8"]["memory"]["peak"] == plan_run(other).memory["peak"]
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [(["method=lora", "plan.picture=a.png"], "several runs"), (["method=lora,full", "plan.picture=a.txt"], "no PNG"),
+     (["method=lora,full", "plan.against=seed=1"], "beside one run"),
+     (["method=lora", "plan.against=methd=full"], "methd"),
      (["method=*", "plan.card=l5"], "No card")],
 )  # fmt: skip
 def test_wrong_words(words: list[str], what: str) -> None:
@@ -135,3 +147,14 @@ def test_a_line_of_the_table_fits_a_terminal() -> None:
     console.print(shown.as_table([answered("peft/adalora", 3 * 2**30, True)], "method=*"))
     line = next(line for line in console.export_text().splitlines() if "peft/adalora" in line)
     assert "activations 100 %" in line
+
+
+@pytest.mark.long
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """docs/planning.md, as it stands."""
+    for block in blocks("docs/planning.md", "sh"):
+        for command in block.strip().splitlines():
+            done = run(command, tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert "digits" in done.stdout
+    assert (tmp_path / "choice.png").is_file()

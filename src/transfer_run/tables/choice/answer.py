@@ -20,7 +20,7 @@ def make(kind: str, run: Run) -> Mapping[str, Any]:
     """The answer of one run as plain data; also in a process of its own.
 
     Returns:
-        memory: peak in bytes, its phase, by kind; parameters; batch_size, the one asked for; flops, floating-point
+        method, backbone, dataset; memory: peak in bytes, its phase, by kind; parameters; batch_size, the one asked for; flops, floating-point
         operations of a training step, None where they cannot be counted; with a card or a budget also fits,
         largest_batch, and least {words, peak, fits} of what does not fit.
 
@@ -33,7 +33,8 @@ def make(kind: str, run: Run) -> Mapping[str, Any]:
     make_importable(run)
     plan = plan_run(run)
     memory = {name: plan.memory[name] for name in ("peak", "peak_phase", "by_kind")}
-    content = {"batch_size": plan.batch_size, "memory": memory, "parameters": dict(plan.parameters)}
+    content: dict[str, Any] = {group: run.chosen(group) for group in ("method", "backbone", "dataset")}
+    content |= {"batch_size": plan.batch_size, "memory": memory, "parameters": dict(plan.parameters)}
     content["flops"] = _flops(run)
     if plan.budget is not None and plan.room is not None:
         least = plan.least() if run.config["plan"]["advice"] else None
