@@ -20,9 +20,9 @@ def make(kind: str, run: Run) -> Mapping[str, Any]:
     """The answer of one run as plain data; also in a process of its own.
 
     Returns:
-        method, backbone, dataset; memory: peak in bytes, its phase, by kind; parameters; batch_size, the one asked for; flops, floating-point
-        operations of a training step, None where they cannot be counted; with a card or a budget also fits,
-        largest_batch, and least {words, peak, fits} of what does not fit.
+        method, backbone, dataset; memory: peak in bytes, its phase, by kind; parameters; batch_size, the one asked for;
+        flops, floating-point operations of a training step, None where they cannot be counted; with a card or a budget
+        also fits, largest_batch, and least {words, peak, fits} of what does not fit.
 
     Raises:
         UserError: the run cannot be planned.
