@@ -50,6 +50,7 @@ from transfer_run.experiment.config.references import named_backbones, write_bac
 from transfer_run.experiment.config.secrets import check_secrets
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
 from transfer_run.experiment.config.subdatasets import name_subdatasets, name_tests
+from transfer_run.experiment.config.submethods import name_submethods
 from transfer_run.experiment.config.tree import Composed, Sources
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
@@ -158,6 +159,7 @@ class Composer:
         if before is not None:
             start_from(values, before)
         write_sources(values)
+        name_submethods(values, self.folders, words, contents)
         if values["method"].get("about", {}).get("pretrained", True) is False:
             values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
         if values["dataset"].get("form") == NO_DATA:

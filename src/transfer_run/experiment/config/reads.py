@@ -11,6 +11,7 @@
         "*": model or own models                     at least one, or what its own key `models` names
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
         base: paths unless ones                      its own key: files, folders or hub models, one or a list; or a word
+        host: method                                 its own key: the words of a method that it wraps, or null
         pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
         tasks: datasets                              its own key: a list of the words of data sets
         texts: dataset unless classes|random         its own key: the words of one, or one of these words
@@ -18,7 +19,7 @@
         tuned: finished full on this dataset         the finished runs of a method below OUTPUT_DIR/runs
         tried: finished full in runs                 those in the folder that its own key `runs` names
 
-What is not one of the last six is a kind of artifact (`artifacts.py`), or several: `model|files`.
+What is not one of the last seven is a kind of artifact (`artifacts.py`), or several: `model|files`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import Any
 
 from transfer_run.errors import UserError
 
-PATHS, BACKBONES, DATASETS, DATASET, SOURCES = "paths", "backbones", "datasets", "dataset", "sources"
+PATHS, BACKBONES, DATASETS, DATASET = "paths", "backbones", "datasets", "dataset"
+SOURCES, METHOD = "sources", "method"
 _FINISHED = re.compile(r"finished (?P<method>\S+)(?P<here> on this dataset)?(?: in (?P<folder>[\w.]+))?")
 _GRAMMAR = re.compile(
     r"(?P<kinds>\w+(?:\|\w+)*)(?P<optional>\?)?(?P<stage> of the stage before)?(?: in (?P<listed>[\w.]+))?"
@@ -75,8 +77,8 @@ class Read:
 
     @property
     def is_of_others(self) -> bool:
-        """Does it name files, backbones, data sets or sources, and no kind of artifact?"""
-        return bool(set(self.kinds) & {PATHS, BACKBONES, DATASETS, DATASET, SOURCES})
+        """Does it name files, backbones, data sets, sources or a method, and no kind of artifact?"""
+        return bool(set(self.kinds) & {PATHS, BACKBONES, DATASETS, DATASET, SOURCES, METHOD})
 
     def is_key_of(self, node: Mapping[str, Any]) -> bool:
         """Is it one of the node's own keys, and not a name below `sources`?"""

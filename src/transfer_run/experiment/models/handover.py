@@ -79,8 +79,11 @@ def hand_over(
 
 def _fill(method: Method, carried: Mapping[str, Tensor], folder: Path) -> None:
     state = method.state_dict()
+    shipped = method.shipped()  # what is trained and not shipped begins anew
     trained = {
-        n for n, p in method.named_parameters() if p.requires_grad and not n.startswith((BODY_PREFIX, HEAD_PREFIX))
+        n
+        for n, p in method.named_parameters()
+        if p.requires_grad and n in shipped and not n.startswith((BODY_PREFIX, HEAD_PREFIX))
     }
     strange = sorted(n for n, t in carried.items() if n not in state or state[n].shape != t.shape)
     if strange or trained - carried.keys():
