@@ -33,7 +33,7 @@ def node(name: str, **more: Any) -> dict[str, Any]:
 def made(host: dict[str, Any] | None = None, backbone: str = "vit", **more: Any) -> BatchFormer:
     torch.manual_seed(0)
     built = build_method(
-        node("batchformer", host=host, dropout=0.0, **more),
+        node("batchformer", around=host, dropout=0.0, **more),
         small.backbone(backbone),
         small.task(backbone, "classification"),
     )
@@ -153,15 +153,15 @@ def test_its_rate_is_a_part_of_the_runs() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["method.host=lorra"], "lorra"),
-        (["method.host='lora rnak=4'"], "rnak"),
-        (["method.host='lora rank=0'"], "must be"),
-        (["method.host={rank: 4}"], "is the words of a method"),
-        (["method.host=ties"], "cannot be wrapped"),
-        (["method.host=distiller"], "cannot be wrapped"),
-        (["method.host=batchformer"], "cannot be wrapped"),
-        (["method.host=vqt"], "trained with optimizer=adam"),
-        (["method.host='lora about.title=mine'"], "a fact of its file"),
+        (["method.around=lorra"], "lorra"),
+        (["method.around='lora rnak=4'"], "rnak"),
+        (["method.around='lora rank=0'"], "must be"),
+        (["method.around={rank: 4}"], "is the words of a method"),
+        (["method.around=ties"], "cannot be wrapped"),
+        (["method.around=distiller"], "cannot be wrapped"),
+        (["method.around=batchformer"], "cannot be wrapped"),
+        (["method.around=vqt"], "trained with optimizer=adam"),
+        (["method.around='lora about.title=mine'"], "a fact of its file"),
         (["method.criterion=balanced_softmax"], "There is no key"),
     ],
 )
@@ -172,7 +172,7 @@ def test_words_that_wrap_nothing_are_refused(words: list[str], says: str) -> Non
 
 def test_a_method_inside_must_fit_the_backbone() -> None:
     with pytest.raises(UserError, match="method=lst is not defined on"):
-        compose(["method=batchformer", "method.host=lst", "backbone=cnn_tiny", "dataset=digits"])
+        compose(["method=batchformer", "method.around=lst", "backbone=cnn_tiny", "dataset=digits"])
 
 
 def test_forms_without_a_classifier_are_refused() -> None:
@@ -185,18 +185,18 @@ def test_forms_without_a_classifier_are_refused() -> None:
 def test_settings_of_the_method_inside_hold_unless_words_say_otherwise() -> None:
     words = ["method=batchformer", "backbone=vit_tiny", "dataset=digits"]
     own = registry.entry("method", "lst", ()).content["optimizer"]["lr"]
-    inside = compose([*words, "method.host=lst"])
+    inside = compose([*words, "method.around=lst"])
     assert inside.config["optimizer"]["lr"] == own
-    assert inside.config["method"]["host"]["reduction_factor"] == 8
-    assert compose([*words, "method.host=lst", "optimizer.lr=0.5"]).config["optimizer"]["lr"] == 0.5
+    assert inside.config["method"]["around"]["reduction_factor"] == 8
+    assert compose([*words, "method.around=lst", "optimizer.lr=0.5"]).config["optimizer"]["lr"] == 0.5
     assert compose(words).config["optimizer"]["lr"] == 3e-4
-    other = compose([*words, "method.host='lst reduction_factor=4'"])
+    other = compose([*words, "method.around='lst reduction_factor=4'"])
     assert len({inside.identity, other.identity, compose(words).identity}) == 3
 
 
 def test_a_run_around_lora_goes_on_to_the_same_bits_and_loads(tmp_path: Path) -> None:
     """Stopped and carried out again as unbroken; what is loaded answers as what was tested."""
-    base = ["method=batchformer", "method.host='peft/dora'", *WORDS, "backbone=vit_tiny", "profiler=none"]
+    base = ["method=batchformer", "method.around='peft/dora'", *WORDS, "backbone=vit_tiny", "profiler=none"]
     whole = carry_out(compose([*base, f"output_dir={tmp_path / 'one'}"]))
     again = carried_out_in_two(compose([*base, f"output_dir={tmp_path / 'two'}"]))
     files = [folder / "checkpoints" / "model" / "model.safetensors" for folder in (whole, again)]

@@ -11,7 +11,7 @@
         "*": model or own models                     at least one, or what its own key `models` names
         path: images                                 its own key: a path, or run:WORDS of a run that makes images
         base: paths unless ones                      its own key: files, folders or hub models, one or a list; or a word
-        host: method                                 its own key: the words of a method that it wraps, or null
+        around: method                               its own key: the words of a method that it wraps, or null
         pool: backbones                              its own key: backbones, "NAME" or "NAME weights=WEIGHTS"
         tasks: datasets                              its own key: a list of the words of data sets
         texts: dataset unless classes|random         its own key: the words of one, or one of these words

@@ -70,7 +70,7 @@ class BatchFormer(Method):
     """A method of classification with an encoder over the rows of the batch between its features and its head.
 
     Args:
-        host: the `method` node of the method inside, any that is fitted to one data set; null: everything is trained.
+        around: the `method` node of the method inside, any that is fitted to one data set; null: everything is trained.
         num_layers, num_heads, ffn_ratio, dropout: of the encoder (`relation/over_rows.py`).
         share_classifier: the head sees X and X'; False: X' alone in training, as in the released RIDE code.
         lr_scale: the encoder's learning rate over the run's.
@@ -86,7 +86,7 @@ class BatchFormer(Method):
         backbone: Backbone,
         task: Task,
         *,
-        host: Mapping[str, Any] | None = None,
+        around: Mapping[str, Any] | None = None,
         num_layers: int = 1,
         num_heads: int = 4,
         ffn_ratio: float = 1.0,
@@ -97,10 +97,10 @@ class BatchFormer(Method):
         use_at_test: bool = False,
         fidelity: Literal["paper", "released"] = "paper",
     ) -> None:
-        inside = Whole(backbone, task) if host is None else build_method(host, backbone, task)
-        refuse_inside(inside, task, str((host or {}).get("name")))
+        inside = Whole(backbone, task) if around is None else build_method(around, backbone, task)
+        refuse_inside(inside, task, str((around or {}).get("name")))
         super().__init__(backbone, task, head=inside.backbone.head)
-        self.backbone, self.host = inside.backbone, inside
+        self.backbone, self.inside = inside.backbone, inside
         for fact in FACTS:
             setattr(self, fact, getattr(inside, fact))
         self.share_classifier, self.use_at_test, self.lr_scale = share_classifier, use_at_test, lr_scale
@@ -113,17 +113,17 @@ class BatchFormer(Method):
 
     # ---- what is trained, and what ships
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [*self.host.parameter_groups(), {"params": list(self.relation.parameters())}]
+        return [*self.inside.parameter_groups(), {"params": list(self.relation.parameters())}]
 
     def optimizers(self, config: Mapping[str, Any], epoch_steps: int) -> dict[str, Optimization]:
         """The method inside's, with the encoder as one more group at its own rate."""
-        (name, made), *_ = self.host.optimizers(config, epoch_steps).items()
+        (name, made), *_ = self.inside.optimizers(config, epoch_steps).items()
         rate = made.node(config)["lr"] * self.lr_scale
         group = {"params": list(self.relation.parameters()), "lr": rate}
         return {name: Optimization([*made.groups, group], made.settings, made.factor, made.restart_every)}
 
     def counted_parameters(self) -> int:
-        return self.host.counted_parameters()
+        return self.inside.counted_parameters()
 
     def shipped(self) -> dict[str, Tensor]:
         """What the method inside ships; the encoder only where it is used at test."""
@@ -131,58 +131,58 @@ class BatchFormer(Method):
         return {name: tensor for name, tensor in super().shipped().items() if not name.startswith(dropped)}
 
     def settle(self) -> None:
-        self.host.settle()
+        self.inside.settle()
         if not self.use_at_test:
             self._modules.pop("relation", None)
 
     def fold(self) -> None:
-        self.host.fold()
+        self.inside.fold()
 
     def export(self, folder: Path) -> bool:
-        return self.host.export(folder)
+        return self.inside.export(folder)
 
     def keeps_head(self, before: Task) -> bool:
-        return self.host.keeps_head(before)
+        return self.inside.keeps_head(before)
 
     # ---- before, while and after it is trained: as the method inside
     def take_sources(self, load_source: Callable[[str], Method]) -> None:
-        self.host.take_sources(load_source)
+        self.inside.take_sources(load_source)
 
     def prepare(self, context: Context) -> None:
-        self.host.prepare(context)
+        self.inside.prepare(context)
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        return () if type(self.host).prepare is Method.prepare else self.host.rehearse(batch)
+        return () if type(self.inside).prepare is Method.prepare else self.inside.rehearse(batch)
 
     def resume(self, context: Context) -> None:
-        self.host.resume(context)
+        self.inside.resume(context)
 
     def start_fit(self, total_steps: int) -> None:
-        self.host.start_fit(total_steps)
+        self.inside.start_fit(total_steps)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self.host.start_epoch(epoch, epochs)
+        self.inside.start_epoch(epoch, epochs)
 
     def after_step(self, step: int) -> None:
-        self.host.after_step(step)
+        self.inside.after_step(step)
 
     def conclude(self, context: Context) -> dict[str, Any]:
-        return self.host.conclude(context)
+        return self.inside.conclude(context)
 
     # ---- a batch
     def features(self, batch: Batch) -> Tensor:
-        return self.host.features(batch)
+        return self.inside.features(batch)
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.host(batch)
+        return self.inside(batch)
 
     def loss(self, batch: Batch) -> Tensor:
-        return self.factor * self.host.loss(batch) if self.training else self.host.loss(batch)
+        return self.factor * self.inside.loss(batch) if self.training else self.inside.loss(batch)
 
 
 def refuse_inside(method: Method, task: Task, name: str) -> None:
     """UserError for a method whose features no classifier reads, or whose training is more than one loss."""
-    where, remedy = f"method.host: {name}", "name a method that is fitted with one loss (full, lora, lst), or null"
+    where, remedy = f"method.around: {name}", "name a method that is fitted with one loss (full, lora, lst), or null"
     if type(method.form) is not Classification:
         raise UserError(
             f"Rows are related before a classifier; {task.form} has none.",
