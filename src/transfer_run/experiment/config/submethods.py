@@ -1,4 +1,4 @@
-"""Methods that a method wraps, from words to full configs: `method.around="lora rank=4"`, `about.reads: {around: method}`.
+"""Methods that a method wraps, from words to full configs: `method.around="lora rank=4"` (`about.reads`).
 
 The words' complete `method` node takes their place, so that the run's config, and with it its identity, holds every key
 of the method inside. What its file sets of the optimizer and the trainer holds for the run, where no word and no
