@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import re
@@ -42,7 +43,7 @@ def test_every_combination_is_run(command: Callable[..., Answer], stand_in: None
     assert "4 of 4 runs finished" in answer.out
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["31", "32", "41", "42"]
     names = {path.name for path in (tmp_path / "outputs" / "sweeps" / "mine").iterdir()}
-    assert names == {"sweep.json", "sweep.csv", "table.md", "plot.png"}
+    assert names == {"sweep.json", "sweep.csv", "table.md", "plot.png", ".lock"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "outputs"]
 
 
@@ -160,6 +161,69 @@ def test_the_status_is_told_to_any_other_process(
     assert command("run", "sweep.status=night", "seed=1").code == 2
 
 
+BROKEN = """
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.broken.Broken"
+
+ConfigStore.instance().store(group="hydra/launcher", name="broken", node=Conf, provider="broken")
+
+class Broken(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        pass
+
+    def launch(self, job_overrides, initial_job_idx):
+        raise ConnectionError("the scheduler is down")
+"""
+
+
+def test_a_launcher_that_breaks_hides_nothing(
+    process: Callable[..., Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of Hydra's that somebody has installed: the table and the files are there all the same."""
+    (tmp_path / "lib" / "hydra_plugins" / "broken").mkdir(parents=True)
+    (tmp_path / "lib" / "hydra_plugins" / "broken" / "__init__.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'lib'}:{os.environ.get('PYTHONPATH', '')}")
+    answer = process("run", *TOY, "-m", "seed=3,4", "hydra/launcher=broken")
+    assert answer.code == 1
+    assert "ConnectionError: the scheduler is down" in answer.err
+    assert "Traceback" not in answer.err
+    assert "0 of 2 runs finished" in answer.out
+    assert statuses(only_sweep(tmp_path)) == ["waiting", "waiting"]
+    assert {"table.md", "plot.png", "sweep.csv"} <= {path.name for path in only_sweep(tmp_path).iterdir()}
+
+
+def test_two_sweeps_of_one_name(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
+    """At once only with the same runs; one after the other it is said what was replaced."""
+    words = [*TOY, "-m", "sweep.name=night"]
+    assert command("run", *words, "seed=3,4").code == 0
+    file = only_sweep(tmp_path) / ".lock"
+    with file.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        same = command("run", *words, "seed=4,3")
+        assert same.code == 0, same.err
+        different = command("run", *words, "seed=3,5")
+        assert different.code == 2
+        assert "Another process is at a sweep called 'night' that has other runs" in different.err
+        assert statuses(only_sweep(tmp_path)) == ["finished", "finished"]
+    more = command("run", *words, "seed=3,4,5")
+    assert more.code == 0
+    assert "no part of it any more" not in more.out
+    assert "2 runs that this sweep had before are no part of it any more" in command("run", *words, "seed=5").out
+
+
+def test_a_sweep_of_the_default_run_says_so(command: Callable[..., Answer], stand_in: None, tmp_path: Path) -> None:
+    answer = command("run", "-m")
+    assert answer.code == 0, answer.err
+    assert "#1: the default run" in answer.out
+    (run,) = json.loads((only_sweep(tmp_path) / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    assert run["words"] == ""
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", ""])
 def test_a_sweep_stays_in_the_output_folder(name: str, command: Callable[..., Answer], tmp_path: Path) -> None:
     answer = command("run", *TOY, "-m", "seed=3,4", f"sweep.name='{name}'")
@@ -192,10 +256,11 @@ def test_words_of_a_sweep_that_say_nothing(
 def test_a_dry_run_of_a_sweep_writes_nothing(
     command: Callable[..., Answer], stand_in: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transfer_run.experiment.run.carry_out", lambda run: print("planned") or run.folder)
+    monkeypatch.setattr("transfer_run.experiment.run.carry_out", lambda run: print("was planned") or run.folder)
     answer = command("run", *TOY, "-m", "seed=3,4", "dry_run=true")
     assert answer.code == 0, answer.err
-    assert answer.out.count("planned") == 2
+    assert answer.out.count("was planned") == 2
+    assert "0 of 2 runs finished, 2 planned (dry_run: nothing is written)" in answer.out
     assert list(tmp_path.iterdir()) == []
 
 

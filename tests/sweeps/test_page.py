@@ -21,7 +21,13 @@ def test_the_blocks_of_the_page(tmp_path: Path) -> None:
     assert "4 runs, 4 of them need none" in done.stdout, "the same command again"
     assert "sweep first: 4 finished" in done.stdout
     sweeps = tmp_path / "outputs" / "sweeps"
-    assert {path.name for path in (sweeps / "first").iterdir()} == {"sweep.json", "sweep.csv", "table.md", "plot.png"}
+    assert {path.name for path in (sweeps / "first").iterdir()} == {
+        "sweep.json",
+        "sweep.csv",
+        "table.md",
+        "plot.png",
+        ".lock",
+    }
     assert "±" in (sweeps / "first" / "table.md").read_text(encoding="utf-8")
     assert sum(len(list((path / "logs").glob("*.log"))) for path in sweeps.iterdir()) == 3 + 2
     best = json.loads((sweeps / "rate" / "best.json").read_text(encoding="utf-8"))

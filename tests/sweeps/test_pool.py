@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from transfer_run.errors import UserError
+from transfer_run.sweeps import places
 from transfer_run.sweeps.asked import Member
 from transfer_run.sweeps.places import OF_A_PROCESS, Place, Places
 from transfer_run.sweeps.pool import Ending, Pool, Report
@@ -172,6 +173,26 @@ def test_runs_that_do_not_fit_together_wait() -> None:
     assert places.take(asking(5), alone=False) is None
     assert places.take(asking(5), alone=True) is not None, "more than there is, by its plan: alone it may try"
     assert Places().take(asking(9), alone=False) is not None, "nothing is counted"
+
+
+def test_runs_that_are_chosen_one_by_one_are_planned_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of a search: those that differ in what no plan depends on share one."""
+    gib, made = 2**30, list[int]()
+
+    def plan(members: list[Member]) -> dict[int, int | None]:
+        made.append(members[0].number)
+        return {member.number: 5 * gib for member in members}
+
+    monkeypatch.setattr(places, "planned_peaks", plan)
+    monkeypatch.setattr(places, "in_a_process", lambda work: work())
+    found = Places({"cpu": 8 * gib}, plan=places.Plans())
+    trials = [asking(number) for number in (1, 2)]
+    for trial in trials:
+        assert trial.run is not None
+        trial.run.config.update({"seed": trial.number, "optimizer": {"lr": trial.number}, "trainer": {}, "sweep": {}})
+    assert found.take(trials[0], alone=True) is not None
+    assert found.take(trials[1], alone=False) is None, "5 + 5 GiB do not fit into 8"
+    assert made == [1]
 
 
 def test_runs_are_spread_over_gpus() -> None:

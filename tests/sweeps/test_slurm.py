@@ -30,7 +30,10 @@ class Cluster:
     def __call__(self, command: str, *arguments: str, partition: str | None = None) -> str:
         self.asked.append((command, *arguments))
         if command == "squeue":
-            return "\n".join(self.queue.pop(0) if len(self.queue) > 1 else self.queue[0])
+            answer = self.queue.pop(0) if len(self.queue) > 1 else self.queue[0]
+            if answer == ["down"]:
+                raise UserError("Unable to contact.")
+            return "\n".join(answer)
         if self.refuses and self.refuses in " ".join(arguments):
             raise UserError("Slurm refuses")
         return f"{len(self.of('sbatch')) + 10};cluster\n" if command == "sbatch" else ""
@@ -130,6 +133,24 @@ def test_it_is_followed_until_nobody_has_a_job(cluster: Cluster, tmp_path: Path)
     assert "hardware.slurm.minutes" in first.reason
     assert second == State(KILLED, f"its job has ended: srun: error: it broke\n  log: {jobs.folder / '2.log'}")
     assert said.count("#2 queued, job 11_2 (running)") == 2, "requeued in between"
+
+
+def test_a_cluster_that_is_silent_for_a_while_is_asked_again(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its controller is started anew: the jobs go on, and so does who waits for them."""
+    jobs = Jobs(sweep(tmp_path / "s", "seed=4"))
+    jobs.submit(jobs.sweep.members)
+    cluster.queue = [["1|11_1|RUNNING|None"], ["down"], ["down"], ["1|11_1|RUNNING|None"], [], []]
+    said: list[str] = []
+    assert jobs.follow(jobs.sweep.members, said.append)
+    assert [line for line in said if "asked again" in line] == ["Unable to contact. The jobs go on; it is asked again."]
+    cluster.queue = [["down"]]
+    monkeypatch.setattr(slurm, "PATIENCE", 5)
+    with pytest.raises(UserError, match="Unable to contact"):
+        jobs.follow(jobs.sweep.members, said.append)
+    assert [row.state.status for row in jobs.as_rows(record.rows_of(jobs.sweep))] == ["waiting"]
+    assert "What waits there is not told" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

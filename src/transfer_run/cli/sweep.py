@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,13 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfer_run.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, Preempted, RunFailed, UserError
 from transfer_run.experiment.config.compose import Composer
-from transfer_run.experiment.record.state import FINISHED, PRUNED, STATUS, State, held, state_of
+from transfer_run.experiment.record.state import FINISHED, PLANNED, PRUNED, STATUS, State, held, state_of
 from transfer_run.experiment.record.wandb_access import check_key
 from transfer_run.files import make_folder
 from transfer_run.memory.budget import parse_budget
 from transfer_run.sweeps import record, slurm, table
 from transfer_run.sweeps.asked import Member, Sweep, folder_of, members_of, plain, with_axes
-from transfer_run.sweeps.places import Places, free_memory, in_a_process, planned_peaks
+from transfer_run.sweeps.places import Places, Plans, free_memory, in_a_process, planned_peaks
 from transfer_run.sweeps.pool import Ending, Pool, Report
 from transfer_run.sweeps.search import Search, corners, metric_of, told
 
@@ -53,15 +55,17 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
     for each in todo:
         if each.run is not None:
             check_key(each.run.config["logger"])
-    if not master.dry_run:
-        make_folder(asked.folder, f"output_dir: {asked.folder}")
-        record.write(asked, rows)
-    left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
-    print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {asked.launcher}, {asked.folder}", flush=True)
-    work = _work(asked, master, composer)
-    if todo:
-        _until_stopped(work, lambda: work.carry_out(todo))
-    return _summary(asked, work)
+    with nullcontext(0) if master.dry_run else record.at_work(asked, rows) as others:
+        left = f", {len(members) - len(todo)} of them need none" if len(todo) < len(members) else ""
+        print(f"sweep {asked.name}: {len(members)} runs{left}, launcher {asked.launcher}, {asked.folder}", flush=True)
+        if others:
+            print(
+                f"{others} runs that this sweep had before are no part of it any more; their folders stay", flush=True
+            )
+        work = _work(asked, master, composer)
+        if todo:
+            _until_stopped(work, lambda: work.carry_out(todo))
+        return _summary(asked, work)
 
 
 def _asked(
@@ -185,10 +189,10 @@ class _Local:
         return record.rows_of(self.sweep, self.seen)
 
     def _places(self, todo: Sequence[Member] | None) -> Places:
-        if todo is None:  # trials are not known before they begin
-            return Places(threads=max(1, _cores() // self.parallel))
-        peaks = in_a_process(lambda: planned_peaks(todo))
-        return Places(free_memory(self.memory), peaks, max(1, _cores() // self.parallel))
+        free, threads = free_memory(self.memory), max(1, _cores() // self.parallel)
+        if todo is None:  # trials are not known before they are chosen
+            return Places(free, threads=threads, plan=Plans())
+        return Places(free, in_a_process(lambda: planned_peaks(todo)), threads)
 
     def _begun(self, member: Member) -> str:
         stopping = self.settings.stop_on_error and next(
@@ -206,7 +210,7 @@ class _Local:
         if self.search is not None:
             self.search.ended(member)
         if ending.code == DONE:
-            self.seen[member.number] = State(FINISHED)
+            self.seen[member.number] = State(PLANNED if self.dry_run else FINISHED)
             if self.parallel > 1:
                 print(f"#{member.number} finished", flush=True)
             return
@@ -234,11 +238,13 @@ class _Cluster(_Local):
         try:
             lost = jobs.follow(todo, lambda line: print(line, flush=True))
             self.seen = {member.number: lost[member.identity] for member in todo if member.identity in lost}
-        except (KeyboardInterrupt, Preempted) as error:
-            self.asked = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+        except (KeyboardInterrupt, Preempted, UserError) as error:
+            if not isinstance(error, UserError):
+                self.asked = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+            silent = f"{error.what} " if isinstance(error, UserError) else ""
             self.problem = (
-                f"The jobs go on. transfer-run sweep.status={self.sweep.name} says how far they are, the same command "
-                f"waits for them again, scancel --name={jobs.name} ends them."
+                f"{silent}The jobs go on. transfer-run sweep.status={self.sweep.name} says how far they are, the same "
+                f"command waits for them again, scancel --name={jobs.name} ends them."
             )
 
     def rows(self) -> list[record.Row]:
@@ -352,10 +358,11 @@ def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
         print(f"\n{line}" if number == 0 else line)
     for line in best:
         print(line)
-    missing = [row for row in rows if row.state.status not in (FINISHED, PRUNED)]
-    pruned = sum(row.state.status == PRUNED for row in rows)
-    done = (
-        f"{len(rows) - len(missing) - pruned} of {len(rows)} runs finished{f', {pruned} ended early' if pruned else ''}"
+    counts = Counter(row.state.status for row in rows)
+    missing = [row for row in rows if row.state.status not in (FINISHED, PRUNED, PLANNED)]
+    done = f"{counts[FINISHED]} of {len(rows)} runs finished"
+    done += "".join(
+        f", {counts[each]} {said}" for each, said in ((PRUNED, "ended early"), (PLANNED, "planned")) if counts[each]
     )
     print(f"sweep {asked.name}: {done} ({files})", flush=True)
     if work.problem:

@@ -49,7 +49,7 @@ class Member:
 
     @property
     def told(self) -> str:
-        return " ".join(self.overrides)
+        return " ".join(self.overrides) or "the default run"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -55,12 +56,18 @@ class Places:
         free: bytes by device; empty: nothing is counted, one run at a time.
         peaks: planned bytes by a run's number; None: its plan could not be made.
         threads: of each run.
+        plan: makes the plan of a run that is not in `peaks`.
     """
 
     def __init__(
-        self, free: Mapping[str, int] | None = None, peaks: Mapping[int, int | None] | None = None, threads: int = 0
+        self,
+        free: Mapping[str, int] | None = None,
+        peaks: Mapping[int, int | None] | None = None,
+        threads: int = 0,
+        plan: Callable[[Member], int | None] | None = None,
     ) -> None:
         self.free, self.peaks, self.threads = dict(free or {}), dict(peaks or {}), threads
+        self.plan = plan
 
     def take(self, member: Member, *, alone: bool) -> Place | None:
         """Room for a run; None: it waits until others have ended.
@@ -72,6 +79,8 @@ class Places:
             return Place((), 0)
         assert member.run is not None
         kind, count = _wants(member.run.config["hardware"], self.free)
+        if self.plan is not None and member.number not in self.peaks:
+            self.peaks[member.number] = self.plan(member)
         peak = self.peaks.get(member.number)
         if peak is None and not alone:
             return None
@@ -164,6 +173,20 @@ def planned_peaks(members: Sequence[Member]) -> dict[int, int | None]:
     return peaks
 
 
+class Plans:
+    """Planned peaks of runs that are asked for one after the other; those with one plan share it."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, int | None] = {}
+
+    def __call__(self, member: Member) -> int | None:
+        assert member.run is not None
+        key = canonical(_without(member.run.config))
+        if key not in self._found:
+            self._found[key] = in_a_process(lambda: planned_peaks([member])).get(member.number)
+        return self._found[key]
+
+
 def _without(config: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for *parents, leaf in NOT_IN_A_PLAN:
@@ -180,6 +203,8 @@ def in_a_process(work: Callable[[], dict[int, int | None]]) -> dict[int, int | N
     pid = os.fork()
     if pid == 0:
         os.close(read)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)  # who started it answers them: nothing is handed on from here
         code = 1
         try:
             with os.fdopen(write, "w") as pipe:

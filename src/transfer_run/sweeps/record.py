@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfer_run.errors import FAILED, PREEMPTED, USER_ERROR, UserError, nearest_names
-from transfer_run.experiment.record.state import FINISHED, RUNNING, WAITING, State, state_of
-from transfer_run.files import read_json, write_json
+from transfer_run.experiment.record.state import FINISHED, LOCK, RUNNING, WAITING, State, state_of
+from transfer_run.files import make_folder, read_json, write_json
 from transfer_run.run_folder import METRICS, read_config, read_result
 from transfer_run.sweeps.asked import SWEEPS, Member, Sweep
 
@@ -76,10 +79,61 @@ def progress(row: Row) -> str:
     return step + row.state.reason
 
 
+@contextmanager
+def at_work(sweep: Sweep, rows: Sequence[Row]) -> Iterator[int]:
+    """While this process is at the sweep, which from now on stands in its folder. Several may be, each waiting for the
+    runs that another one carries out, as long as they ask for the same ones.
+
+    Args:
+        rows: how far its runs are.
+
+    Yields:
+        How many runs the sweep of this name had before that are no part of it any more.
+
+    Raises:
+        UserError: another process is at other runs under this name.
+    """
+    make_folder(sweep.folder, f"output_dir: {sweep.folder}")
+    wanted = {member.identity for member in sweep.members}
+    file = os.open(sweep.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            others = _identities(sweep.folder) - wanted
+        except BlockingIOError as error:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            others = set()
+            if _identities(sweep.folder) != wanted:
+                raise UserError(
+                    f"Another process is at a sweep called {sweep.name!r} that has other runs.",
+                    where=f"sweep.name={sweep.name}",
+                    remedy="choose another sweep.name, or leave it out: it then follows from the runs; or wait",
+                ) from error
+        write(sweep, rows)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield len(others)
+    finally:
+        os.close(file)
+
+
+def _identities(folder: Path) -> set[str]:
+    """Of the runs of the sweep that stands in a folder; none where there is none, or half of one."""
+    try:
+        return {member.identity for member in read(folder).members} if (folder / NAME).is_file() else set()
+    except UserError:
+        return set()
+
+
 def write(sweep: Sweep, rows: Sequence[Row]) -> None:
     """Write sweep.json, with how far each run was just now."""
     runs = [
-        {"run": m.number, "words": m.told, "overrides": list(m.words), "identity": m.identity, "folder": str(m.folder)}
+        {
+            "run": m.number,
+            "words": " ".join(m.overrides),
+            "overrides": list(m.words),
+            "identity": m.identity,
+            "folder": str(m.folder),
+        }
         | {"status": row.state.status, "reason": row.state.reason}
         for row in rows
         for m in (row.member,)

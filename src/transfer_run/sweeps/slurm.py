@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -35,6 +35,8 @@ QUEUED = "queued"
 TASKS = "numbers.json"
 PACE = 10.0
 """Seconds between two looks at the queue."""
+PATIENCE = 60
+"""Looks after which a cluster that does not answer is given up; its controller may be started anew meanwhile."""
 NEVER = {
     "PartitionTimeLimit": "hardware.slurm.minutes",
     "PartitionNodeLimit": "hardware.nodes",
@@ -183,11 +185,10 @@ class Jobs:
         record, by identity.
 
         Raises:
-            UserError: the cluster does not answer. KeyboardInterrupt, Preempted: the jobs go on.
+            UserError: the cluster has not answered for long. KeyboardInterrupt, Preempted: the jobs go on.
         """
         seen, told, quiet = dict[str, State](), dict[int, str](), 0
-        for pace in chain((1.0, 2.0, 5.0), repeat(PACE)):
-            queued = self.queued()
+        for queued in self._looks(tell):
             for identity, job in queued.items():
                 if job.never:
                     asked("scancel", job.id)
@@ -201,13 +202,32 @@ class Jobs:
             quiet = 0 if any(member.identity in queued for member in members) else quiet + 1
             if quiet == 2:  # between its end and its being requeued nobody may have a job
                 break
-            time.sleep(min(pace, PACE))
         lost = {m.identity for m in members if state_of(m.folder).status == WAITING} - set(seen)
         return {**seen, **{identity: self.how_ended(identity) for identity in lost}}
 
+    def _looks(self, tell: Callable[[str], None]) -> Iterator[dict[str, Job]]:
+        """What the cluster has of these jobs, now and again. Raises UserError: it has not answered for long."""
+        silent = 0
+        for pace in chain((1.0, 2.0, 5.0), repeat(PACE)):
+            try:
+                queued, silent = self.queued(), 0
+            except UserError as error:
+                silent += 1
+                if silent == PATIENCE:
+                    raise
+                if silent == 1:
+                    tell(f"{error.what} The jobs go on; it is asked again.")
+            if not silent:
+                yield queued
+            time.sleep(min(pace, PACE))
+
     def as_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of the sweep, with what the cluster says of those that nobody is at."""
-        queued = self.queued()
+        """The rows of the sweep, with what the cluster says of those that nobody is at; without where it is silent."""
+        try:
+            queued = self.queued()
+        except UserError as error:
+            print(f"{error.what} What waits there is not told.", file=sys.stderr, flush=True)
+            queued = {}
         return [
             replace(row, state=State(QUEUED, queued[row.member.identity].told))
             if row.member.identity in queued and row.state.status not in (FINISHED, RUNNING)

@@ -28,6 +28,8 @@ MOMENT = 0.3
 """Seconds in which a lock is free again that `state_of` looked at."""
 
 FINISHED, RUNNING, WAITING, KILLED, PRUNED = "finished", "running", "waiting", "killed", "pruned"
+PLANNED = "planned"
+"""Of a run that was only to be planned (`dry_run`); no folder says so."""
 STATUS = {FAILED: "failed", USER_ERROR: "refused", PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
 """What the exit codes of runs without a result are called."""
 
@@ -48,7 +50,7 @@ class State:
     @property
     def code(self) -> int:
         """The exit code that it stands for; of what was killed, is running or has not begun, that of a failure."""
-        if self.status in (FINISHED, PRUNED):
+        if self.status in (FINISHED, PRUNED, PLANNED):
             return 0
         return next((code for code, status in STATUS.items() if status == self.status), FAILED)
 
