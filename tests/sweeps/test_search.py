@@ -118,6 +118,33 @@ def test_runs_that_lag_behind_are_ended_early(
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        ["method.scale=interval(0.0,0.5)", "method.depth=1,2"],
+        ["method.scale=0.5", "method.depth=1,2"],
+        [*SPACE[1:3], "seed=1"],
+        [*SPACE[1:3], "sweep.metric=validation/f1"],
+        [*SPACE[1:3], "sweep.direction=minimize"],
+    ],
+)
+def test_another_search_of_the_same_name_is_refused(
+    other: list[str],
+    command: Callable[..., Answer],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Its values would be taken for those of this one."""
+    words = [*TOY, "-m", "output_dir=o", "sweep.trials=1", "dataset.metrics=[accuracy,f1]"]
+    assert command("run", *words, *SPACE[1:3], "sweep.name=a").code == 0
+    before = runs(tmp_path)
+    answer = command("run", *words, *other, "sweep.name=a")
+    assert answer.code == 2, answer.out
+    assert "There is another search called 'a'" in answer.err
+    assert runs(tmp_path) == before
+    assert command("run", *words, *other).code == 0
+    assert len(list((tmp_path / "o" / "sweeps").iterdir())) == 2, "without a name it is one of its own"
+
+
+@pytest.mark.parametrize(
     ("metric", "wanted"),
     [("accuracy", "maximize"), ("f1", "maximize"), ("mae", "minimize"), ("perplexity", "minimize")],
 )

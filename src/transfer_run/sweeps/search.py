@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 STORAGE, BEST = "study.db", "best.json"
+ASKED = "asked"
+"""Of a study: what it was begun for."""
 HEADLINE = "validation/"
+OF_SWEEP = tuple(
+    f"sweep.{key}" for key in ("name", "parallel", "memory", "retry_failed", "stop_on_error", "trials", "prune")
+)
+"""Keys that say how a search is carried out and how far: with others it is the same one."""
 DIGITS = 4
 """Significant digits of a number that is drawn, so that the words of a trial can be written again."""
 
@@ -52,6 +58,7 @@ class Search:
         self.distributions = {name: distribution(axis) for name, axis in self.axes.items()}
         self.trials: dict[int, Trial] = {}
         self.study = self._study()
+        self._refuse_another(f"{told(words)}\n{metric} {self.study.direction.name}")
 
     def _study(self) -> Study:
         import optuna
@@ -69,6 +76,21 @@ class Search:
             pruner=pruners[self.settings.prune](),
             load_if_exists=True,
         )
+
+    def _refuse_another(self, asked: str) -> None:
+        """Values of another metric, or of words that say something else, are none of this search's.
+
+        Raises:
+            UserError: the search that stands under this name is another one.
+        """
+        if self.study.user_attrs.get(ASKED, asked) != asked:
+            raise UserError(
+                f"There is another search called {self.sweep.name!r}: its space, its other words or its metric differ.",
+                where=f"sweep.name={self.sweep.name}",
+                remedy=f"choose another sweep.name, or leave it out: it then follows from the words; or delete "
+                f"{self.sweep.folder / STORAGE}",
+            )
+        self.study.set_user_attr(ASKED, asked)
 
     def members(self) -> Iterator[Member]:
         """The runs of all trials that are missing, each chosen when it is asked for; those under way first."""
@@ -277,5 +299,5 @@ def direction(metric: str) -> str:
 
 def told(words: Sequence[str]) -> str:
     """What makes a search this one: its words but those of how it is carried out and how far."""
-    how = ("sweep.", "trainer.progress", "output_dir", "force", "hydra", "logger", "profiler", "hardware.num_workers")
+    how = (*OF_SWEEP, "trainer.progress", "output_dir", "force", "hydra", "logger", "profiler", "hardware.num_workers")
     return "\n".join(sorted(word for word in plain(words) if not word.startswith(how)))
