@@ -5,8 +5,8 @@
 #     scripts/slurm_single_node.sh stop FOLDER
 #
 # Partitions over one node: `normal` (default), and `low` whose jobs are requeued when `high` needs the node; those of
-# `cancelled` and `killed` are cancelled instead, with a minute of grace and without. No accounting: what a cluster may
-# lack, ours lacks.
+# `cancelled` and `killed` are cancelled instead, with a minute of grace and without; and `two` over that node and a second
+# one of the same machine, called localhost. No accounting: what a cluster may lack, ours lacks.
 set -euo pipefail
 ACTION=${1:?start or stop} FOLDER=$(realpath -m "${2:?a folder for configuration, state and logs}")
 CPUS=${SLURM_TEST_CPUS:-2}
@@ -23,7 +23,7 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); p
 
 configure() {
   local host; host=$(hostname -s)
-  mkdir -p "$FOLDER"/{state,spool,munge}
+  mkdir -p "$FOLDER"/{state,munge} "$FOLDER"/spool.{"$host",localhost}
   [ -s "$FOLDER/munge/key" ] || (umask 077; head -c 1024 /dev/urandom >"$FOLDER/munge/key")
   chmod 700 "$FOLDER/munge"; chmod 755 "$FOLDER"
   cat >"$FOLDER/slurm.conf" <<CONF
@@ -37,9 +37,9 @@ CredType=cred/munge
 SlurmctldPort=$(free_port)
 SlurmdPort=$(free_port)
 SlurmctldPidFile=$FOLDER/slurmctld.own.pid
-SlurmdPidFile=$FOLDER/slurmd.own.pid
+SlurmdPidFile=$FOLDER/slurmd.%n.own.pid
 StateSaveLocation=$FOLDER/state
-SlurmdSpoolDir=$FOLDER/spool
+SlurmdSpoolDir=$FOLDER/spool.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -55,10 +55,12 @@ MinJobAge=300
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$CPUS State=UNKNOWN
+NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 Port=$(free_port) CPUs=$CPUS State=UNKNOWN
 PartitionName=normal Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=OFF
 PartitionName=low Nodes=$host MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=cancelled Nodes=$host MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=60
 PartitionName=killed Nodes=$host MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=0
+PartitionName=two Nodes=$host,localhost MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=OFF
 PartitionName=high Nodes=$host MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 CONF
 }
@@ -73,9 +75,9 @@ case $ACTION in
       --pid-file="$FOLDER/munge/pid" --log-file="$FOLDER/munge/log" --seed-file="$FOLDER/munge/seed"
     for _ in $(seq 100); do [ -S "$FOLDER/munge/socket" ] && break; sleep 0.1; done
     daemon slurmctld slurmctld -D -c -f "$SLURM_CONF"
-    daemon slurmd slurmd -D -f "$SLURM_CONF" -N "$(hostname -s)"
+    for node in "$(hostname -s)" localhost; do daemon "slurmd.$node" slurmd -D -f "$SLURM_CONF" -N "$node"; done
     for _ in $(seq 300); do
-      [ "$(sinfo -h -o %t -p normal 2>/dev/null || true)" = idle ] && { echo "$SLURM_CONF"; exit 0; }
+      [ "$(sinfo -h -o %D%t -p two 2>/dev/null || true)" = 2idle ] && { echo "$SLURM_CONF"; exit 0; }
       sleep 0.2
     done
     echo "Slurm did not come up; see $FOLDER/*.log" >&2
@@ -83,6 +85,6 @@ case $ACTION in
   stop)
     export SLURM_CONF=$FOLDER/slurm.conf
     scancel --user="$(id -un)" 2>/dev/null || true
-    for name in slurmd slurmctld munged; do running "$name" && kill "$(cat "$FOLDER/$name.pid")" || true; done ;;
+    for name in "slurmd.$(hostname -s)" slurmd.localhost slurmctld munged; do running "$name" && kill "$(cat "$FOLDER/$name.pid")" || true; done ;;
   *) echo "start or stop" >&2; exit 2 ;;
 esac

@@ -236,6 +236,21 @@ def test_what_cannot_be_is_one_message(own: Path, words: list[str], where: str) 
     until(lambda: not slurm("squeue", "--noheader").strip(), 60)
 
 
+def test_a_run_on_two_nodes_is_requeued(own: Path) -> None:
+    """One task a node, one run: asked to save it ends on both, begins again on both, and is what two devices make."""
+    words = ["method.event=nodes", "hardware=ddp", "hardware.accelerator=cpu"]
+    command = begin(own, *words, *SLURM, "hardware.devices=1", "hardware.nodes=2", "hardware.slurm.partition=two")
+    slurm("scancel", "--signal=USR1", reached(own, "nodes"))
+    code, said = ended(command)
+    assert code == 0, said
+    folder = own / compose([*WORDS, *words], str(own / "own")).folder
+    whole = carry_out(compose([*WORDS, *words, f"output_dir={own / 'whole'}"], str(own / "own")))
+    for file in ("metrics.csv", "checkpoints/model/model.safetensors"):
+        assert (folder / file).read_bytes() == (whole / file).read_bytes(), file
+    assert "going on from" in (folder / "run.log").read_text()
+    assert "is started again" in next((own / "outputs" / "sweeps").glob("*/slurm/1.log")).read_text()
+
+
 def test_the_batch_script_of_the_page(own: Path) -> None:
     """docs/cluster.md's own, with these words: asked to save it is requeued once, and ends with the same bytes."""
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
