@@ -18,6 +18,8 @@ EARLY: list[tuple[str, list[str], str]] = [
     ("several labels for a model that writes", [*SEVERAL, "backbone=t5_tiny"], "does not answer"),
     ("a merge of nothing", ["method=ties", "backbone=bert_tiny", "dataset=python_docs"], "sources.a="),
     ("a merge of nothing without data", ["method=average", "dataset=none"], "method.models=[FOLDER,FOLDER]"),
+    ("what a sweep is called, of one run", ["sweep.name=mine"], "add -m"),
+    ("several at once, of one run", ["sweep.parallel=2"], "add -m"),
     ("taps of a backbone that is trained", ["method=lora", "cache.taps=disk"], "trains inside the backbone"),
 ]
 """What only the whole of the words tells; nothing heavy is imported for it either."""
@@ -138,3 +140,15 @@ def test_a_backbone_that_is_on_no_hub(
     assert what in answer.err
     assert remedy in answer.err
     assert "Traceback" not in answer.err
+
+
+def test_a_run_that_is_no_path_has_near_ones(command: Callable[..., Answer], tmp_path: Path) -> None:
+    for name in ("full-bert_tiny-1a2b3c4d", "lora-bert_tiny-99999999"):
+        folder = tmp_path / "outputs" / "runs" / "sentences" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "run.log").write_text("")
+    for named in ("1a2b3c4d", "full-bert_tiny-1a2b3c4e", "outputs/runs/sentences/full-bert-1a2b3c4d"):
+        answer = command("run", f"run={named}", "test=own")
+        assert answer.code == 2
+        assert "nearest: outputs/runs/sentences/full-bert_tiny-1a2b3c4d" in answer.err

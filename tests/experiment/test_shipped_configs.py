@@ -13,8 +13,9 @@ from transfer_run.backbones.declared import HAS, families, takes
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.compatibility import check_fit, reads
-from transfer_run.experiment.config.compose import GROUPS, compose
+from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
+from transfer_run.experiment.config.origin import GROUPS
 from transfer_run.files import read_yaml
 from transfer_run.methods.build import method_class
 

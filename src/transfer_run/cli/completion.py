@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from transfer_run.cli.flags import read_flags
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
-from transfer_run.experiment.config.compose import CONFIG_NAME, GROUPS, Composer
+from transfer_run.experiment.config.compose import CONFIG_NAME, Composer
 from transfer_run.experiment.config.hydra_parts import BashCompletion, Hydra
+from transfer_run.experiment.config.origin import GROUPS
 from transfer_run.experiment.config.words import separate
 
 

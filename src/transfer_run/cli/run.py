@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import DONE, RunFailed, UserError
+from transfer_run.errors import DONE, RunFailed, UserError, nearest_names
 from transfer_run.files import user_path
+from transfer_run.run_folder import is_run
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -64,6 +65,12 @@ def run(arguments: Sequence[str]) -> int:
     run = composer.compose(words)
     if run.config["sweep"]["trials"] is not None:
         raise UserError("A search is a sweep.", where="sweep.trials", remedy="add -m, and give a key several values")
+    if idle := next((word for word in words if word.lstrip("+").startswith("sweep.")), ""):
+        raise UserError(
+            "This is one run: what a sweep is called, or does at once, is idle.",
+            where=idle.lstrip("+"),
+            remedy="add -m, or take it out",
+        )
     from transfer_run.experiment.training.group import together
 
     return together(run.config["hardware"], lambda: _carry(run))
@@ -90,7 +97,10 @@ def _of_finished(words: Sequence[str], multirun: bool) -> int:
 
     if read_result(run) is None:
         what = "has not finished" if run.is_dir() else "does not exist"
-        raise UserError(f"The run {run} {what}.", where=f"run={run}", remedy="name the folder of a finished run")
+        near = [] if run.is_dir() else _runs_like(run)
+        raise UserError(
+            f"The run {run} {what}.", where=f"run={run}", nearest=near, remedy="name the folder of a finished run"
+        )
     if "test" in given:
         return _test(run, given["test"])
     if "report" in given:
@@ -102,6 +112,15 @@ def _of_finished(words: Sequence[str], multirun: bool) -> int:
 
     print(f"exported to {export_run(run, Path(given['export']))}")
     return DONE
+
+
+def _runs_like(run: Path) -> list[str]:
+    """Folders of runs, beside the one that is named or where runs land, whose names are near."""
+    places = [run.parent, *Path("outputs/runs").glob("*")]
+    folders = [folder for place in places if place.is_dir() for folder in sorted(place.iterdir()) if is_run(folder)]
+    named = {folder.name: str(folder) for folder in folders}
+    held = [name for name in named if run.name and run.name in name]  # an identity, or a part of the name
+    return [named[name] for name in (held or nearest_names(run.name, named))][:3]
 
 
 def _status(words: Sequence[str]) -> int:

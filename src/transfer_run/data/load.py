@@ -9,7 +9,7 @@ from transfer_run.data.asked import asked
 from transfer_run.data.base import DataModule
 from transfer_run.data.long_tail import with_counts
 from transfer_run.data.loss import with_loss
-from transfer_run.errors import UserError
+from transfer_run.errors import UserError, nearest_names
 from transfer_run.targets import load_class
 from transfer_run.task import BatchSpec, Task, named_beside
 
@@ -27,9 +27,21 @@ def data_class(dataset: Mapping[str, Any]) -> type[DataModule]:
     return found
 
 
+class _Node(dict[str, Any]):
+    """A `dataset` node that says what its file lacks: a class reads its keys when it needs them."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(
+            f"The class {self['about']['target']} reads dataset.{key}, which the file does not have.",
+            where=f"the file of dataset={self['name']}",
+            nearest=nearest_names(key, [known for known in self if known != "about"]),
+            remedy="write it below `dataset:`, as the file of a data set of the same class has it",
+        )
+
+
 def build_task(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
     """What `dataset` asks of `backbone`, from the configs alone: no data, network or tokenizer files."""
-    kind = data_class(dataset)
+    kind, dataset = data_class(dataset), _Node(dataset)
     kind.refuse_augment(dataset)
     return with_counts(with_loss(kind.describe(dataset, backbone), dataset), dataset)
 
@@ -40,10 +52,10 @@ def batch_spec(dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_si
     Args:
         devices: among which a data set beside the run's own divides its batch, where that has a size of its own.
     """
-    spec = dict(data_class(dataset).batch_spec(dataset, backbone, batch_size))
+    spec = dict(data_class(dataset).batch_spec(_Node(dataset), backbone, batch_size))
     for name, node in others(dataset).items():
         size = -(-node["batch_size"] // devices) if node["batch_size"] else batch_size
-        spec |= named_beside(name, data_class(node).batch_spec(node, backbone, size))
+        spec |= named_beside(name, data_class(node).batch_spec(_Node(node), backbone, size))
     return spec
 
 
@@ -103,4 +115,4 @@ def _listed(fact: Any) -> str:
 
 def build_data(dataset: Mapping[str, Any], backbone: Mapping[str, Any], seed: int) -> DataModule:
     """The dataset, not read yet: `setup()` reads it."""
-    return data_class(dataset)(dataset, backbone, seed)
+    return data_class(dataset)(_Node(dataset), backbone, seed)

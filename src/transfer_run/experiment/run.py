@@ -17,7 +17,7 @@ from transfer_run.experiment.config.composed import Run, naming, write_config
 from transfer_run.experiment.config.digests import refuse_changed
 from transfer_run.experiment.models.export_folder import check_target
 from transfer_run.experiment.planning.preflight import check_before
-from transfer_run.experiment.record.log import LOG, run_log
+from transfer_run.experiment.record.log import run_log
 from transfer_run.experiment.record.state import held
 from transfer_run.experiment.record.summary import show_result
 from transfer_run.experiment.sources.kinds import check_sources
@@ -98,7 +98,6 @@ def _carry_out(run: Run, chain: tuple[str, ...], lock: int) -> None:
         from transfer_run.experiment.training.train import train
 
     with run_log(folder), preemptible():
-        LOG.info("run %s", folder)
         try:
             if alone:
                 train(run, folder, sources)

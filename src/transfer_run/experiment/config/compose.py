@@ -46,6 +46,7 @@ from transfer_run.experiment.config.hydra_parts import (
     ConfigSearchPathImpl,
     create_config_search_path,
 )
+from transfer_run.experiment.config.origin import GROUPS, set_by, unusable
 from transfer_run.experiment.config.references import named_backbones, write_backbones, write_sources
 from transfer_run.experiment.config.secrets import check_secrets
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
@@ -55,9 +56,6 @@ from transfer_run.experiment.config.tree import Composed, Sources
 from transfer_run.experiment.config.words import parse, separate
 from transfer_run.files import read_yaml
 from transfer_run.words import split
-
-GROUPS = ("optimizer", "hardware", "logger", "profiler", "dataset", "backbone", "method", "experiment")
-"""The groups that a run chooses from, in the order in which later ones win."""
 
 HYDRA = "${hydra:"
 
@@ -133,17 +131,17 @@ class Composer:
         declared = self._declared(contents)
         unchosen = next((group for group in GROUPS if group != "experiment" and not choices.get(group)), None)
         if unchosen is not None:
-            raise _unusable(unchosen, None, self.folders)
+            raise unusable(unchosen, None, self.folders)
         for group in ("method", "backbone", "dataset"):
             if (
                 not isinstance(values.get(group), dict)
                 or values[group].get("name") != choices.get(group)
                 or declared.get(group, {}).get("name") != choices.get(group)
             ):
-                raise _unusable(group, choices.get(group), self.folders)
+                raise unusable(group, choices.get(group), self.folders)
 
         def where(key: str) -> str:
-            return _where(key, words, contents, choices, self.folders)
+            return set_by(key, words, contents, choices, self.folders)
 
         if values.get("contents"):
             raise UserError("contents is filled in: no word sets it.", where=where("contents"), remedy="leave it out")
@@ -375,35 +373,3 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{key} cannot be resolved: {str(error).splitlines()[0]}.", where=key) from error
     finally:
         singleton.cfg = before
-
-
-def _unusable(group: str, choice: Any, folders: Sequence[Path]) -> UserError:
-    if choice is None:
-        return UserError(f"No {group} is chosen.", where=group, nearest=registry.names(group, folders)[:3])
-    header = "_global_" if group in ("method", "dataset") else group
-    below = f", and put its keys below `{group}:`" if header == "_global_" else ""
-    return UserError(
-        f"The file of {group}={choice} does not set {group}.name to {choice!r}.",
-        where=str(next(iter(registry.find(group, str(choice), folders)), choice)),
-        remedy=f"begin it with the line `# @package {header}`{below}, and name it as its file is named",
-    )
-
-
-def _where(
-    key: str, words: Sequence[str], contents: Mapping[str, Any], choices: Mapping[str, Any], folders: Sequence[Path]
-) -> str:
-    """The word or the file that sets a key, as far as the last one that wins."""
-    for word in reversed([word for word in words if word.startswith(("++", "~"))]):
-        name = word.lstrip("+~").partition("=")[0]
-        if key == name or key.startswith(f"{name}.") or name.startswith(f"{key}."):
-            return word.lstrip("+")
-    for choice, content in sorted(contents.items(), key=lambda item: _rank(item[0]), reverse=True):
-        if schema.has(content, key):
-            group, _, name = choice.partition("=")
-            return f"{next(iter(registry.find(group.partition('@')[0], name, folders)), choice)}: {key}"
-    return key
-
-
-def _rank(choice: str) -> int:
-    group = choice.partition("=")[0]
-    return GROUPS.index(group) if group in GROUPS else -1

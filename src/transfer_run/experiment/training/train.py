@@ -65,13 +65,14 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
     if not run.has_data:
         found = on_first_source(run, sources)
         if found is None:
+            LOG.info("run %s", folder)
             combine_files(run, folder, sources)
             return
         run = found
     config = read_back(run, sources)
     make_importable(run)
     pl.seed_everything(config["seed"], verbose=False)
-    data, tests = _read(config)
+    data, tests = _read(config, folder)
     method = _build(config, sources, data)
     check_own_steps(method, config["method"]["name"], config["hardware"])
     check_halving(method, config)
@@ -127,7 +128,7 @@ def train(run: Run, folder: Path, sources: dict[str, Path]) -> None:
         work.close()
 
 
-def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
+def _read(config: dict[str, Any], folder: Path) -> tuple[DataModule, dict[str, DataModule]]:
     """The run's data set and its further test sets, read."""
     data = build_data(config["dataset"], config["backbone"], config["seed"])
     data.setup()
@@ -140,6 +141,7 @@ def _read(config: dict[str, Any]) -> tuple[DataModule, dict[str, DataModule]]:
         )
     tests = build_tests(data)
     data.notes += [f"{name}: {note}" for name, test in tests.items() for note in test.notes]
+    LOG.info("run %s", folder)  # data that are refused begin none
     for note in data.notes:
         LOG.info("%s", note)
     return data, tests
