@@ -112,3 +112,18 @@ def test_an_unknown_stage_is_named(build: Callable[..., Any]) -> None:
     with pytest.raises(UserError) as error:
         freeze_stages(build("vit").backbone, ["image.9"])
     assert error.value.nearest[0].startswith("image.")
+
+
+def test_a_new_head_follows_the_backbones_own_rule(build: Callable[..., Any]) -> None:
+    """A chain's linear head is drawn as its words say, another one's linear head as PyTorch draws it."""
+    chain: Backbone = build("chain").backbone
+    chain.config["architecture"]["head"] = {"std": 3.0, "bias": 2}
+    chain.head = torch.nn.Linear(chain.feature_width, 200)
+    reinitialize(chain, ["head"], seed=5)
+    assert float(chain.head.weight.detach().std()) == pytest.approx(3.0, rel=0.05)
+    assert bool((chain.head.bias == 2).all())
+    bert: Backbone = build("bart").backbone  # whose own head has two layers
+    bert.head = torch.nn.Linear(bert.feature_width, 5)
+    before = bert.head.weight.detach().clone()
+    reinitialize(bert, ["head"], seed=5)
+    assert not torch.equal(bert.head.weight, before)

@@ -9,9 +9,10 @@ in `backbone.state_dict()`; no tensor belongs to two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError, nearest_names
@@ -34,13 +35,13 @@ def stages(backbone: Backbone) -> dict[str, list[str]]:
     return {stage: names for stage, names in found.items() if names}
 
 
-def copy_stages(target: Backbone, source: Backbone, names: Iterable[str]) -> None:
-    """Copy parameters and buffers of the named stages from `source`, which has the same architecture.
+def copy_stages(target: Backbone, source: Backbone | Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Copy parameters and buffers of the named stages from `source`: one of the same architecture, or its tensors.
 
     Raises:
         UserError: a name that is no stage.
     """
-    tensors = source.state_dict()
+    tensors = source.state_dict() if isinstance(source, Backbone) else source
     own = target.state_dict()
     with torch.no_grad():
         for name in _tensors(target, names):
@@ -65,10 +66,12 @@ def reinitialize(backbone: Backbone, names: Iterable[str], seed: int) -> None:
         torch.manual_seed(seed)
         fresh = type(backbone).from_architecture(backbone.config)
         layers = [module for module in backbone.head.modules() if isinstance(module, torch.nn.Linear)]
-        if layers == [backbone.head]:
-            fresh.head = torch.nn.Linear(layers[0].in_features, layers[0].out_features)
-        elif layers:
+        if layers:
             fresh.head = fresh.new_head(layers[-1].out_features)
+        if (
+            layers and fresh.head.state_dict().keys() != backbone.head.state_dict().keys()
+        ):  # a linear head of somebody else's
+            fresh.head = torch.nn.Linear(layers[0].in_features, layers[0].out_features)
     copy_stages(backbone, fresh, names)
 
 

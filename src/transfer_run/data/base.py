@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -197,6 +198,14 @@ class DataModule(ABC):
                 remedy="give the data such a split, or use one of those it has",
             )
         return Split(self, name, self.sizes[name])
+
+    def part(self, rows: Mapping[str, Rows]) -> DataModule:
+        """The same data of which these rows alone are read, numbered as here; a split that is not named stays whole."""
+        found = copy(self)
+        before = {split: self.subset.get(split, np.arange(self.sizes[split])) for split in rows}
+        found.subset = self.subset | {split: before[split][kept] for split, kept in rows.items()}
+        found._sizes = self.sizes | {split: len(kept) for split, kept in rows.items()}
+        return found
 
     def labels(self, split: str) -> Rows:
         """Class number of every row of a split, in order (n,); -100 where a row has none.

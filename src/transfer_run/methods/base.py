@@ -71,7 +71,7 @@ class Context:
         seed: the run's seed.
         folder: the run's folder, for artifacts.
         batches: (split, batch_size) -> batches of one pass over `train`, `validation` or `test`, in a fixed
-            shuffled order for train, on the model's device.
+            shuffled order for train, on the model's device; `data=` names another one than `data`, a part of it.
         sources: finished source runs by name.
         log: writes one line to the run's log.
         batch_size: the run's `dataset.batch_size`.
@@ -83,7 +83,7 @@ class Context:
         source_config: name of a source run -> its config, with the files of its data where a run made them.
         sizes: rows of the data set by split.
         endless: (split, batch_size, first) -> endless batches as of `batches`, every pass in another order, from the
-            batch of this number on: what a loop of `work` reads.
+            batch of this number on: what a loop of `work` reads; `augment=True` varies them as training does.
         work: carries out long work so that it survives the run's end (`methods/work.py`).
         beside: as `batches`, of each data set beside the run's own (`dataset.beside`), by name.
         scores: the run's own scores (`test/accuracy`), known when `conclude` is called.
@@ -92,7 +92,7 @@ class Context:
 
     seed: int
     folder: Path
-    batches: Callable[[str, int], Iterator[Batch]]
+    batches: Callable[..., Iterator[Batch]]
     sources: dict[str, Path] = field(default_factory=dict)
     log: Callable[[str], None] = print
     batch_size: int = 32
@@ -102,7 +102,7 @@ class Context:
     load_data: Callable[[str], DataModule] = field(default=_no_source)
     source_config: Callable[[str], Mapping[str, Any]] = field(default=_no_source)
     sizes: dict[str, int] = field(default_factory=dict)
-    endless: Callable[[str, int, int], Iterator[Batch]] = field(default=_no_batches)
+    endless: Callable[..., Iterator[Batch]] = field(default=_no_batches)
     work: Work = field(default_factory=Work)
     beside: dict[str, Callable[[str, int], Iterator[Batch]]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)

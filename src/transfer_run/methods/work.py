@@ -100,6 +100,9 @@ class Work:
         """The same items; in a run it is told now and then how many of `total` are done."""
         yield from items
 
+    def forget(self, name: str) -> None:
+        """What the loop of this name left has been written elsewhere: its saved state is let go of."""
+
 
 class Rehearsed(Work):
     """The same work for the memory plan: `TO_REHEARSE` steps, on tensors without values."""

@@ -131,3 +131,13 @@ def test_rows_that_are_not_there_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist") as error:
         compose([*WORDS, f"dataset.rows={tmp_path / 'none.json'}"])
     assert "dataset.rows" in error.value.where
+
+
+def test_a_part_of_a_part_leaves_the_whole_as_it_is(tmp_path: Path) -> None:
+    whole = digits(whole_rows(tmp_path, digits(), train=[7, 3, 11, 200]))
+    part = whole.part({"train": np.array([2, 0])}).part({"train": np.array([1])})
+    assert (part.sizes["train"], whole.sizes["train"]) == (1, 4)
+    assert part.sizes["test"] == whole.sizes["test"]
+    assert torch.equal(part.split("train")[0]["pixel_values"], digits().split("train")[7]["pixel_values"])
+    assert part.labels("train").tolist() == whole.labels("train")[:1].tolist()
+    assert len(list(part.loader("train", batch_size=4))) == 1

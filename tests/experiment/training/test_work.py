@@ -138,3 +138,21 @@ def test_progress_is_told_now_and_then(
     work.loop("x", lambda step: torch.tensor(0.5), 1, {})
     assert said[0].startswith("rows: 1/2")
     assert said[2].startswith("x: 1/1  loss 0.5")
+
+
+def test_seeding_a_step_leaves_nothing_behind() -> None:
+    torch.manual_seed(7)
+    expected, queued = torch.rand(3), len(torch.cuda._queued_calls)
+    for _ in range(3):
+        module.seed_all(7)
+    assert torch.equal(torch.rand(3), expected)
+    assert len(torch.cuda._queued_calls) == queued
+
+
+def test_what_a_loop_left_is_let_go_of_when_asked(tmp_path: Path) -> None:
+    work, weight = ResumedWork(tmp_path, 0, SETTINGS), torch.zeros(())
+    work.loop("sum", lambda step: weight.add_(1), 3, {"weight": weight})
+    assert (tmp_path / "checkpoints" / "prepare" / "sum.ckpt").is_file()
+    work.forget("sum")
+    work.forget("never carried out")
+    assert not (tmp_path / "checkpoints" / "prepare" / "sum.ckpt").exists()

@@ -251,10 +251,10 @@ def _prepared_on(config: dict[str, Any]) -> torch.device:
     return torch.device("cpu") if prepared_on_cpu(config["backbone"]) else device_of(config["hardware"])
 
 
-def _batches(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[[str, int], Iterator[Batch]]:
-    """(split, batch_size) -> one pass over the split, on `device`."""
+def _batches(config: dict[str, Any], own: DataModule, device: torch.device) -> Callable[..., Iterator[Batch]]:
+    """(split, batch_size) -> one pass over the split, on `device`; of `own` unless `data` is another one."""
 
-    def batches(split: str, batch_size: int) -> Iterator[Batch]:
+    def batches(split: str, batch_size: int, data: DataModule = own) -> Iterator[Batch]:
         for batch in followed_in_part(data.loader(split, batch_size=batch_size, seed=config["seed"])):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
 
@@ -267,11 +267,11 @@ def _read_quietly(batches: Iterator[Batch]) -> Batch | None:
         return next(batches, None)
 
 
-def _endless(config: dict[str, Any], data: DataModule, device: torch.device) -> Callable[..., Iterator[Batch]]:
+def _endless(config: dict[str, Any], own: DataModule, device: torch.device) -> Callable[..., Iterator[Batch]]:
     """(split, batch_size, first) -> endless passes over the split from a batch on, each in its own order."""
 
-    def drawn(split: str, batch_size: int, first: int) -> Iterator[Batch]:
-        loader = data.loader(split, batch_size=batch_size, seed=config["seed"], shuffle=True)
+    def drawn(split: str, batch_size: int, first: int, data: DataModule, augment: bool) -> Iterator[Batch]:
+        loader = data.loader(split, batch_size=batch_size, seed=config["seed"], shuffle=True, augment=augment)
         while True:
             loader.set_epoch(first // len(loader))
             loader.start_at(first % len(loader))
@@ -280,7 +280,12 @@ def _endless(config: dict[str, Any], data: DataModule, device: torch.device) -> 
                 yield {name: tensor.to(device) for name, tensor in batch.items()}
                 first += 1
 
-    return lambda split, batch_size, first: followed_in_part(drawn(split, batch_size, first))
+    def endless(
+        split: str, batch_size: int, first: int, data: DataModule = own, augment: bool = False
+    ) -> Iterator[Batch]:
+        return followed_in_part(drawn(split, batch_size, first, data, augment))
+
+    return endless
 
 
 def _candidate(config: dict[str, Any], backbone: dict[str, Any]) -> Candidate:

@@ -89,6 +89,10 @@ class ResumedWork(Work):
             progress(number, None)
 
     @rank_zero_only
+    def forget(self, name: str) -> None:
+        (self.folder / f"{name}.ckpt").unlink(missing_ok=True)
+
+    @rank_zero_only
     def close(self) -> None:
         """The run is finished: its loops are not gone on with."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -157,9 +161,15 @@ def loop_seed(seed: int, name: str, step: int) -> int:
 
 
 def seed_all(seed: int) -> None:
+    """Every generator that a step may draw from. `torch.manual_seed` would, for each kind of device that is not in use,
+    note the call and the whole stack it came from: milliseconds a step, and memory that grows with the steps."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 @contextmanager
