@@ -1,0 +1,1 @@
+"""Networks cut between two layers: class splits, their trainings, what they tell."""
