@@ -28,7 +28,7 @@ from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.training import work as training_work
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.transferability.layer_transferability import TRAINING, LayerTransferability
+from transfer_run.methods.transferability.layer_transferability import RECIPE, LayerTransferability
 from transfer_run.methods.transferability.layers.networks import (
     TREATMENTS,
     Network,
@@ -48,7 +48,7 @@ from transfer_run.task import Task
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DIGITS = Task("classification", 10, tuple("0123456789"))
-SGD = TRAINING | {"lr": 0.05, "weight_decay": 0.01}
+SGD = RECIPE | {"lr": 0.05, "weight_decay": 0.01}
 
 
 def node(group: str, name: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def test_what_is_frozen_has_no_gradient_and_no_optimizer(name: str) -> None:
     frozen = {key for stage in layers(method)[:2] for key in stages(method.backbone)[stage]}
     parameters = dict(method.backbone.named_parameters())
     held = {id(p) for group in optimizer_of(method, SGD).param_groups for p in group["params"]}
-    method.training_loss(batches(method)[0]).backward()
+    method.recipe_loss(batches(method)[0]).backward()
     for key, parameter in parameters.items():
         assert (key in frozen) == (parameter.grad is None) == (id(parameter) not in held), key
     counts = {key: parameter.numel() for key, parameter in parameters.items()}
@@ -214,7 +214,7 @@ def test_any_family_is_cut_between_what_runs(name: str) -> None:
     method = Method(small.backbone(name, seed=5), task)
     start(method, Network(0, "B", "A", 2), base, 3)
     method.train()
-    method.training_loss(batch).backward()
+    method.recipe_loss(batch).backward()
     moving = {key for key, p in method.backbone.named_parameters() if p.grad is not None}
     parts = stages(method.backbone)
     assert moving <= {key for stage in order[2:] for key in parts[stage]}
@@ -346,7 +346,7 @@ def test_the_effect_on_digits(digits: DataModule, tmp_path: Path) -> None:
     method = LayerTransferability(
         backbone, DIGITS, cuts=[1, 3], treatments=["BnB", "AnB", "BnB+", "AnB+"], both_ways=False, per_class=30,
         split={"kind": "list", "seed": 0, "fraction": 0.5, "classes": [0, 1, 2, 3, 4]},
-        training=TRAINING | {"measure_every": 100},
+        recipe=RECIPE | {"measure_every": 100},
     )  # fmt: skip
     method.prepare(context(digits, tmp_path))
     found = method.results["metrics"]
@@ -359,7 +359,7 @@ def test_the_effect_on_digits(digits: DataModule, tmp_path: Path) -> None:
 # ---- whole runs
 WORDS = (
     "method=layer_transferability", "backbone=mlp_tiny", "dataset=digits", "dataset.classes=[0,1,2,3,4,5,6,7]",
-    "method.cuts=[1,3]", "method.training.steps=6", "method.training.measure_every=4", "trainer.progress=none",
+    "method.cuts=[1,3]", "method.recipe.steps=6", "method.recipe.measure_every=4", "trainer.progress=none",
     "hardware=cpu", "method.repeats=2", "method.split.seed=1",
 )  # fmt: skip
 

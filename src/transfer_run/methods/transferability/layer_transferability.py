@@ -45,7 +45,7 @@ from transfer_run.methods.work import Rehearsed
 from transfer_run.task import Task
 
 SPLIT = {"kind": "random", "seed": 0, "fraction": 0.5, "classes": None}
-TRAINING = {
+RECIPE = {
     "epochs": 60, "steps": None, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "bias_lr": 1.0, "factor": 0.1,
     "factor_every": None, "measure_every": None,
 }  # fmt: skip
@@ -66,7 +66,7 @@ class LayerTransferability(Judging):
         per_class: training images of each class, at most; None: all.
         head_classes: outputs of every head; None: as many as the classes that it learns. The paper's had 1000.
         measured_on: the split whose rows of the target's classes a network is measured on while it trains.
-        training: SGD of every network. `epochs`, or `steps` instead; `bias_lr` times the rate for biases and norms,
+        recipe: SGD of every network. `epochs`, or `steps` instead; `bias_lr` times the rate for biases and norms,
             which have no weight decay; the rate times `factor` every `factor_every` steps; an evaluation every
             `measure_every` steps (None: every epoch).
     """
@@ -84,7 +84,7 @@ class LayerTransferability(Judging):
         per_class: int | None = None,
         head_classes: int | None = None,
         measured_on: str = "validation",
-        training: Mapping[str, Any] = TRAINING,
+        recipe: Mapping[str, Any] = RECIPE,
     ) -> None:
         super().__init__(backbone, task)
         for name in treatments:
@@ -101,7 +101,7 @@ class LayerTransferability(Judging):
             )
         self.treatments, self.both_ways, self.repeats = list(dict.fromkeys(treatments)), both_ways, repeats
         self.split, self.per_class, self.head_classes = dict(split), per_class, head_classes
-        self.measured_on, self.training_settings = measured_on, {**TRAINING, **training}
+        self.measured_on, self.recipe = measured_on, {**RECIPE, **recipe}
         self.pooled = self.split["kind"] == "random"
         if self.treatments != ["random"]:
             self._check_heads(halves(self.split, task, 0))
@@ -148,7 +148,7 @@ class LayerTransferability(Judging):
         method.train_backbone()
         labels = torch.zeros_like(batch["labels"])
         seen = {**batch, "labels": labels}
-        fit(method, "network", self.training_settings, 2, lambda first: again(seen), lambda: 0.0, Rehearsed(), 2)
+        fit(method, "network", self.recipe, 2, lambda first: again(seen), lambda: 0.0, Rehearsed(), 2)
         del bases
         return ["the weights of a new network beside the one before, while its layers are drawn"]
 
@@ -202,7 +202,7 @@ class LayerTransferability(Judging):
         }
         part, size = context.data.part(rows), context.batch_size
         epoch = -(-len(rows["train"]) // size)
-        steps = self.training_settings["steps"] or int(self.training_settings["epochs"]) * epoch
+        steps = self.recipe["steps"] or int(self.recipe["epochs"]) * epoch
         start(method, network, base, seed_of(context.seed, network.name))
 
         def batches(first: int) -> Iterator[Batch]:
@@ -213,8 +213,8 @@ class LayerTransferability(Judging):
         def measured() -> float:
             return accuracy(method, relabelled(context.batches(self.measured_on, size, data=part), classes))
 
-        every = self.training_settings["measure_every"] or epoch
-        return fit(method, network.name, self.training_settings, steps, batches, measured, context.work, every)
+        every = self.recipe["measure_every"] or epoch
+        return fit(method, network.name, self.recipe, steps, batches, measured, context.work, every)
 
     # ---- networks
     def _headed(self, count: int, classes: Sequence[int] | None) -> Method:
