@@ -142,7 +142,7 @@ def test_what_is_frozen_has_no_gradient_and_no_optimizer(name: str) -> None:
     frozen = {key for stage in layers(method)[:2] for key in stages(method.backbone)[stage]}
     parameters = dict(method.backbone.named_parameters())
     held = {id(p) for group in optimizer_of(method, SGD).param_groups for p in group["params"]}
-    method.recipe_loss(batches(method)[0]).backward()
+    method.training_loss(batches(method)[0]).backward()
     for key, parameter in parameters.items():
         assert (key in frozen) == (parameter.grad is None) == (id(parameter) not in held), key
     counts = {key: parameter.numel() for key, parameter in parameters.items()}
@@ -214,7 +214,7 @@ def test_any_family_is_cut_between_what_runs(name: str) -> None:
     method = Method(small.backbone(name, seed=5), task)
     start(method, Network(0, "B", "A", 2), base, 3)
     method.train()
-    method.recipe_loss(batch).backward()
+    method.training_loss(batch).backward()
     moving = {key for key, p in method.backbone.named_parameters() if p.grad is not None}
     parts = stages(method.backbone)
     assert moving <= {key for stage in order[2:] for key in parts[stage]}
