@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
@@ -275,6 +275,10 @@ class Method(nn.Module):
     def settle(self) -> None:
         """Take the form that ships: fold in what only training needed. Called before saving, and before loading into
         a freshly built method; training cannot go on afterwards. Outputs stay the same."""
+
+    def fit_stored(self, shapes: Mapping[str, Size]) -> None:
+        """Take the sizes of a stored model's tensors, by name, where a freshly built method has others (a pruned one).
+        Called after `settle`, before they are loaded."""
 
     def conclude(self, context: Context) -> dict[str, Any]:
         """Results beyond those of the test: into `result.json` under `extra`; its `metrics` join the run's own."""

@@ -123,6 +123,7 @@ def load_model(folder: Path, *, backbone_weights: str | None = None, packed: boo
     method.settle()
     tensors = read_tensors(folder / WEIGHTS)
     refuse_not_finite(tensors, folder)
+    method.fit_stored({name: tensor.shape for name, tensor in tensors.items()})
     wanted = method.shipped()
     wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
