@@ -24,7 +24,7 @@ ALLOWED = {
     "base": "a folder of an export", "attention": "what a backbone attends by", "classes": "a count of labels",
     "normalize": "a function's", "fisher": "operations.fisher of a table: a backward for each label",
     "stage": "a group of a pattern", "length": "a group of a pattern", "steps": "of a result", "bias": "a tensor's",
-    "scale": "of a table",
+    "scale": "of a table", "budget": "plan.budget, of memory",
 }  # fmt: skip
 """Words that a paper uses too, and what they mean here."""
 

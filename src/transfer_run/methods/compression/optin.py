@@ -24,6 +24,7 @@ from transfer_run.methods.compression.units.terms import Aggregation, factors, j
 from transfer_run.task import Task
 
 TERMS = {"md": True, "kd": True, "tau": 4.0, "lambda_c": 0.1, "ratio": 10.0, "balance": "fixed", "aggregation": "sum"}
+LAST = {f"{kind}s": 0.5 for kind in READERS}
 INDEX_FROM = {"head": 10.0, "neuron": 100.0}
 """Where the released index factors begin."""
 
@@ -62,7 +63,7 @@ class Optin(Method):
         batch_size: int = 128,
         terms: Mapping[str, Any] = TERMS,
         gram_rows: int | None = 768,
-        last_layer_factor: Mapping[str, float] = {"heads": 0.5, "neurons": 0.5},
+        last_layer_factor: Mapping[str, float] = LAST,
         head_factor: float = 0.5,
         neuron_factor: float = 1.0,
         index_factor: Literal["none", "code"] = "none",
