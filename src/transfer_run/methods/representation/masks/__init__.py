@@ -1,0 +1,1 @@
+"""Masks of noise over images, and the network that chooses their distribution."""
