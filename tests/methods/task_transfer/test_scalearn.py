@@ -264,6 +264,17 @@ def test_what_it_ships_needs_no_source() -> None:
     assert torch.equal(empty(small.batch("bert")), method(small.batch("bert")))
 
 
+def test_the_papers_head_is_dense_tanh_out() -> None:
+    method, (x,) = target(head="dense"), torch.randn(1, 3, 32)
+    dense, out = method.backbone.head[1], method.backbone.head[4]  # type: ignore[index]
+    torch.testing.assert_close(method.backbone.head(x), out(torch.tanh(dense(x))))
+    assert dense.weight.requires_grad
+    assert out.weight.shape == (small.CLASSES, 32)
+    assert method.counted_parameters() == target().counted_parameters()
+    with pytest.raises(UserError, match="no linear head"):
+        ScaLearn(small.backbone("t5"), small.task("t5"), tasks=NAMES, bottleneck=6, head="dense")
+
+
 def test_a_scale_of_a_source_adapter_counts() -> None:
     known: dict[str, Any] = {"a": source(scale=0.5), "b": source(seed=1, learn_scale=True)}
     known["b"].adapters["encoder_1_mlp_out"].scale.data.fill_(3.0)

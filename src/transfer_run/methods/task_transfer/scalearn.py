@@ -29,6 +29,7 @@ from transfer_run.methods.inside.precision import in_type_of
 from transfer_run.methods.inside.targets import Target, find_targets, out_features
 from transfer_run.methods.task_transfer.combining.adapters import SourceAdapters
 from transfer_run.methods.task_transfer.combining.attention import Attention
+from transfer_run.methods.task_transfer.combining.head import make_dense
 from transfer_run.methods.task_transfer.combining.scaling import Constraint, Scaling, new_omega
 from transfer_run.methods.task_transfer.combining.taking import adapters_of, refuse_another_start
 from transfer_run.run_folder import read_result
@@ -77,6 +78,7 @@ class ScaLearn(Method):
             gradient one step late); `dropout` of the attention's scores.
         bottleneck, reduction: of the source adapters: r, or the width divided by `reduction`.
         activation: of the source adapters.
+        head: `linear`, as all methods have it; `dense`: dense, tanh, out, RoBERTa's own, as in the paper.
         memory_mode: `efficient` scales the up-projections instead of their outputs, and makes no keys and values;
             `official` keeps what the released code keeps; equal numbers.
 
@@ -100,6 +102,7 @@ class ScaLearn(Method):
         bottleneck: int | None = None,
         reduction: int = 16,
         activation: str = "relu",
+        head: Literal["linear", "dense"] = "linear",
         memory_mode: Literal["efficient", "official"] = "efficient",
         backbone_dropout: bool = True,
     ) -> None:
@@ -108,6 +111,8 @@ class ScaLearn(Method):
         self.omega, self.fusion = {**OMEGA, **omega}, {**FUSION, **fusion}
         self.activation, self.official = activation, memory_mode == "official"
         self._refuse_meaningless()
+        if head == "dense":
+            make_dense(self.backbone)
         self.freeze_backbone()
         self.layers = nn.ModuleDict()
         shared: dict[int, nn.Parameter] = {}
