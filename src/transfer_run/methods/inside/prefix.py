@@ -127,11 +127,13 @@ def _kind(target: Target) -> str:
 class LayerPrefix:
     """What one attention needs: its rows, and how they are composed with its own keys and values.
 
-    `ungated` adds softmax(q P_k^T) P_v to the head as it is; `gated` is `concat` by way of the gate.
+    `ungated` adds softmax(q P_k^T) P_v to the head as it is; `gated` is `concat` by way of the gate. `dropout` is of
+    single entries of the rows, in training, for each example by itself.
     """
 
     rows: Callable[[], Rows]
     composition: Composition = "concat"
+    dropout: float = 0.0
 
 
 # ---- the attention function of transformers' models
@@ -164,6 +166,8 @@ def prefix_attention(
         attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()[None, None]
     heads = (row.unflatten(-1, (-1, key.shape[-1])).transpose(0, 1).to(key.dtype) for row in prefix.rows())
     prefix_key, prefix_value = (row.expand(key.shape[0], -1, -1, -1) for row in heads)
+    if prefix.dropout and module.training:
+        prefix_key, prefix_value = (F.dropout(row, prefix.dropout) for row in (prefix_key, prefix_value))
     if prefix.composition == "concat":
         length = prefix_key.shape[2]
         key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)

@@ -1,0 +1,1 @@
+"""Soft prompts of tasks: how alike two of them are."""
