@@ -29,7 +29,10 @@ from transfer_run.methods.task_transfer.prompts.similarity import METRICS, readi
 from transfer_run.task import Task
 
 PROMPT = {"length": 20, "dropout": 0.1}
-KD = {"weight": 0.1, "similarity": "auto", "extra_batch_division": True, "teacher_dropout": False}
+KD = {
+    "weight": 0.1, "similarity": "auto", "metric": "task_embedding", "inputs": 100, "extra_batch_division": True,
+    "teacher_dropout": False,
+}  # fmt: skip
 JUDGED = ("source", "target")
 """Sources whose prompts are compared; both were trained on their own task alone."""
 
@@ -41,11 +44,10 @@ class Panda(Method):
         transfer: where the prompt begins and what else it learns from; see the module. `pot` reads `sources.source`,
             `panda` `sources.teacher`, and for the similarity `sources.source` and `sources.target`.
         prompt: `length`, tokens; `dropout` of the prompt's entries, for each example by itself.
-        kd: `weight` of the teacher; `similarity`, a number in its place, or `auto`: measured, clipped to 0..1;
+        kd: `weight` of the teacher; `similarity`, a number in its place, or `auto`: measured by `metric`, a name of
+            `prompts/similarity.py`, on `inputs` training rows of either task, clipped to 0..1;
             `extra_batch_division`: divide the mean squared error by the batch's rows once more, as the released code
             does; `teacher_dropout`: the teacher keeps its dropout, as there.
-        metric: which similarity weighs the teacher, a name of `prompts/similarity.py`.
-        inputs: training rows of either task that the two prompts are compared on.
         source_task: what an experiment's sources are trained on, for their words (`dataset=${method.source_task}`).
 
     Raises:
@@ -62,14 +64,12 @@ class Panda(Method):
         transfer: Literal["none", "pot", "panda"] = "none",
         prompt: Mapping[str, Any] = PROMPT,
         kd: Mapping[str, Any] = KD,
-        metric: Literal["task_embedding", "e_avg", "e_tokens", "on"] = "task_embedding",
-        inputs: int = 100,
         source_task: str | None = None,
         backbone_dropout: bool = True,
     ) -> None:
         super().__init__(backbone, task, backbone_dropout=backbone_dropout)
         self.transfer, self.prompt, self.kd = transfer, {**PROMPT, **prompt}, {**KD, **kd}
-        self.metric, self.inputs, self.source_task = metric, inputs, source_task
+        self.source_task = source_task
         given = self.kd["similarity"]
         if given != "auto" and not isinstance(given, int | float):
             raise UserError(
@@ -163,11 +163,11 @@ class Panda(Method):
         pool += self._first_rows(iter(data.loader("train", batch_size=context.batch_size, shuffle=False)))
         self._judge(pool, device)
         told = ", ".join(f"{name} {value:.3f}" for name, value in self.measured.items())
-        context.log(f"similarity of the two tasks: {told}; {self.metric} weighs the teacher")
+        context.log(f"similarity of the two tasks: {told}; {self.kd['metric']} weighs the teacher")
 
     def _first_rows(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches of `inputs` rows in all, the last one cut."""
-        left = self.inputs
+        """Batches of `kd.inputs` rows in all, the last one cut."""
+        left = self.kd["inputs"]
         for batch in batches:
             rows = min(left, len(batch["labels"]))
             yield {name: tensor[:rows] for name, tensor in batch.items() if name != "labels"}
@@ -184,7 +184,7 @@ class Panda(Method):
             given[name] = (model.rows().cpu(), state.cpu(), active.cpu())
         found = similarities(given["source"], given["target"])
         self.get_buffer("judged").copy_(torch.tensor([found[name] for name in METRICS]))
-        self.get_buffer("similarity").fill_(min(1.0, max(0.0, found[self.metric])))
+        self.get_buffer("similarity").fill_(min(1.0, max(0.0, found[self.kd["metric"]])))
         self._let_go()
 
     def _let_go(self) -> None:
