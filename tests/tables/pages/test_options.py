@@ -89,7 +89,15 @@ def test_no_key_of_a_shipped_file_is_missed(group: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "null"), (True, "true"), (1e-3, "0.001"), ([1, None], "[1, null]"), ({"a": [2.0]}, "{a: [2]}")],
+    [
+        (None, "null"),
+        (True, "true"),
+        (1e-3, "0.001"),
+        ([1, None], "[1, null]"),
+        ({"a": [2.0]}, "{a: [2]}"),
+        ("${by_data:3.0e-3,{images: 1.0e-2}}", "3.0e-3 (on images 1.0e-2)"),
+        ("${dataset.task}", "${dataset.task}"),
+    ],
 )
 def test_values_as_a_command_line_has_them(value: Any, text: str) -> None:
     assert written(value) == text

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transfer_run import targets
 from transfer_run.backbones.weights.published import WHERE as PINNED
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.experiment.config import by_data as _by_data  # noqa: F401  configs speak of it
 from transfer_run.experiment.config import registry, schema
 from transfer_run.experiment.config.about import check_about, check_facts
 from transfer_run.experiment.config.compatibility import NO_DATA, check_family, check_fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 from transfer_run.experiment.config.registry import Entry
 from transfer_run.experiment.config.schema import ABOUT
 
+BY_DATA = re.compile(r"\$\{by_data:(.*?),\{(.*)\}\}")
+"""A default that depends on what the data set holds (`experiment/config/by_data.py`)."""
 UNSAID = ("name", ABOUT)
 
 
@@ -96,6 +99,8 @@ def written(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(written(each) for each in value)}]"
+    if isinstance(value, str) and (found := BY_DATA.fullmatch(value)):
+        return f"{found[1]} (on {found[2].replace(': ', ' ')})"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
