@@ -78,7 +78,7 @@ def test_schedule_anew_for_every_task(tensors: dict[str, Tensor]) -> None:
 def test_metrics_of_the_matrix(tensors: dict[str, Tensor]) -> None:
     after = tensors["acc_matrix"].numpy()
     names = [f"task {number}" for number in range(len(after))]
-    matrix = AccuracyMatrix(names, np.full(len(after), np.nan), after)
+    matrix = AccuracyMatrix(names, np.full(len(after), np.nan), after, np.ones(len(after), dtype=np.int64))
     assert np.allclose(matrix.transfer(), tensors["acc_transfer"].numpy(), atol=ATOL)
     assert np.allclose(matrix.average(), tensors["acc_avg"].numpy(), atol=ATOL)
     assert np.allclose(matrix.last(), tensors["acc_last"].numpy(), atol=ATOL)

@@ -1,4 +1,4 @@
-"""The accuracy of every task after every stage of a sequence, and what it says: Transfer, Average, Last.
+"""The accuracy of every task after every stage of a sequence, and what it says: Transfer, Average, Last, Seen.
 
                 task 0   task 1   task 2
 before             z0       z1       z2        zero-shot, before any training
@@ -8,6 +8,7 @@ after task 2      A20      A21      A22
 transfer                   A01    (A02+A12)/2  mean above the diagonal
 average                mean of the column
 last              A20      A21      A22
+seen: after each task the share of right answers to the rows of all tasks so far: A00; A10 and A11; ...
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+TITLE = ("transfer", "average", "last")
+"""What the picture says below the matrix."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class AccuracyMatrix:
         tasks: names, in the order of learning.
         before: (T,) before any training; NaN: not evaluated.
         after: (stages, T), row j after task j; fewer rows than tasks where training was cut short.
+        asked: (T,) test rows of every task.
     """
 
     tasks: Sequence[str]
     before: Floats
     after: Floats
+    asked: NDArray[np.int64]
 
     @property
     def complete(self) -> bool:
@@ -55,11 +60,23 @@ class AccuracyMatrix:
         """(T,): after the last stage."""
         return self.after[-1]
 
+    def seen(self) -> Floats:
+        """(stages,): after each, over the rows of all tasks learned so far together; of classes that come step by step
+        the accuracy on those seen so far (its mean and its last are what class-incremental tables show)."""
+        found = np.full(len(self.after), np.nan)  # where no row so far has a label
+        for stage, row in enumerate(self.after):
+            counts = self.asked[: stage + 1]
+            if counts.sum():
+                found[stage] = np.average(row[: stage + 1], weights=counts)
+        return found
+
     def summary(self) -> dict[str, float]:
-        """`transfer`, `average`, `last`, each the mean over its tasks, and `zero_shot`; only what is known."""
+        """`transfer`, `average`, `last`, each the mean over its tasks, `zero_shot`, and `seen` as the mean over the
+        stages and after the last (`seen_last`); only what is known."""
         found = {"zero_shot": self.before}
         if self.complete:
             found |= {"transfer": self.transfer(), "average": self.average(), "last": self.last()}
+            found |= {"seen": self.seen(), "seen_last": self.seen()[-1:]}
         return {
             name: float(values.mean()) for name, values in found.items() if len(values) and np.isfinite(values).all()
         }
@@ -93,10 +110,12 @@ class AccuracyMatrix:
                 for task, value in enumerate(values)
             ]
             lines.append(f"{label:<{first}}" + "".join(cells))
-        mean = {name: f"{100 * value:.1f}" for name, value in self.summary().items()}
-        lines.append(
-            ", ".join(f"{name.replace('_', '-')} {value}" for name, value in mean.items()) + " (%, over tasks)"
-        )
+        said = [f"{name.replace('_', '-')} {100 * value:.1f}" for name, value in self.summary().items()]
+        lines.append(", ".join(part for part in said if not part.startswith("seen")) + " (%, over tasks)")
+        if self.complete:
+            lines.append(
+                ", ".join(part for part in said if part.startswith("seen")) + " (%, over rows of tasks so far)"
+            )
         return [line.rstrip() for line in lines]
 
     def draw(self, path: Path) -> None:
@@ -121,7 +140,7 @@ class AccuracyMatrix:
         axes.set_yticks(range(len(shown)), [label for label, _ in shown])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        title = ", ".join(f"{k.replace('_', '-')} {100 * v:.1f}" for k, v in self.summary().items() if k != "zero_shot")
+        title = ", ".join(f"{k.replace('_', '-')} {100 * v:.1f}" for k, v in self.summary().items() if k in TITLE)
         axes.set_xlabel(title or "cut short", labelpad=8)
         figure.colorbar(picture, label="accuracy (%)")
         figure.savefig(path, dpi=130)

@@ -45,7 +45,8 @@ class TaskCounts(nn.Module):
     def matrix(self) -> AccuracyMatrix:
         """The accuracies of all rows so far."""
         shares, stages = self._shares(), 0 if self.finished.is_meta else int(self.finished)
-        return AccuracyMatrix(self.tasks, shares[0], shares[1 : 1 + stages])
+        asked = np.zeros(len(self.tasks), dtype=np.int64) if self.asked.is_meta else self.asked.cpu().numpy().max(0)
+        return AccuracyMatrix(self.tasks, shares[0], shares[1 : 1 + stages], asked)
 
     def _shares(self) -> np.ndarray:
         """hits / asked, NaN where nothing was asked."""
