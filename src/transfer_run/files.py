@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -14,6 +15,12 @@ from typing import Any
 import yaml
 
 from transfer_run.errors import UserError
+
+
+def fixed_part(pattern: str) -> Path:
+    """The folder before the first wildcard of a pattern: where relative names in its tables start."""
+    path = Path(pattern).expanduser()
+    return next(parent for parent in path.parents if not glob.has_magic(str(parent)))
 
 
 def cache_folder() -> Path:

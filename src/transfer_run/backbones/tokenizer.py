@@ -33,12 +33,32 @@ def build_tokenizer(backbone: dict[str, Any]) -> PreTrainedTokenizerBase:
                 "The folder holds no tokenizer.", where=f"{where}: {folder}",
                 remedy="backbone.tokenizer=bytes, or a folder with tokenizer files: backbone.tokenizer=PATH",
             )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = _read(folder, where)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
     _refuse_small_vocabulary(tokenizer, backbone)
     return tokenizer
+
+
+def _read(folder: Path, where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
+
+    Raises:
+        UserError: a file of it is damaged; readers of its kinds of files say so by errors of any class.
+    """
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(
+            f"The tokenizer cannot be read: {reason}",
+            where=f"{where}: {folder}",
+            remedy="fetch its files again, or name another: backbone.tokenizer=PATH",
+        ) from error
+    return found
 
 
 def _source(backbone: dict[str, Any]) -> tuple[str, str]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from transfer_run.data.reading.archive import is_archive, unpacked
-from transfer_run.data.reading.table import fitting, fixed_part, is_pattern, is_table
+from transfer_run.data.reading.table import fitting, is_pattern, is_table
 from transfer_run.data.reading.text_tables import Dialect, dialect_of, kind_of, read_text_table
 from transfer_run.errors import UserError
+from transfer_run.files import fixed_part
 
 
 def named_files(dataset: Mapping[str, Any], path: Path) -> list[tuple[str, Path]] | None:

@@ -16,6 +16,7 @@ import numpy as np
 from transfer_run.data.reading.pictures import is_leftover
 from transfer_run.data.reading.text_tables import Dialect, dialect_of, kind_of, read_text_table, stem_of
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.files import fixed_part
 
 FORMATS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".txt")
 PLAIN = Dialect()
@@ -130,12 +131,6 @@ def split_tables(dataset: Mapping[str, Any], splits: Sequence[str], path: str = 
 def is_pattern(path: str) -> bool:
     """Is this a pattern of files (`shards/*.csv`), and no file that is called so?"""
     return glob.has_magic(path) and not Path(path).expanduser().exists()
-
-
-def fixed_part(pattern: str) -> Path:
-    """The folder before the first wildcard: where relative names in the tables of a pattern start."""
-    path = Path(pattern).expanduser()
-    return next(parent for parent in path.parents if not glob.has_magic(str(parent)))
 
 
 def fitting(pattern: str) -> list[Path]:

@@ -30,7 +30,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.reads import DATASET, DATASETS, PATHS, keys
 from transfer_run.experiment.config.references import Backbones, found_runs
-from transfer_run.files import cache_folder, user_path, write_json
+from transfer_run.files import cache_folder, fixed_part, user_path, write_json
 from transfer_run.run_folder import MODEL, is_run
 
 MANY = 20_000
@@ -45,6 +45,7 @@ LARGE = 8 * 2**20
 WEIGHTS = (".safetensors",)
 PICKLED = (".bin", ".pt", ".pth")
 SETTINGS = (".json", ".txt", ".model", ".npz", ".npy")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".yaml")
 
 
@@ -160,8 +161,17 @@ def _digest(named_path: str, data: bool, output_dir: str | None) -> str | None:
     if path.is_dir():
         return _tree(path, output_dir) if data else _model(path / MODEL if (path / MODEL).is_dir() else path)
     if data and glob.has_magic(named_path):
-        return _lines([(Path(file), file) for file in sorted(glob.glob(named_path, recursive=True))])
+        fitting = sorted(glob.glob(named_path, recursive=True))
+        return _lines([(Path(file), _fitting(Path(file), named_path)) for file in fitting])
     return None
+
+
+def _fitting(file: Path, pattern: str) -> str:
+    """What a file of a pattern is called in its digest: a table by its path behind the fixed part, a picture at least
+    by the folders that say its class and its split, wherever these lie."""
+    behind = len(file.relative_to(fixed_part(pattern)).parts)
+    table = file.suffix.lower() in (*TABLES, *COMPRESSED)
+    return "/".join(file.parts[-(behind if table else max(3, behind)) :])
 
 
 def _model(folder: Path) -> str:
