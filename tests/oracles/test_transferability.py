@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from numpy.testing import assert_allclose
 
+from transfer_run.methods.transfer_scores.class_entropy import class_entropies, tmi
+from transfer_run.methods.transfer_scores.classes import one_hot
+from transfer_run.methods.transfer_scores.gbc import gbc
+from transfer_run.methods.transfer_scores.hscore import hscore, hscore_reg
+from transfer_run.methods.transfer_scores.leep import leep, nce
+from transfer_run.methods.transfer_scores.lfc import lfc
+from transfer_run.methods.transfer_scores.logme import evidence, logme, logme_regression
+from transfer_run.methods.transfer_scores.parc import parc
+from transfer_run.methods.transfer_scores.transrate import transrate
 from transfer_run.methods.transferability.ranking.ranking import agreement
-from transfer_run.methods.transferability.scores.class_entropy import class_entropies, tmi
-from transfer_run.methods.transferability.scores.classes import one_hot
-from transfer_run.methods.transferability.scores.gbc import gbc
-from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg
-from transfer_run.methods.transferability.scores.leep import leep, nce
-from transfer_run.methods.transferability.scores.lfc import lfc
-from transfer_run.methods.transferability.scores.logme import evidence, logme, logme_regression
-from transfer_run.methods.transferability.scores.parc import parc
-from transfer_run.methods.transferability.scores.transrate import transrate
 
 ORACLE = "transferability_*.npz"
 EXACT, WIDE = 1e-8, 1e-6

@@ -22,11 +22,11 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Candidate, Context
+from transfer_run.methods.transfer_scores.all import SCORES
+from transfer_run.methods.transfer_scores.class_entropy import tmi
+from transfer_run.methods.transfer_scores.leep import leep, nce
 from transfer_run.methods.transferability.ranking import extraction
 from transfer_run.methods.transferability.ranking.extraction import _labelled, extract
-from transfer_run.methods.transferability.scores.all import SCORES
-from transfer_run.methods.transferability.scores.class_entropy import tmi
-from transfer_run.methods.transferability.scores.leep import leep, nce
 from transfer_run.methods.transferability.tmi import TMI
 from transfer_run.task import Task
 

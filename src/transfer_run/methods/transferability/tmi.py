@@ -22,6 +22,7 @@ from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.base import Candidate, Context
 from transfer_run.methods.judging import Judging
+from transfer_run.methods.transfer_scores.all import OF_SOURCE, SCORES, Material, Scored, score_all
 from transfer_run.methods.transferability.ranking.extraction import (
     HEAD_INPUT,
     BlockFeatures,
@@ -33,7 +34,6 @@ from transfer_run.methods.transferability.ranking.extraction import (
 from transfer_run.methods.transferability.ranking.picture import draw
 from transfer_run.methods.transferability.ranking.ranking import agreement, missing_taus, ranking, ranking_table
 from transfer_run.methods.transferability.ranking.reference import accuracies_of_runs, given_accuracies
-from transfer_run.methods.transferability.scores.all import OF_SOURCE, SCORES, Material, Scored, score_all
 from transfer_run.task import Task
 
 PICTURE = "ranking.png"

@@ -13,10 +13,10 @@ from numpy.testing import assert_allclose
 from scipy.stats import weightedtau
 
 from transfer_run.errors import UserError
+from transfer_run.methods.transfer_scores.all import SCORES, Material, score_all
 from transfer_run.methods.transferability.ranking.picture import draw
 from transfer_run.methods.transferability.ranking.ranking import agreement, missing_taus, ranking, ranking_table
 from transfer_run.methods.transferability.ranking.reference import accuracies_of_runs, given_accuracies
-from transfer_run.methods.transferability.scores.all import SCORES, Material, score_all
 
 SCORED = {"a": 1.0, "b": 3.0, "c": 2.0, "d": -1.0}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import svd
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, without_empty_directions
+from transfer_run.methods.transfer_scores.classes import Array, Labels, class_rows, without_empty_directions
 
 
 def _between(features: Array, labels: Labels) -> tuple[Array, Array]:

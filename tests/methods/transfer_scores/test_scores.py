@@ -15,15 +15,15 @@ from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from transfer_run.methods.transferability.scores.class_entropy import class_entropies, kth_distances, tmi
-from transfer_run.methods.transferability.scores.classes import balanced, one_hot, without_empty_directions
-from transfer_run.methods.transferability.scores.gbc import gbc, reduced
-from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg, shrinkage
-from transfer_run.methods.transferability.scores.leep import leep, nce
-from transfer_run.methods.transferability.scores.lfc import lfc
-from transfer_run.methods.transferability.scores.logme import evidence, logme, logme_regression
-from transfer_run.methods.transferability.scores.parc import parc
-from transfer_run.methods.transferability.scores.transrate import coding_rate, transrate
+from transfer_run.methods.transfer_scores.class_entropy import class_entropies, kth_distances, tmi
+from transfer_run.methods.transfer_scores.classes import balanced, one_hot, without_empty_directions
+from transfer_run.methods.transfer_scores.gbc import gbc, reduced
+from transfer_run.methods.transfer_scores.hscore import hscore, hscore_reg, shrinkage
+from transfer_run.methods.transfer_scores.leep import leep, nce
+from transfer_run.methods.transfer_scores.lfc import lfc
+from transfer_run.methods.transfer_scores.logme import evidence, logme, logme_regression
+from transfer_run.methods.transfer_scores.parc import parc
+from transfer_run.methods.transfer_scores.transrate import coding_rate, transrate
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=25, deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows
+from transfer_run.methods.transfer_scores.classes import Array, Labels, class_rows
 
 
 def coding_rate(rows: Array, epsilon: float = 1e-4) -> float:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfer_run.methods.transferability.scores.class_entropy import class_entropies, conditional_entropy
-from transfer_run.methods.transferability.scores.classes import balanced
-from transfer_run.methods.transferability.scores.gbc import gbc
-from transfer_run.methods.transferability.scores.hscore import hscore, hscore_reg
-from transfer_run.methods.transferability.scores.leep import leep, nce
-from transfer_run.methods.transferability.scores.lfc import lfc
-from transfer_run.methods.transferability.scores.logme import logme, logme_regression
-from transfer_run.methods.transferability.scores.parc import parc
-from transfer_run.methods.transferability.scores.transrate import transrate
+from transfer_run.methods.transfer_scores.class_entropy import class_entropies, conditional_entropy
+from transfer_run.methods.transfer_scores.classes import balanced
+from transfer_run.methods.transfer_scores.gbc import gbc
+from transfer_run.methods.transfer_scores.hscore import hscore, hscore_reg
+from transfer_run.methods.transfer_scores.leep import leep, nce
+from transfer_run.methods.transfer_scores.lfc import lfc
+from transfer_run.methods.transfer_scores.logme import logme, logme_regression
+from transfer_run.methods.transfer_scores.parc import parc
+from transfer_run.methods.transfer_scores.transrate import transrate
 
 Settings = Mapping[str, Mapping[str, Any]]
 

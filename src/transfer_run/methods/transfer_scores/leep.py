@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot
+from transfer_run.methods.transfer_scores.classes import Array, Labels, one_hot
 
 
 def leep(probabilities: Array, labels: Labels) -> float:

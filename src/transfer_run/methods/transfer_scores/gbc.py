@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from sklearn.decomposition import PCA
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, class_rows, without_empty_directions
+from transfer_run.methods.transfer_scores.classes import Array, Labels, class_rows, without_empty_directions
 
 SMALLEST_VARIANCE = 1e-4
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot, without_empty_directions
+from transfer_run.methods.transfer_scores.classes import Array, Labels, one_hot, without_empty_directions
 
 
 def lfc(features: Array, labels: Labels, *, norm: Literal["fro", "spectral"] = "fro") -> float:

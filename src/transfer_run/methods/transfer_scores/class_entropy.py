@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.special import digamma, gammaln
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels
+from transfer_run.methods.transfer_scores.classes import Array, Labels
 
 Norm = Literal["max", "euclidean"]
 ROWS = 512  # of a class at a time, so that the distances of a large class need not stand in memory together

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.linalg import svd
 
-from transfer_run.methods.transferability.scores.classes import Array, Labels, one_hot, without_empty_directions
+from transfer_run.methods.transfer_scores.classes import Array, Labels, one_hot, without_empty_directions
 
 Variant = Literal["fixed_point", "icml"]
 ROUNDS = 11
