@@ -20,7 +20,7 @@ method:
   about: {title: A disturbed one, target: disturbed.Disturbed, family: tuning, shape: tune, backbones: [vit]}
 """
 MODULE = """
-import os, signal
+import os, signal, time
 from transfer_run.methods.tuning.linear_probe import LinearProbe
 
 class Disturbed(LinearProbe):
@@ -30,6 +30,8 @@ class Disturbed(LinearProbe):
             if fault[2] == "raise":
                 raise ArithmeticError("it broke")
             os.kill(os.getppid() if fault[2] == "parent" else os.getpid(), int(fault[3]))
+            while fault[3] == "9" or signal.getsignal(signal.SIGTERM).__self__.asked is None:
+                time.sleep(0.05)  # until what was sent has come by way of the parent: no step is taken meanwhile
 """
 WORDS = ("method=disturbed", "backbone=vit_tiny", "dataset=digits", "backbone.weights=random:0", "hardware=ddp",
          "hardware.accelerator=cpu", "profiler=none", "trainer.progress=none", "trainer.log_every=1",
@@ -106,7 +108,8 @@ def test_whoever_dies_first(own: Path, whole: Path, tmp_path: Path) -> None:
     same(folder, whole)
     assert "Traceback" in (folder / "run.log").read_text(), "of what broke"
     assert {path.name for path in folder.iterdir()} == {
-        ".lock", "checkpoints", "config.yaml", "metrics.csv", "result.json", "run.log", "run.rank1.log",
+        ".lock", "checkpoints", "config.yaml", "metrics.csv", "predictions.csv", "result.json", "run.log",
+        "run.rank1.log",
     }  # fmt: skip
 
 
