@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import math
@@ -26,6 +27,27 @@ def fixed_part(pattern: str) -> Path:
 def cache_folder() -> Path:
     """Where this user's machine keeps what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transfer-run"
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = (
+    "No space left on device",
+    "PytorchStreamWriter failed writing file",
+    "file write failed",
+    "database or disk is full",
+)
+"""What libraries say of a full disk that raise errors of their own."""
+
+
+def no_room(error: BaseException | None) -> str:
+    """What the system calls it where a full disk, or one that may not be written to, is behind an error; else empty."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return os.strerror(error.errno)
+        if any(words in str(error) for words in FULL):
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +160,25 @@ def test_the_status_is_told_to_any_other_process(
     assert nowhere.code == 2
     assert "nearest: night" in nowhere.err
     assert command("run", "sweep.status=night", "seed=1").code == 2
+
+
+@pytest.mark.parametrize("kilobytes", [4, 12, 24])
+def test_a_full_disk_is_said_in_one_line(
+    kilobytes: int, command: Callable[..., Answer], stand_in: None, tmp_path: Path
+) -> None:
+    """At whatever file of the sweep or of its runs the room ends; the table is printed where anything has begun."""
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path / "disk")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted only by root")
+    try:
+        answer = command("run", *TOY, "-m", "seed=3,4", "output_dir=disk")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+    assert "Traceback" not in answer.err + answer.out
+    assert "no space left on device" in answer.err.lower()
+    assert answer.code in (1, 2)
+    assert ("runs finished" in answer.out) == (answer.code == 1)
 
 
 BROKEN = """

@@ -24,7 +24,7 @@ FILES = ("metrics.csv", "checkpoints/model/model.safetensors", "checkpoints/mode
 KILLED = """
 import importlib, os, signal, sys
 
-place, calls = sys.argv[1], int(sys.argv[2])
+place, calls, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 module, owner, name = place.split(":")
 owner = getattr(importlib.import_module(module), owner) if owner else importlib.import_module(module)
 before = getattr(owner, name)
@@ -34,12 +34,13 @@ def killing(*args, **kwargs):
     found = before(*args, **kwargs)
     calls -= 1
     if not calls:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     return found
 
 setattr(owner, name, killing)
+from transfer_run.cli.exits import exit_code
 from transfer_run.cli.run import run
-run(sys.argv[3:])
+sys.exit(exit_code(lambda: run(sys.argv[4:])))
 """
 
 TRAINING = "transfer_run.experiment.training"
@@ -53,12 +54,14 @@ MOMENTS = {
 }
 
 
-def killed(place: str, calls: int, *words: str) -> None:
-    """Carry out a run that saves whenever it may, and kill it behind a call of a function."""
-    command = [sys.executable, "-c", KILLED, place, str(calls), *words, "trainer.checkpoint_minutes=1e-9"]
+def killed(place: str, calls: int, *words: str, number: int = signal.SIGKILL, code: int = -signal.SIGKILL) -> None:
+    """Carry out a run that saves whenever it may, and send it a signal behind a call of a function."""
+    sent = [place, str(calls), str(int(number))]
+    command = [sys.executable, "-c", KILLED, *sent, *words, "trainer.checkpoint_minutes=1e-9"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -88,6 +91,20 @@ def same(folder: Path, whole: Path) -> None:
 def test_killed_anywhere_it_records_the_same(moment: str, whole: Path, tmp_path: Path) -> None:
     words = [*WORDS, "method=bitfit", f"output_dir={tmp_path}"]
     killed(*MOMENTS[moment], *words)
+    assert not (compose(words).folder / "result.json").exists()
+    same(carry_out(compose(words)), whole)
+
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, STOPS, strict=True))
+def test_asked_to_stop_anywhere_it_records_the_same(
+    moment: str, number: signal.Signals, whole: Path, tmp_path: Path
+) -> None:
+    words = [*WORDS, "method=bitfit", f"output_dir={tmp_path}"]
+    killed(*MOMENTS[moment], *words, number=number, code=130 if number == signal.SIGINT else 75)
     assert not (compose(words).folder / "result.json").exists()
     same(carry_out(compose(words)), whole)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_run.errors import Preempted, RunFailed, UserError
+from transfer_run.files import no_room
 from transfer_run.run_folder import CHECKPOINTS, LOG_FILE
 
 if TYPE_CHECKING:
@@ -39,10 +41,13 @@ def carry(run: Run) -> Path:
         ) from stopped
     except Exception as error:
         folder = run.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-        raise RunFailed(folder / LOG_FILE, f"{type(error).__name__}: {error}") from error
+        with suppress(OSError):  # the disk may be full
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOG_FILE).open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+        what = no_room(error)
+        reason = f"{what}: there is no room to write to" if what else f"{type(error).__name__}: {error}"
+        raise RunFailed(folder / LOG_FILE, reason) from error
 
 
 def _report(run: Run, folder: Path) -> None:

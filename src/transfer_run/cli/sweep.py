@@ -22,14 +22,15 @@ from transfer_run.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, Preempted,
 from transfer_run.experiment.config.compose import Composer
 from transfer_run.experiment.record.state import FINISHED, PLANNED, PRUNED, STATUS, State, held, state_of
 from transfer_run.experiment.record.wandb_access import check_key
-from transfer_run.files import make_folder
-from transfer_run.memory.budget import parse_budget
+from transfer_run.files import make_folder, no_room
 from transfer_run.sweeps import record, slurm, table
 from transfer_run.sweeps.asked import Member, Sweep, folder_of, members_of, plain, with_axes
 from transfer_run.sweeps.places import Places, Plans, free_memory, in_a_process, planned_peaks
 from transfer_run.sweeps.pool import Ending, Pool, Report
 from transfer_run.sweeps.search import Search, corners, metric_of, told
+from transfer_run.sweeps.settings import at_once, check_launcher, cores, memory
 
+ROOM = "the same command goes on once there is room to write to, sweep.retry_failed=true repeats what failed"
 LOCAL = ("basic", "joblib")
 """Launchers that are processes of this machine."""
 
@@ -41,10 +42,21 @@ def sweep(composer: Composer, words: Sequence[str]) -> int:
         words: normalised, with several values where the sweep has them.
 
     Raises:
-        UserError: the words of one of its runs are wrong; none has started.
+        UserError: the words of one of its runs are wrong, or there is no room for its folder; none has started.
     """
+    try:
+        return _sweep(composer, words)
+    except Exception as error:
+        if isinstance(error, UserError) or not (what := no_room(error)):
+            raise
+        raise UserError(
+            f"The sweep cannot be written down: {what.lower()}.", where="output_dir", remedy=ROOM
+        ) from error
+
+
+def _sweep(composer: Composer, words: Sequence[str]) -> int:
     master = composer.load(words, RunMode.MULTIRUN)
-    _check_launcher(master)
+    check_launcher(master)
     words = with_axes(composer, words, master)
     if master.sweep.trials is not None:
         return _search(composer, words, master)
@@ -83,6 +95,10 @@ def _until_stopped(work: _Local, carry_out: Callable[[], None]) -> None:
         work.asked = signal.SIGINT
     except Preempted:
         work.asked = signal.SIGTERM
+    except Exception as error:
+        if not (what := no_room(error)):
+            raise
+        work.problem = f"{what}: {ROOM}"
 
 
 def _search(composer: Composer, words: Sequence[str], master: DictConfig) -> int:
@@ -151,8 +167,8 @@ class _Local:
         self.search = search
         self.sweep, self.settings, self.dry_run = asked, master.sweep, bool(master.dry_run)
         self.report = bool(master.report)
-        self.parallel = _at_once(master)
-        self.memory = _memory(master)
+        self.parallel = at_once(master)
+        self.memory = memory(master)
         self.seen: dict[int, State] = {}
         self.asked: int | None = None
         self.problem = ""
@@ -189,7 +205,7 @@ class _Local:
         return record.rows_of(self.sweep, self.seen)
 
     def _places(self, todo: Sequence[Member] | None) -> Places:
-        free, threads = free_memory(self.memory), max(1, _cores() // self.parallel)
+        free, threads = free_memory(self.memory), max(1, cores() // self.parallel)
         if todo is None:  # trials are not known before they are chosen
             return Places(free, threads=threads, plan=Plans())
         return Places(free, in_a_process(lambda: planned_peaks(todo)), threads)
@@ -291,67 +307,17 @@ def job(_: DictConfig) -> None:
         print(f"#{hydra.job.num + 1} failed: {error}", file=sys.stderr, flush=True)
 
 
-def _at_once(master: DictConfig) -> int:
-    """Runs at a time: `hydra.launcher.n_jobs` of joblib, which is `sweep.parallel` where nothing else is said."""
-    joblib = master.hydra.runtime.choices["hydra/launcher"] == "joblib"
-    wanted = master.hydra.launcher.n_jobs if joblib else master.sweep.parallel
-    if not isinstance(wanted, int | None):
-        key = "hydra.launcher.n_jobs" if joblib and wanted != master.sweep.parallel else "sweep.parallel"
-        raise UserError(f"{wanted!r} is no number of runs.", where=key, remedy="sweep.parallel=N")
-    wanted = int(not joblib) if wanted is None else wanted
-    return wanted if wanted > 0 else _cores()
-
-
-def _memory(master: DictConfig) -> int | None:
-    """Bytes that runs at a time may take together; None: what is free. 0 is no amount, and no word for that either."""
-    asked = master.sweep.memory
-    return None if asked is None else parse_budget(asked, "sweep.memory")
-
-
-def _check_search(master: DictConfig) -> None:
-    """What says how a search chooses is not passed over where every combination is carried out."""
-    wanted = {"metric": None, "direction": None, "prune": "none"}
-    given = next((key for key, unasked in wanted.items() if master.sweep[key] != unasked), None)
-    if given is not None and master.sweep.trials is None:
-        raise UserError(
-            f"sweep.{given} is about a search, and this sweep carries out every combination.",
-            where=f"sweep.{given}={master.sweep[given]}",
-            remedy=f"add sweep.trials=N, or leave out sweep.{given}",
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_launcher(master: DictConfig) -> None:
-    choices = master.hydra.runtime.choices
-    _at_once(master)
-    _memory(master)
-    _check_search(master)
-    if choices["hydra/sweeper"] != "basic":
-        raise UserError(
-            f"hydra/sweeper={choices['hydra/sweeper']} chooses runs in its own way, which a sweep cannot take up.",
-            where="hydra/sweeper",
-            remedy="sweep.trials=N searches (docs/sweeps.md); without it every combination is run",
-        )
-    if choices["hydra/launcher"] == slurm.LAUNCHER and not master.dry_run:
-        slurm.check_slurm(master.hardware)
-
-
 def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
     """Say what became of every run and write it down; the exit code is that of the worst that happened."""
     rows = work.rows()
     files = "dry_run: nothing is written"
     if not work.dry_run:
-        record.write(asked, rows)
-        table.write_tables(asked, rows)
-        written = [record.NAME, table.CSV, table.MARKDOWN, table.PLOT]
-        if work.report:
-            from transfer_run.tables.html.sweep import write_report
-
-            written.append(write_report(asked, rows).name)
-        files = f"{asked.folder}: {', '.join(written)}"
+        try:
+            files = _written(asked, work, rows)
+        except Exception as error:
+            if not (what := no_room(error)):
+                raise
+            work.problem, files = work.problem or f"{what}: {ROOM}", f"{asked.folder} is not written whole"
     for line in table.lines_of_runs(rows):
         print(line)
     for number, line in enumerate(table.lines_over_seeds(rows)):
@@ -375,6 +341,18 @@ def _summary(asked: Sweep, work: _Local, best: Sequence[str] = ()) -> int:
     if work.asked is not None:
         return INTERRUPTED if work.asked == signal.SIGINT else PREEMPTED
     return record.exit_code(rows) or (FAILED if work.problem else DONE)
+
+
+def _written(asked: Sweep, work: _Local, rows: Sequence[record.Row]) -> str:
+    """Write the files of the end; what to say of them."""
+    record.write(asked, rows)
+    table.write_tables(asked, rows)
+    written = [record.NAME, table.CSV, table.MARKDOWN, table.PLOT]
+    if work.report:
+        from transfer_run.tables.html.sweep import write_report
+
+        written.append(write_report(asked, rows).name)
+    return f"{asked.folder}: {', '.join(written)}"
 
 
 def _how_to_go_on(missing: Sequence[record.Row]) -> str:

@@ -5,10 +5,7 @@ Nothing here imports torch: a finished run answers at once.
 
 from __future__ import annotations
 
-import errno
-import os
 import traceback
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from transfer_run.experiment.record.summary import show_result
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.resolve import fetched, refuse_cycle, source_tree, sources_of
 from transfer_run.experiment.sources.source import Tree
-from transfer_run.files import make_folder
+from transfer_run.files import make_folder, no_room
 from transfer_run.run_folder import (
     CHECKPOINTS,
     LOG_FILE,
@@ -37,10 +34,6 @@ from transfer_run.run_folder import (
     read_result,
 )
 from transfer_run.signals import preemptible
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-FULL = ("No space left on device", "PytorchStreamWriter failed writing file", "file write failed")
-"""What libraries say of a full disk that raise errors of their own."""
 
 
 def carry_out(run: Run, *, chain: tuple[str, ...] = ()) -> Path:
@@ -115,23 +108,14 @@ def _carry_out(run: Run, chain: tuple[str, ...], lock: int) -> None:
 
 def _reason(error: Exception) -> str:
     """In one line; a full disk or a folder that may not be written to is no fault of the run's."""
-    for each in _causes(error):
-        told = os.strerror(each.errno or 0) if isinstance(each, OSError) and each.errno in UNWRITABLE else ""
-        if told or any(words in str(each) for words in FULL):
-            what = told or os.strerror(errno.ENOSPC)
-            return f"{what}: the same command goes on from the last checkpoint once there is room to write to"
+    if what := no_room(error):
+        return f"{what}: the same command goes on from the last checkpoint once there is room to write to"
     if type(error).__name__ == "OutOfMemoryError":
         lower = "trainer.oom=halve, a smaller dataset.batch_size, hardware.activation_checkpointing=true"
         return (
             f"{str(error).splitlines()[0]} (transfer-plan with the same words says what would lower the peak: {lower})"
         )
     return f"{type(error).__name__}: {error}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _clear(folder: Path) -> None:
