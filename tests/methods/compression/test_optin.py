@@ -145,7 +145,7 @@ def test_a_layer_may_lose_everything() -> None:
     zeros.load_state_dict(method.state_dict())
     for each in (method, zeros):
         each.budget = 0.6
-        each._prune(17.0)
+        each._prune(each._costs_at(17.0))
     assert method.results["heads_kept"][1] == method.results["neurons_kept"][1] == 0
     torch.testing.assert_close(method(batch), zeros(batch), rtol=1e-4, atol=1e-5)
 

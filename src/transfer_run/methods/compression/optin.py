@@ -19,7 +19,7 @@ from transfer_run.backbones.slicing import check_sliceable, head_width, keep_uni
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.compression.units.masking import READERS, Kind, Masking, chunks
-from transfer_run.methods.compression.units.selection import Costs, select
+from transfer_run.methods.compression.units.selection import Costs, check_budget, select
 from transfer_run.methods.compression.units.terms import Aggregation, factors, joined
 from transfer_run.task import Task
 
@@ -102,11 +102,13 @@ class Optin(Method):
         if found < self.batch_size:
             context.log(f"scored on {found} examples: the training split has no {self.batch_size}")
         masking = self._masking(batch, context.seed)
+        costs = self._costs(batch, masking)
+        check_budget(costs, self.budget)  # before hours of masking
         if "scores" in context.sources:
             self._take_scores(context.load_source("scores"))
         else:
             self._score(masking, context)
-        self._prune(self._mean_length(batch, masking))
+        self._prune(costs)
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
         """The dense pass and the largest of the masked ones, of the scoring batch's size."""
@@ -218,17 +220,19 @@ class Optin(Method):
         costs = Costs.of(1.0, 1, head_width(self.backbone, self.backbone.stacks[0], 0), 1, 1, 1)
         return scores / scores.mean() * (costs.head / costs.neuron if kind == "head" else 1.0)
 
-    def _mean_length(self, batch: Batch, masking: Masking) -> float:
-        if self.mean_length is not None:
-            return self.mean_length
-        mask = batch.get("attention_mask")
-        return float(masking.inputs[0].shape[1] if mask is None else mask.sum(1).float().mean())
+    def _costs(self, batch: Batch, masking: Masking) -> Costs:
+        mask, length = batch.get("attention_mask"), self.mean_length
+        if length is None:
+            length = float(masking.inputs[0].shape[1] if mask is None else mask.sum(1).float().mean())
+        return self._costs_at(length)
 
-    def _prune(self, length: float) -> None:
-        stack, (layers, heads), neurons = self.backbone.stacks[0], self.head_scores.shape, self.neuron_scores.shape[1]
-        costs = Costs.of(
-            length, self.backbone.width(stack), head_width(self.backbone, stack, 0), layers, heads, neurons
-        )
+    def _costs_at(self, length: float) -> Costs:
+        stack, (layers, heads) = self.backbone.stacks[0], self.head_scores.shape
+        width, head = self.backbone.width(stack), head_width(self.backbone, stack, 0)
+        return Costs.of(length, width, head, layers, heads, self.neuron_scores.shape[1])
+
+    def _prune(self, costs: Costs) -> None:
+        stack, layers = self.backbone.stacks[0], len(self.head_scores)
         keep_heads, keep_neurons, objective = select(self.head_scores, self.neuron_scores, costs, self.budget)
         before = sum(p.numel() for p in self.backbone.parameters())
         for layer in range(layers):
@@ -237,7 +241,7 @@ class Optin(Method):
             if self.physical:
                 keep_units(self.backbone, stack, layer, _numbers(keep_heads[layer]), _numbers(keep_neurons[layer]))
         self.results = {
-            "macs": {"kept": costs.kept(keep_heads, keep_neurons), "of": costs.base, "mean_length": length},
+            "macs": {"kept": costs.kept(keep_heads, keep_neurons), "of": costs.base, "mean_length": costs.length},
             "macs_share": costs.kept(keep_heads, keep_neurons) / costs.base,
             "heads_kept": keep_heads.sum(1).tolist(),
             "neurons_kept": keep_neurons.sum(1).tolist(),

@@ -17,21 +17,37 @@ from transfer_run.errors import UserError
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiply-accumulates of one head, of one neuron, and of all; embeddings, norms and task heads aside."""
+    """Multiply-accumulates of one head, of one neuron, and of all; embeddings, norms and task heads aside.
+
+    Attributes:
+        length: tokens of the mean example.
+    """
 
     head: float
     neuron: float
     base: float
+    length: float = 0.0
 
     @classmethod
     def of(cls, length: float, width: int, head_width: int, layers: int, heads: int, neurons: int) -> Costs:
         s, d, e = float(length), width, head_width
         head, neuron = 3 * s * d * e + 2 * s * s * e + s * e * d, 2 * s * d
-        return cls(head, neuron, layers * (heads * head + neurons * neuron))
+        return cls(head, neuron, layers * (heads * head + neurons * neuron), s)
 
     def kept(self, heads: Tensor, neurons: Tensor) -> float:
         """Of the units whose masks (L, H) and (L, I) are 1."""
         return float(heads.sum()) * self.head + float(neurons.sum()) * self.neuron
+
+
+def check_budget(costs: Costs, budget: float) -> None:
+    """Raises UserError where not even one head fits."""
+    if budget * costs.base * (1 + 1e-12) < costs.head:
+        least = costs.head / costs.base
+        raise UserError(
+            f"A budget of {budget:g} pays not even for one attention head ({least:.2g} of all).",
+            where="method.budget",
+            remedy=f"method.budget={1.01 * least:.2g} or more",
+        )
 
 
 def select(heads: Tensor, neurons: Tensor, costs: Costs, budget: float) -> tuple[Tensor, Tensor, float]:
@@ -51,6 +67,7 @@ def select(heads: Tensor, neurons: Tensor, costs: Costs, budget: float) -> tuple
     head_order = heads.flatten().double().sort(descending=True, stable=True)
     neuron_order = neurons.flatten().double().sort(descending=True, stable=True)
     head_sums, neuron_sums = head_order.values.cumsum(0), neuron_order.values.cumsum(0)
+    check_budget(costs, budget)
     room = budget * costs.base * (1 + 1e-12)  # a budget of 1 pays for all of it, whatever the rounding
     best: tuple[float, int, int] | None = None
     for count in range(1, heads.numel() + 1):
@@ -61,12 +78,7 @@ def select(heads: Tensor, neurons: Tensor, costs: Costs, budget: float) -> tuple
         objective = float(head_sums[count - 1]) + (float(neuron_sums[others - 1]) if others else 0.0)
         if best is None or objective > best[0]:
             best = objective, count, others
-    if best is None:
-        raise UserError(
-            f"A budget of {budget:g} pays not even for one attention head ({costs.head / costs.base:.2g} of all).",
-            where="method.budget",
-            remedy=f"method.budget={costs.head / costs.base:.2g} or more",
-        )
+    assert best is not None, "check_budget has seen to that"
     objective, count, others = best
     return _first(heads, head_order.indices, count), _first(neurons, neuron_order.indices, others), objective
 
