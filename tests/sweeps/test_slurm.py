@@ -66,6 +66,10 @@ def test_each_run_is_a_task_with_its_words(cluster: Cluster, tmp_path: Path) -> 
     assert words[-1] == "hydra/launcher=basic"
     done = subprocess.run(["bash", "-n", submitted[-1]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    commands = [
+        line for line in Path(submitted[-1]).read_text().splitlines() if not line.lstrip().startswith(("#", "JOB="))
+    ]
+    assert "SLURM_JOB_ID" not in "".join(commands), "one task has the array's own id, which names every task of it"
 
 
 @pytest.mark.parametrize(

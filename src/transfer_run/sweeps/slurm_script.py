@@ -20,6 +20,7 @@ RESTARTS = 1000
 BODY = r"""
 # The words of this task's run, one a line. One that is started again does not begin anew, whatever force= says.
 TASK={folder}/$SLURM_ARRAY_TASK_ID
+JOB=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID  # SLURM_JOB_ID of one task is the array's own: it names all
 mapfile -t WORDS < "$TASK.words"
 [ -e "$TASK.begun" ] && WORDS+=(force=false)
 touch "$TASK.begun"
@@ -37,11 +38,11 @@ wait "$RUN"; LAST=$?; [ "$LAST" = 127 ] || CODE=$LAST
 
 # 75: saved, to be started again. 128 + a signal's number: it came before the run had begun.
 case $CODE in 75|129|138|140|143)
-  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)" = RUNNING ] \
+  if [ "$(squeue --noheader --jobs="$JOB" --format=%T 2>/dev/null)" = RUNNING ] \
     && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-    echo "job $SLURM_JOB_ID is started again and goes on from the last checkpoint"
-    (trap '' TERM; exec scontrol requeue "$SLURM_JOB_ID") || again  # it ends this very job: scontrol outlives that
-  elif scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'PreemptTime=[0-9]' \
+    echo "job $JOB is started again and goes on from the last checkpoint"
+    (trap '' TERM; exec scontrol requeue "$JOB") || again  # it ends this very job: scontrol outlives that
+  elif scontrol show job "$JOB" 2>/dev/null | grep -q 'PreemptTime=[0-9]' \
     && scontrol show partition "$SLURM_JOB_PARTITION" | grep -q PreemptMode=CANCEL; then
     again
   fi ;;
