@@ -201,6 +201,7 @@ class DataModule(ABC):
 
     def part(self, rows: Mapping[str, Rows]) -> DataModule:
         """The same data of which these rows alone are read, numbered as here; a split that is not named stays whole."""
+        self.setup()  # read once, by the whole
         found = copy(self)
         before = {split: self.subset.get(split, np.arange(self.sizes[split])) for split in rows}
         found.subset = self.subset | {split: before[split][kept] for split, kept in rows.items()}

@@ -306,7 +306,7 @@ def test_no_files_no_contents_and_the_identity_of_before(tmp_path: Path, monkeyp
     assert compose(["backbone=bert-base-uncased", "dataset=glue/rte"]).config["contents"] == {}
 
 
-DEFAULT = "819e77291b116a892d3d039538fa900ef5cb6aeff292f8be44929cd7b07107b0"
+DEFAULT = "4b2d347ca2321776602fb47a01a76aece7b676df6c14b375615404fde9c23c02"
 
 
 class TestSpeed:
