@@ -22,7 +22,7 @@ def test_training_alone_reads_augmented_rows() -> None:
         trainer=trainer,
         data=data,
         config=config,
-        method=SimpleNamespace(backbone=SimpleNamespace(replay=None)),
+        method=SimpleNamespace(backbone=SimpleNamespace(replay=None), reads_row_numbers=False),
         _beside=lambda total, world: {},
     )
     for split in ("train", "validation", "test"):
