@@ -65,7 +65,7 @@ def idle(case: Case, name: str) -> bool:
     if unread and case.backbone == "t5" and ("decoder" in name or "lm_head" in name):
         return True  # a T5 under a head (dataset.answers=head): methods still attach to the decoder that nothing runs
     if name.endswith(".k.bias") and case.precision == PRECISIONS[1]:
-        return True  # it moves all scores of a query alike, which softmax does not see: rounding at most, in bf16 nothing
+        return True  # it moves all scores of a query alike, which softmax does not see: at most rounding
     if case.method == "pretrain" and unread and "lm_head" in name:
         return True  # the whole model is made and shipped, its language head too
     return case.method in ("sherl", "parallel_adapter")  # scores and units that a ReLU closes for all four rows
