@@ -1,0 +1,1 @@
+"""Logits of several language models become those of one, token by token."""
