@@ -76,6 +76,20 @@ def test_greedy_generation_is_fusion_by_hand_with_left_padding(models: Any) -> N
     assert torch.equal(again, found)  # a processor may be used again
 
 
+def test_padding_in_front_changes_no_score(models: Any) -> None:
+    _, small, experts = models
+    text, scores = torch.tensor([[1, 5, 9, 7]]), torch.randn(1, 23)
+    padded = torch.tensor([[0, 0, 1, 5, 9, 7]])
+    mask = (padded[:, :5] != 0).long()
+    with_padding = FusionProcessor(small, experts, attention_mask=mask, alpha=1.0)
+    without = FusionProcessor(small, experts, alpha=1.0)
+    for length in (3, 4):  # the prompt, and a token that follows it
+        found = with_padding(padded[:, : length + 2], scores)
+        torch.testing.assert_close(found, without(text[:, :length], scores), rtol=1e-4, atol=1e-4)
+    unmasked = FusionProcessor(small, experts, alpha=1.0)(padded, scores)
+    assert not torch.allclose(unmasked, found, atol=1e-2)
+
+
 def test_no_weight_is_the_large_model_token_for_token(models: Any) -> None:
     """Check 10, in transformers' generate."""
     large, small, experts = models
