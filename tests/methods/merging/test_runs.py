@@ -152,7 +152,7 @@ def test_isotropic_fisher_merging_of_files_is_a_weighted_mean(berts: Path, tmp_p
         (("method.lambda=much",), "neither a finite number"),
         (("method.base=null",), "must know the checkpoint"),
         (("method.models=[/nowhere]",), "/nowhere does not exist"),
-        (("method.models=[]",), "nothing to merge"),
+        (("method.models=[]",), "the run names nothing"),
         (("method=regmean",), "inputs that each model sees"),
         (("method=fisher_merging",), "each model's own task"),
         (("method=full",), "needs a data set"),

@@ -27,6 +27,10 @@ from transfer_run.task import Task
 SMALL = "small"
 
 
+GRID = {"min": 0.0, "max": 2.0, "step": 0.1}
+"""Weights that a search tries."""
+
+
 class LogitsFusion(Method):
     """Answers with the fused logits of the backbone, `sources.small` and the experts.
 
@@ -48,7 +52,7 @@ class LogitsFusion(Method):
         *,
         experts: Sequence[str] = ("expert",),
         alpha: Literal["dynamic"] | float | Sequence[float] = "dynamic",
-        grid: Mapping[str, float] | None = None,
+        grid: Mapping[str, float] = GRID,
         multi: Literal["one_expert", "joint"] = "one_expert",
     ) -> None:
         super().__init__(backbone, task, backbone_dropout=False)
@@ -60,7 +64,7 @@ class LogitsFusion(Method):
                 remedy="method.experts=[expert], a name below `sources` each",
             )
         self.experts = list(experts)
-        limits = {"min": 0.0, "max": 2.0, "step": 0.1} | dict(grid or {})
+        limits = {**GRID, **grid}
         values = grid_values(limits["min"], limits["max"], limits["step"])
         self.alpha: Search | list[float] = (
             Search.over(len(experts), values, joint=multi == "joint")

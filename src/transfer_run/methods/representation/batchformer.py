@@ -86,7 +86,7 @@ class BatchFormer(Method):
         backbone: Backbone,
         task: Task,
         *,
-        around: Mapping[str, Any] | None = None,
+        around: str | Mapping[str, Any] | None = None,
         num_layers: int = 1,
         num_heads: int = 4,
         ffn_ratio: float = 1.0,
@@ -97,6 +97,7 @@ class BatchFormer(Method):
         use_at_test: bool = False,
         fidelity: Literal["paper", "released"] = "paper",
     ) -> None:
+        assert not isinstance(around, str), "words are read into a node when the run is composed"
         inside = Whole(backbone, task) if around is None else build_method(around, backbone, task)
         refuse_inside(inside, task, str((around or {}).get("name")))
         super().__init__(backbone, task, head=inside.backbone.head)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat as again
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class LayerTransferability(Judging):
         split: Mapping[str, Any] = SPLIT,
         per_class: int | None = None,
         head_classes: int | None = None,
-        measured_on: str = "validation",
+        measured_on: Literal["validation", "test"] = "validation",
         recipe: Mapping[str, Any] = RECIPE,
     ) -> None:
         super().__init__(backbone, task)
