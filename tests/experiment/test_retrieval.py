@@ -12,7 +12,7 @@ import torch
 from tests.matrix.smallest import carried_out_in_two
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
-from transfer_run.data.scores.retrieval import NAMES
+from transfer_run.data.scores.names import OF_VIDEOS
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.models.model_files import load_model
@@ -52,7 +52,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_from_words_to_scores(name: str, output: Path) -> None:
     folder = carry_out(compose([*METHODS[name], *QUICK, f"output_dir={output}"]))
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    assert {f"test/{metric}" for metric in NAMES} <= set(result["metrics"])
+    assert {f"test/{metric}" for metric in OF_VIDEOS.values()} <= set(result["metrics"])
     assert result["memory"]["source"] == "tracker"
     assert result["memory"]["predicted_peak"] == pytest.approx(result["memory"]["peak"], rel=0.02)
     method, batch = built(*METHODS[name])
