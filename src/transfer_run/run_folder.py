@@ -69,7 +69,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    return read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    content = read_yaml(path)
+    if not content:
+        raise UserError("The file is damaged: it holds no keys.", where=str(path), remedy=AGAIN)
+    return content
 
 
 def model_folder(run: Path) -> Path:

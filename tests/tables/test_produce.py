@@ -191,3 +191,11 @@ def test_one_seed_has_no_spread(content: dict[str, Any], monkeypatch: pytest.Mon
     cells = produce.produce(specs._spec("toy/small", content), "run", "paper", quiet)
     assert {cell.spread for cell in cells} == {None}
     assert "spread" not in render.as_csv(cells).splitlines()[0]
+
+
+def test_a_damaged_plan_is_made_again() -> None:
+    job = ("memory", compose(["backbone=vit_tiny", "dataset=digits"]))
+    plans.remember(job, {"peak": 1})
+    assert plans.recall(job) == {"peak": 1}
+    next(plans.FOLDER.iterdir()).write_bytes(b'{"peak"')
+    assert plans.recall(job) is None

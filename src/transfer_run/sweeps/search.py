@@ -62,6 +62,7 @@ class Search:
 
     def _study(self) -> Study:
         import optuna
+        from sqlalchemy.exc import DatabaseError
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruners: dict[str, Any] = {
@@ -69,13 +70,21 @@ class Search:
             "halving": optuna.pruners.SuccessiveHalvingPruner,
             "none": optuna.pruners.NopPruner,
         }
-        return optuna.create_study(
-            storage=f"sqlite:///{(self.sweep.folder / STORAGE).absolute()}",
-            study_name=self.sweep.name,
-            direction=self.settings.direction or direction(self.metric),  # type: ignore[arg-type]
-            pruner=pruners[self.settings.prune](),
-            load_if_exists=True,
-        )
+        file = (self.sweep.folder / STORAGE).absolute()
+        try:
+            return optuna.create_study(
+                storage=f"sqlite:///{file}",
+                study_name=self.sweep.name,
+                direction=self.settings.direction or direction(self.metric),  # type: ignore[arg-type]
+                pruner=pruners[self.settings.prune](),
+                load_if_exists=True,
+            )
+        except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            raise UserError(
+                "The search's storage cannot be read: it is damaged, or no SQLite file.",
+                where=str(file),
+                remedy="put the file back, or delete it: the search begins anew, and finds runs that are finished",
+            ) from error
 
     def _refuse_another(self, asked: str) -> None:
         """Values of another metric, or of words that say something else, are none of this search's.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.identity import canonical
-from transfer_run.files import write_json
+from transfer_run.files import read_json, write_json
 
 FOLDER = Path("outputs") / "plans"
 WORKERS = 2
@@ -37,8 +37,10 @@ def recall(job: Job) -> Mapping[str, Any] | None:
     path = _path(job)
     if path is None or not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        return read_json(path, "delete it")
+    except UserError:  # made again
+        return None
 
 
 def remember(job: Job, content: Mapping[str, Any]) -> None:
