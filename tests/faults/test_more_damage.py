@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.faults.test_damage import BIN, FULL, flip
 from transfer_run.experiment.config.compose import compose
@@ -175,3 +176,19 @@ def test_data_that_change_while_a_run_waits_for_another(tmp_path: Path) -> None:
     assert waiting.returncode == 2, told
     assert "has changed since" in told
     assert not (run.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["older", "none"])
+def test_a_checkpoint_of_another_version(damage: str, best: Path, tmp_path: Path) -> None:
+    words = [*FULL, *BEST]
+    folder = compose([*words, f"output_dir={tmp_path / 'out'}"]).folder
+    shutil.copytree(best, folder)
+    (folder / "result.json").unlink()
+    file = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    if damage == "older":
+        del content["ledger"]["version"]
+    else:
+        del content["ledger"]
+    torch.save(content, file)
+    one_message(command(*words, folder=tmp_path / "out"), "written by another version", "last.ckpt")

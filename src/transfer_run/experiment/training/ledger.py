@@ -16,6 +16,10 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.record.metrics_csv import MetricsCsv
 from transfer_run.experiment.training.module import TransferModule
 
+LEDGER = "ledger"
+VERSION = 1
+"""Of what a checkpoint keeps here; another one is refused, for what it lacks would be guessed."""
+
 
 class Ledger(Callback):
     """Puts the books into every checkpoint, and takes them out of the one that a run goes on from.
@@ -40,7 +44,8 @@ class Ledger(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         assert isinstance(pl_module, TransferModule)
-        checkpoint["ledger"] = {
+        checkpoint[LEDGER] = {
+            "version": VERSION,
             "rows": self.metrics.text(),
             "seconds": self.seconds,
             "samples": pl_module.samples,
@@ -53,13 +58,13 @@ class Ledger(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         assert isinstance(pl_module, TransferModule)
-        if "ledger" not in checkpoint:
+        found = checkpoint.get(LEDGER, {})
+        if found.get("version") != VERSION:
             raise UserError(
                 "The checkpoint that this run would go on from was written by another version.",
                 where=str(trainer.ckpt_path),
                 remedy="give force=true to start the run again from the beginning",
             )
-        found = checkpoint["ledger"]
         self.metrics.restore(found["rows"])
         self._earlier = found["seconds"]
         pl_module.samples, pl_module.headline = found["samples"], found["headline"]
