@@ -118,7 +118,7 @@ def test_weights_that_name_a_run_are_a_source() -> None:
 
 def test_weights_of_a_source_are_found_in_its_folder(tmp_path: Any) -> None:
     node = named_backbones(pool("vit_tiny"))["pool"]["vit_tiny"]
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "run.log").touch()
     found = resolved_backbone(node, {"pool.vit_tiny": tmp_path}, "pool.vit_tiny")
     assert found == {**node, "weights": str(tmp_path / "checkpoints" / "model")}

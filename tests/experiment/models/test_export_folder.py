@@ -48,7 +48,7 @@ def merge(tmp_path: Path) -> Path:
     """A finished run that merged files."""
     folder = tmp_path / "outputs" / "runs" / "none" / "ties-none-01234567"
     (folder / "checkpoints" / "model").mkdir(parents=True)
-    (folder / "config.yaml").touch()
+    (folder / "config.yaml").write_text("seed: 0\n")
     save_file({"w": torch.ones(2)}, folder / "checkpoints" / "model" / "model.safetensors")
     return folder
 

@@ -120,7 +120,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_a_runs_model_is_read_under_its_librarys_names(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "model"
     folder.mkdir(parents=True)
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
     tensors = {"backbone.model.layer.weight": torch.ones(2), "backbone.head.weight": torch.zeros(3)}
     save_file(tensors, folder / "model.safetensors")
     (folder / "model.json").write_text('{"complete": true}')
