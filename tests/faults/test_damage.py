@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.disks import mounted
 from transfer_run.backbones.taps.store import open_store
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
@@ -95,17 +96,8 @@ def test_data_that_change_after_they_were_composed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kilobytes", [4, 12, 60, 1024])
 def test_a_full_disk_is_said_in_one_line(kilobytes: int, tmp_path: Path) -> None:
     """Refused while the folder is made, the log, the checkpoint, the model."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small disk can be mounted only by root")
-    try:
+    with mounted(tmp_path / "disk", f"size={kilobytes}k") as disk:
         done = subprocess.run([str(BIN), *FULL, f"output_dir={disk}"], capture_output=True, text=True, check=False)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert "No space left on device" in done.stderr

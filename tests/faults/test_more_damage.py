@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.faults.disks import mounted
 from tests.faults.test_damage import BIN, FULL, flip
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
@@ -109,12 +110,8 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("a folder can be mounted only by root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "ro") as disk:
+        yield disk
 
 
 def test_a_read_only_disk_is_said_before_anything_is_built(read_only: Path) -> None:
@@ -131,17 +128,8 @@ def test_an_export_to_a_read_only_disk_loses_no_run(read_only: Path, tmp_path: P
 
 @pytest.mark.parametrize("kilobytes", [16, 200])
 def test_an_export_to_a_full_disk_is_one_message_and_the_run_stays(kilobytes: int, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a small disk can be mounted only by root")
-    try:
+    with mounted(tmp_path / "disk", f"size={kilobytes}k") as disk:
         done = command(*FULL, f"export={disk / 'model'}", folder=tmp_path / "out")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "No space left on device" in done.stderr
