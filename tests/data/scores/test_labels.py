@@ -199,6 +199,8 @@ def _rank(rank: int, file: str, folder: str) -> None:
     classes.update(predictions, {"labels": labels})
     values.update(guesses, {"labels": numbers})
     torch.save(classes.compute() | values.compute(), f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # a process that leaves first ends the other one
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
