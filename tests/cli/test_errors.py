@@ -18,6 +18,11 @@ EARLY: list[tuple[str, list[str], str]] = [
     ("several labels for a model that writes", [*SEVERAL, "backbone=t5_tiny"], "does not answer"),
     ("a merge of nothing", ["method=ties", "backbone=bert_tiny", "dataset=python_docs"], "sources.a="),
     ("a merge of nothing without data", ["method=average", "dataset=none"], "method.models=[FOLDER,FOLDER]"),
+    (
+        "weights that are not read",
+        ["method=pretrain", "backbone.weights=run:method=full"],
+        "method=full goes on from them",
+    ),
     ("what a sweep is called, of one run", ["sweep.name=mine"], "add -m"),
     ("several at once, of one run", ["sweep.parallel=2"], "add -m"),
     ("taps of a backbone that is trained", ["method=lora", "cache.taps=disk"], "trains inside the backbone"),

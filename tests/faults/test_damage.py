@@ -79,14 +79,23 @@ def test_stored_taps_that_are_zeroed(tmp_path: Path) -> None:
         damaged.has("image", rows)
 
 
+def on_a_table(folder: Path) -> tuple[list[str], Path]:
+    """The words of a run on a table in this folder, and the table."""
+    table = folder / "train.csv"
+    table.write_text("\n".join(["text,label", *(f"number {n},{n % 2}" for n in range(60))]), encoding="utf-8")
+    words = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", f"dataset.path={folder}",
+             "trainer.max_steps=1", "trainer.progress=none", f"output_dir={folder / 'out'}"]  # fmt: skip
+    return words, table
+
+
+def one_row_more(table: Path) -> None:
+    table.write_text(table.read_text(encoding="utf-8") + "\none more,1", encoding="utf-8")
+
+
 def test_data_that_change_after_they_were_composed(tmp_path: Path) -> None:
-    rows = ["text,label", *(f"number {n},{n % 2}" for n in range(60))]
-    table = tmp_path / "train.csv"
-    table.write_text("\n".join(rows), encoding="utf-8")
-    words = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", f"dataset.path={tmp_path}",
-             "trainer.max_steps=1", "trainer.progress=none", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    words, table = on_a_table(tmp_path)
     run = compose(words)
-    table.write_text("\n".join([*rows, "one more,1"]), encoding="utf-8")
+    one_row_more(table)
     with pytest.raises(UserError, match=r"dataset\.path names has changed since"):
         carry_out(run)
     assert not (run.folder / "result.json").exists()

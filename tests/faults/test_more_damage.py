@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.faults.disks import mounted
-from tests.faults.test_damage import BIN, FULL, flip
+from tests.faults.test_damage import BIN, FULL, flip, on_a_table, one_row_more
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 from transfer_run.run_folder import read_result
@@ -138,11 +138,7 @@ def test_an_export_to_a_full_disk_is_one_message_and_the_run_stays(kilobytes: in
 
 def test_data_that_change_while_a_run_waits_for_another(tmp_path: Path) -> None:
     """It was composed and waits for the process that is at the run; when its turn comes the table is another one."""
-    rows = ["text,label", *(f"number {n},{n % 2}" for n in range(60))]
-    table = tmp_path / "train.csv"
-    table.write_text("\n".join(rows), encoding="utf-8")
-    words = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", f"dataset.path={tmp_path}",
-             "trainer.max_steps=1", "trainer.progress=none", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    words, table = on_a_table(tmp_path)
     run = compose(words)
     run.folder.mkdir(parents=True)
     with (run.folder / ".lock").open("w") as held:
@@ -158,7 +154,7 @@ def test_data_that_change_while_a_run_waits_for_another(tmp_path: Path) -> None:
         while "wait" not in line:
             line = waiting.stdout.readline()
             assert line or waiting.poll() is None, "it never waited"
-        table.write_text("\n".join([*rows, "one more,1"]), encoding="utf-8")
+        one_row_more(table)
         time.sleep(0.1)
     _, told = waiting.communicate(timeout=300)
     assert waiting.returncode == 2, told

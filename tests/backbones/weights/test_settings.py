@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from transfer_run.backbones.weights.settings import computing, differences
+from transfer_run.backbones.weights.settings import computing, differences, folder_computing
+from transfer_run.errors import UserError
 from transfer_run.files import read_yaml
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "backbone"
 REAL: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "hub_settings.json").read_text(encoding="utf-8"))
-"""As they stand on the hub, written by the library before its fifth version."""
+"""Written from memory in the form that the library had before its fifth version: no copies of the hub's files."""
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -26,6 +27,19 @@ def test_a_models_own_settings_are_ours(name: str) -> None:
     again = known.from_dict(json.loads(json.dumps(here.to_dict())))  # as the library writes it today
     for each in (here, again):
         assert differences(computing(each), own) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("hidden_size", "wide", "hidden_size"), ("num_attention_heads", [1], "num_attention_heads"),
+     ("rope_scaling", 5, "iterable"), ("id2label", [1], "items")],
+)  # fmt: skip
+def test_settings_that_the_library_refuses_are_one_message(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    content = {**REAL["bert-base-uncased"], key: value}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=f"transformers refuses the folder's settings: .*{told}") as caught:
+        folder_computing(tmp_path)
+    assert caught.value.where == str(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(

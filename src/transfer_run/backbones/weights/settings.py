@@ -86,14 +86,28 @@ def refuse_others(there: Mapping[str, Any], here: Mapping[str, Any], folder: Pat
 
 
 def library_config(folder: Path) -> Any | None:
-    """The transformers config of a folder; None where it has none that the library knows."""
+    """The transformers config of a folder; None where it has none that the library knows.
+
+    Raises:
+        UserError: the library refuses one of its settings.
+    """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     if not (folder / "config.json").is_file():
         return None
     stored = stored_config(folder)
     kind = str(stored.get("model_type"))
-    return CONFIG_MAPPING[kind].from_dict(stored) if kind in CONFIG_MAPPING else None
+    if kind not in CONFIG_MAPPING:
+        return None
+    try:
+        return CONFIG_MAPPING[kind].from_dict(stored)
+    except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"transformers refuses the folder's settings: {' '.join(str(error).split())}.",
+            where=str(folder / "config.json"),
+            remedy="mend the setting, or copy the file again",
+        ) from error
 
 
 def folder_computing(folder: Path) -> dict[str, Any]:

@@ -160,6 +160,7 @@ class Composer:
         write_sources(values)
         name_submethods(values, self.folders, words, contents)
         if values["method"].get("about", {}).get("pretrained", True) is False:
+            _refuse_unread_weights(words, values["method"]["name"])
             values["backbone"]["weights"] = "random"  # what it names is not read, so it is no part of the run
         if values["dataset"].get("form") == NO_DATA:
             values["backbone"] = {"name": "none", "family": "none", "weights": "random"}  # none is built
@@ -314,6 +315,18 @@ def _refuse_pins(words: Sequence[str]) -> None:
                 f"{PINNED} is a fact of the backbone's file, no word sets it.",
                 where=word.lstrip("+"),
                 remedy="backbone.weights=PATH for other files, or a file of your own: backbone/NAME.yaml, --config-dir",
+            )
+
+
+def _refuse_unread_weights(words: Sequence[str], method: str) -> None:
+    """What a word names is read, or refused: a method that brings its own weights, or makes them, reads none."""
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == "backbone.weights" and not value.strip("'\"").startswith("random"):
+            raise UserError(
+                f"method={method} does not read the backbone's weights.",
+                where=word.lstrip("+"),
+                remedy="leave it out; method=full goes on from them",
             )
 
 

@@ -111,12 +111,13 @@ class Optin(Method):
         self._prune(costs)
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """The dense pass and the largest of the masked ones, of the scoring batch's size."""
+        """The dense pass and the largest of the masked ones, of the scoring batch's size; `sources.scores` spares the
+        masked ones, which a plan does not know."""
         size = len(batch["labels"])
         rows = torch.arange(self.batch_size) % size
         masking = self._masking({name: tensor[rows] for name, tensor in batch.items()}, 0)
         kinds: tuple[Kind, ...] = ("head", "neuron")
-        for kind in kinds:
+        for kind in kinds if self.criterion == "trajectory" else ():
             masking.measure(chunks(kind, 1, masking.units(kind), self.at_once)[0])
         return ["the finished run that is made smaller"]
 
