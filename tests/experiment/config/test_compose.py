@@ -101,8 +101,8 @@ def test_composing_from_a_run_config_gives_the_same_folders() -> None:
 
 
 def test_a_method_that_starts_from_nothing_names_no_weights() -> None:
-    """Those that the backbone's file names are left out; those that a word names would be passed over, so it is refused."""
-    assert composed("method=from_nothing", "backbone=vit_tiny").config["backbone"]["weights"] == "random"
+    """Those of the backbone's file are left out; those that a word names would be passed over, so it is refused."""
+    assert composed("method=from_nothing").config["backbone"]["weights"] == "random"
     assert composed("method=from_nothing", "backbone.weights=random:3").config["backbone"]["weights"] == "random"
     with pytest.raises(UserError, match="does not read the backbone's weights"):
         composed("method=from_nothing", "backbone.weights='run:method=full'")
