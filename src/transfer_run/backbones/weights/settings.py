@@ -143,8 +143,18 @@ def folder_architecture(folder: Path) -> dict[str, Any]:
             where=str(folder / "config.json"),
             remedy="name a folder that holds one, or the settings: backbone.architecture.KEY=VALUE",
         )
-    tied = stored.get("scale_decoder_outputs", stored.get(TIED, getattr(config, TIED, True)))
-    return {"model_type": stored["model_type"], **declared(config), TIED: tied}
+    return {"model_type": stored["model_type"], **declared(config), TIED: _tied(stored, config)}
+
+
+def _tied(stored: Mapping[str, Any], config: Any) -> bool:
+    """Is the language head the table of tokens? T5's config keeps under another name what v1.1 says of it."""
+    return bool(stored.get("scale_decoder_outputs", stored.get(TIED, getattr(config, TIED, True))))
+
+
+def ties_head(folder: Path) -> bool | None:
+    """Does a folder's model take its table of tokens for its language head? None where its settings are unknown."""
+    config = library_config(folder) if folder.is_dir() else None
+    return None if config is None else _tied(stored_config(folder), config)
 
 
 # ---- timm

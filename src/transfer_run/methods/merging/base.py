@@ -30,6 +30,7 @@ from transfer_run.methods.form import find_form
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict
 from transfer_run.methods.merging.engine.opening import ONES, local_path, open_base, open_model, open_models
 from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
+from transfer_run.methods.merging.engine.tied import tie_as
 from transfer_run.methods.merging.engine.writer import Live, copy_companions
 from transfer_run.methods.merging.runs.bodies import BODIES, body_of, body_tensors
 from transfer_run.methods.merging.runs.report import task_metrics, task_rows, task_table
@@ -192,6 +193,7 @@ class Merging(Method, ABC):
         out = context.folder / MODEL
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)
         copied = self.copy_description(job, folders, out)
+        tie_as(out, base or models[0])
         self._note(options[0], context)
         context.log(f"{out} holds the merged checkpoint{', ' + ', '.join(copied) if copied else ''}")
 

@@ -20,6 +20,7 @@ from transfer_run.backbones.weights.files import adapter_config
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Entry, SafetensorsCheckpoint, open_checkpoint
 from transfer_run.methods.merging.engine.names import same_names
+from transfer_run.methods.merging.engine.tied import HEAD, UNTIE, VOCABULARY, speaks_by_its_table
 
 ADDS_MORE = (
     "use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config",
@@ -67,6 +68,7 @@ class LoraCheckpoint(Checkpoint):
         factors, whole = self._sorted()
         named = same_names([*(f"{module}.weight" for module in factors), *whole], base.entries)
         lost = sorted(new for new in named.values() if new not in base.entries)
+        _refuse_one_of_two_uses(self, [n for n in named.values() if not any(re.match(p, n) for p in exclude)], config)
         left_out = {new for new in lost if any(re.match(pattern, new) for pattern in exclude)}
         if set(lost) - left_out:
             raise UserError(
@@ -202,6 +204,21 @@ def _refuse_other_kinds(config: Mapping[str, Any], folder: str | Path) -> None:
             f"This adapter stands on weights that its initialisation ({start}) changed, not on the base's own.",
             where=str(folder),
             remedy="save it as a plain LoRA: save_pretrained(path_initial_model_for_weight_conversion=...) of peft",
+        )
+
+
+def _refuse_one_of_two_uses(adapter: LoraCheckpoint, names: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Where head and table of tokens are one tensor, an adapter changes one of its two uses: no tensor is the sum.
+
+    Raises:
+        UserError: an adapter of a tied language model changes either.
+    """
+    touched = [name for name in names if HEAD.search(name) or VOCABULARY.search(name)]
+    if touched and speaks_by_its_table(Path(adapter.base.where), config.get("task_type")):
+        raise UserError(
+            "The base's table of tokens is its language head, too, and the adapter changes one of these uses alone.",
+            where=f"{adapter.where}: {', '.join(touched)}; {adapter.base.where}",
+            remedy=f"name an untied copy of the base; {UNTIE}",
         )
 
 

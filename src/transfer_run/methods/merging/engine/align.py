@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 
 from transfer_run.errors import UserError
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Entry
-from transfer_run.methods.merging.engine.tied import tied_names
-
-VOCABULARY = re.compile(r"shared|embed_tokens|word_embeddings|wte|lm_head|embed_(in|out)\b")
-"""Matrices with a row a token: fine-tuned ones may have lost the padding rows of the base."""
+from transfer_run.methods.merging.engine.tied import HEAD, UNTIE, VOCABULARY, refuse_some_tied, tied_names
 
 STATISTICS = re.compile(r"(^|\.)running_(mean|var)$")
 
@@ -77,13 +74,15 @@ def align(
     names = _names(models, base)
     excluded = {name for name in names if any(re.match(pattern, name) for pattern in exclude)}
     excluded |= {name for name in names if _is_recomputed(name, (first, *models))}
+    refuse_some_tied((first, *models), names - excluded)
     layout = Layout(tied=tied_names((first, *models), names - excluded))
     misfits = _place(names - excluded, layout, models, base)
     if misfits and mismatched == "refuse":
         raise UserError(
             f"The checkpoints do not fit each other: {len(misfits)} tensors are missing somewhere or differ.",
             where="\n           ".join(misfits.values()),
-            remedy="merge models fine-tuned from one checkpoint; leave task heads out: method.exclude=['classifier.*']",
+            remedy="merge models fine-tuned from one checkpoint; leave task heads out: method.exclude=['classifier.*']"
+            + (f"; where a language head is tied in some, {UNTIE}" if any(map(HEAD.search, misfits)) else ""),
         )
     excluded |= misfits.keys()
     for name in layout.tied.keys() - layout.merged.keys():  # left out after all, with all its names

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from transfer_run.errors import UserError
-from transfer_run.methods.merging.engine.align import VOCABULARY
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Entry
+from transfer_run.methods.merging.engine.tied import VOCABULARY
 
 
 class Resized(Checkpoint):
