@@ -32,6 +32,9 @@ class Task:
             hardest negatives. Elsewhere the form has its own: cross-entropy, mean squared error for regression.
         max_target_length: longest answer in tokens (text-to-text only), what generation stops at.
         sequence: names of the tasks that are learned one after another, an epoch each; empty: one task.
+        horizon: steps that are forecast (forecasting only).
+        channels: names of a series' channels, in the order of a batch; `label_names` are those that are forecast.
+        exogenous: names of those that are known in the future, too.
     """
 
     form: str
@@ -40,6 +43,9 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     max_target_length: int = 0
     sequence: tuple[str, ...] = ()
+    horizon: int = 0
+    channels: tuple[str, ...] = ()
+    exogenous: tuple[str, ...] = ()
     loss: str = ""
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0

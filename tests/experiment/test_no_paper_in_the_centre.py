@@ -20,7 +20,7 @@ ALLOWED = {
     "nodes": "where the data sets that a data set is made of are written (`about.reads: datasets`); and Slurm's",
     "identity": "a run's", "weights": "a backbone's", "augment": "every image data set's", "taps": "a key of `cache`",
     "dtype": "a key of `cache`, and a tensor's", "task": "of a saved model (model.json)",
-    "combine": "a shape", "targets": "`about.targets` of a backbone", "runs": "the folder of all runs",
+    "combine": "a shape", "runs": "the folder of all runs",
     "base": "a folder of an export", "attention": "what a backbone attends by", "classes": "a count of labels",
     "normalize": "a function's", "fisher": "operations.fisher of a table: a backward for each label",
     "stage": "a group of a pattern", "length": "a group of a pattern", "steps": "of a result", "bias": "a tensor's",

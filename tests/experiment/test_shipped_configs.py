@@ -106,7 +106,7 @@ def test_backbone(name: str) -> None:
 @pytest.mark.parametrize("family", sorted(families()))
 def test_a_backbone_of_every_family_composes(family: str) -> None:
     name = next(e.name for e in registry.entries("backbone") if e.family == family)
-    dataset = "digits" if "images" in families()[family].reads else "python_docs"
+    dataset = {"images": "digits", "series": "seasonal_series"}.get(families()[family].reads[0], "python_docs")
     assert compose(["method=full", f"backbone={name}", f"dataset={dataset}"]).config["backbone"]["family"] == family
 
 
@@ -128,7 +128,7 @@ def test_dataset(name: str) -> None:
 
 READER = {
     "images": ("vit_tiny",), "text": ("t5_tiny",),
-    "pairs": ("clip_tiny", "backbone.tower=both"), "": ("vit_tiny",),
+    "pairs": ("clip_tiny", "backbone.tower=both"), "": ("vit_tiny",), "series": ("dlinear_tiny",),
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
 
 STEPS = 4
+EMBEDDED = {"images": "digits", "series": "seasonal_series"}
+"""Data that are on every machine, by what a family reads first; else python_docs."""
 
 
 def about(method: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def words(method: str, output: Path | str = "outputs") -> list[str]:
     """The method's smallest run: random weights, four steps."""
     fitting = [name for name, family in families().items() if takes(about(method), family)]
     family = families()[max(fitting)]  # the last by name: a ViT where it may be one
-    backbone, dataset = family.smallest, "digits" if "images" in family.reads else "python_docs"
+    backbone, dataset = family.smallest, EMBEDDED.get(family.reads[0], "python_docs")
     posed = ["dataset.answers=names"] if backbone == "t5_tiny" else []
     own = about(method).get("matrix", [])
     chosen = {word.partition("=")[0] for word in own}

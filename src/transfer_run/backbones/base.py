@@ -44,8 +44,8 @@ class State:
     """Hidden states on their way through one stack.
 
     Attributes:
-        hidden: (B, T, D), or (B, C, H, W) in CNNs.
-        stack: `encoder`, `decoder`, `image` or `text`.
+        hidden: (B, T, D), or (B, C, H, W) in CNNs, (B, C, T, D) of series.
+        stack: `encoder`, `decoder`, `image`, `text` or `series`.
         index: the next block to run.
         mask: (B, T), 1 = real token, 0 = padding; None where every position is real (images).
         prefix: tokens that a method has put in front; `pool` passes over them.
@@ -88,8 +88,7 @@ class Backbone(nn.Module, ABC):
         self.config = config
         self.provenance: dict[str, Any] = {"source": "random"}  # what was loaded; `build_backbone` writes it
         self.head: nn.Module = nn.Identity()
-        # The linear classifier that the weights came with, kept beside the model, not in it: weight (source classes,
-        # feature_width) and bias (source classes,); scores such as LEEP ask it, nothing trains or ships it.
+        # The weights' own classifier, weight (source classes, feature_width) and bias: scores such as LEEP ask it.
         self.source_head: tuple[Tensor, Tensor] | None = None
         self.source_labels: tuple[str, ...] = ()  # its classes' names, where the weights tell them
         self.activation_checkpointing = False
@@ -197,8 +196,7 @@ class Backbone(nn.Module, ABC):
         parts = self.parts(stack, index)
         if name in parts:
             return self.get_submodule(parts[name])(hidden)
-        fused = self.get_submodule(parts["qkv"])
-        place = "qkv".index(name)
+        fused, place = self.get_submodule(parts["qkv"]), "qkv".index(name)
         if type(fused) is nn.Linear:  # a wrapped one (LoRA) must run as a whole
             bias = None if fused.bias is None else fused.bias.chunk(3)[place]
             return F.linear(hidden, fused.weight.chunk(3)[place], bias)
@@ -223,8 +221,8 @@ class Backbone(nn.Module, ABC):
         """Tap zero: the embedding's output, dropout included, with everything the blocks need.
 
         Args:
-            batch: `input_ids` (B, S) and `attention_mask` (B, S), or `pixel_values` (B, 3, H, W); for a decoder that
-                reads an encoder `decoder_input_ids` (B, T).
+            batch: `input_ids` (B, S) and `attention_mask` (B, S), `pixel_values` (B, 3, H, W), or `past_values`
+                (B, T, C); for a decoder that reads an encoder `decoder_input_ids` (B, T).
             stack: default: the first one.
             memory: for a decoder: the encoder's finished state (`finished_state`).
         """
@@ -351,8 +349,7 @@ class Backbone(nn.Module, ABC):
         The backbone itself stays as it is, so that several methods can stand on one.
         """
         view = copy(self)
-        view._modules = dict(self._modules)
-        view.head = head
+        view._modules = {**self._modules, "head": head}
         return view
 
     def new_head(self, outputs: int) -> nn.Module:
@@ -376,14 +373,17 @@ class Backbone(nn.Module, ABC):
         """What cosines in that space are multiplied by, (); it is not trained here."""
         raise self._lacks("projection")
 
+    def forecast(self, features: Tensor, batch: Batch, horizon: int, targets: Sequence[int]) -> Tensor:
+        """The next steps of a series (B, horizon, targets) from the features of its channels (see `forecaster.py`)."""
+        raise self._lacks("forecast")
+
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
         raise self._lacks("language_head")
 
     def untie_language_head(self) -> nn.Module:
         """Give the language head weights of its own where it shares the token table's; returns the head."""
-        head = self.model.get_output_embeddings()
-        table = self.model.get_input_embeddings()
+        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         if head is None:
             raise self._lacks("language_head")
         if head.weight is table.weight:

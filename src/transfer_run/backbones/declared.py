@@ -38,6 +38,7 @@ HAS = {
     "language_head": "a language head",
     "cache": "a key/value cache",
     "projection": "two towers that share a space",
+    "forecast": "a forecast of series",
 }
 """What a family may have beyond `Backbone.embed` and `finish` (`has`), and a method may ask for (`about.asks`)."""
 

@@ -16,7 +16,7 @@ from transfer_run.errors import UserError
 OVERRIDES = {
     "blocks": "_step", "parts": "parts", "attention": "heads", "prefix": "prepend", "queries": "attend_queries",
     "pool": "pool", "memory": "with_memory", "language_head": "language_logits", "cache": "new_cache",
-    "projection": "projection",
+    "projection": "projection", "forecast": "forecast",
 }  # fmt: skip
 """The method of `Backbone` that a class overrides where it has it."""
 
@@ -66,6 +66,7 @@ def test_the_required_interface_is_small() -> None:
         "pool": lambda: piece.pool(images, state), "memory": lambda: piece.with_memory(state, state),
         "language_head": lambda: piece.language_logits(images), "cache": piece.new_cache,
         "projection": lambda: piece.projection("image"),
+        "forecast": lambda: piece.forecast(images, {}, 1, [0]),
     }  # fmt: skip
     assert set(asked) == set(HAS)
     for what, ask in asked.items():

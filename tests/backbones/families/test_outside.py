@@ -132,10 +132,10 @@ def test_a_data_set_that_ours_do_not_read_is_answered_with_the_users_own(folder:
     mine = tmp_path / "mine"
     shutil.copytree(folder, mine)
     other = yaml.safe_load(CONFIG) | {"name": "curves_small", "family": "curves"}
-    other["about"] = {"target": "curves.Curves", "reads": ["series"]}
+    other["about"] = {"target": "curves.Curves", "reads": ["spectra"]}
     (mine / "curves.py").write_text("")
     data = dict(registry.entry("dataset", "digits").content["dataset"])
-    data = {**data, "name": "curves", "about": {**data["about"], "holds": "series"}}
+    data = {**data, "name": "curves", "about": {**data["about"], "holds": "spectra"}}
     (mine / "dataset").mkdir(exist_ok=True)
     (mine / "dataset" / "curves.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"dataset": data}))
     (mine / "backbone" / "curves_small.yaml").write_text("# @package backbone\n# Curves.\n" + yaml.safe_dump(other))

@@ -79,6 +79,8 @@ VALUES: dict[str, Callable[[], Metric]] = {
     "mse": MeanSquaredError,
     "mae": MeanAbsoluteError,
 }
+KINDS = {"classification": "classes", "regression": "values", "forecasting": "values", "language_modeling": "loss"}
+"""What the metrics of a form compare, or sum; of all others texts."""
 TEXTS = {"exact_match": Share}
 LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": Perplexity}
 MEAN = "glue"
@@ -113,7 +115,7 @@ class Scores(nn.Module):
     def _kind(self, name: str) -> str:
         """Whether a metric compares `classes`, `values` or `texts`, or sums the `loss`."""
         form, answers = self.task.form, self.answers
-        kind = {"classification": "classes", "regression": "values", "language_modeling": "loss"}.get(form, "texts")
+        kind = KINDS.get(form, "texts")
         if answers is not None and (answers.values or answers.words):
             kind = "values" if answers.values else "classes"
         known: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}

@@ -1,0 +1,1 @@
+"""Series of numbers over time: read, set on equal steps, standardised and cut into windows."""
