@@ -1,0 +1,1 @@
+"""MLP mixers over patches, features and channels: what Tiny Time Mixers are made of."""
