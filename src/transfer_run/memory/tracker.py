@@ -85,6 +85,11 @@ def on_host(tensors: Iterable[Tensor]) -> None:
             tracker.forget(kept)
 
 
+def follows_host() -> bool:
+    """Does a tracker that is at work follow what lies in CPU memory? One that plans a GPU does not."""
+    return any(tracker.rounding is exact for tracker in _RESIZES.trackers)
+
+
 class _Autocast(TorchFunctionMode):
     """Is autocast on where the functions are called? A dispatch mode works below autocast and always finds it off."""
 

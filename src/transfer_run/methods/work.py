@@ -13,14 +13,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from transfer_run.backbones.base import Batch
 from transfer_run.hardware.steps import Steps
-from transfer_run.memory.tracker import followed_at_first
+from transfer_run.memory.tracker import followed_at_first, follows_host
 
 Item = TypeVar("Item")
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """What a pass keeps of a batch: a part of a larger tensor would keep all of it, so of one a copy is kept."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def as_loaded(model: nn.Module, stored: Iterable[Tensor] | None = None) -> list[Tensor]:
+    """For `Method.rehearse`: what a source's finished model of the same shapes holds once it is loaded. It is read
+    from its file tensor by tensor in CPU memory, so there the largest one is there twice for a moment.
+
+    Args:
+        stored: what the source's file holds; None: all of it.
+    """
+    own = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    loaded = [torch.empty_like(tensor) for tensor in own]
+    if follows_host():
+        torch.empty_like(max(own if stored is None else stored, key=lambda tensor: tensor.nbytes))
+    return loaded
 
 
 class Stateful(Protocol):

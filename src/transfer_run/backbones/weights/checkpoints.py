@@ -89,7 +89,7 @@ def read_transformer(
             refuse_others(there, computing(config_class(**overrides), also), folder)
         config = config_class.from_pretrained(str(folder), **overrides)
     mapping = {_WRAPPED: "", **(kwargs.pop("key_mapping", None) or {})}
-    with _quiet(), _readable(folder):
+    with _quiet(), readable(folder):
         model, info = model_class.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, weights_only=True,
             use_safetensors=weight_files(folder)[0].suffix == ".safetensors",
@@ -220,7 +220,7 @@ def has_tensor(folder: Path, name: str) -> bool:
     from safetensors import safe_open
 
     for file in weight_files(folder):
-        with _readable(file):
+        with readable(file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as opened:
                     names = set(opened.keys())
@@ -244,7 +244,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
-        with _readable(file):
+        with readable(file):
             safe = file.suffix == ".safetensors"
             read = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
             tensors |= _state(read, file)
@@ -291,7 +291,7 @@ def _meant(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """One clear error for files that are damaged or hold more than tensors."""
     from safetensors import SafetensorError
 
@@ -361,15 +361,15 @@ def _refuse_misfit(path: Path, wrong: list[str], missing: Iterable[str], unknown
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a value which is infinite or no number; the device is asked once.
+    """Names of the tensors that hold a value which is infinite or no number; nothing as large as they are is made.
 
     Quantised and whole numbers are finite.
     """
-    names = [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.dtype.itemsize > 1]
-    if not names:
+    floating = {n: t for n, t in tensors.items() if t.is_floating_point() and t.dtype.itemsize > 1 and t.numel()}
+    if not floating:
         return []
-    sums = torch.stack([torch.isfinite(tensors[name]).all().cpu() for name in names])
-    return [name for name, good in zip(names, sums.tolist(), strict=True) if not good]
+    ends = torch.stack([torch.stack(torch.aminmax(t.detach())).isfinite().all().cpu() for t in floating.values()])
+    return [name for name, good in zip(floating, ends.tolist(), strict=True) if not good]
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], place: Path | str) -> None:

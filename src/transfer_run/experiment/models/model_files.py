@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transfer_run.backbones.load import build_backbone
 from transfer_run.backbones.quantised import pack
 from transfer_run.backbones.weights.checkpoints import read_tensors, refuse_not_finite
+from transfer_run.backbones.weights.stored import StoredTensors
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.files import read_json, write_json, written_whole
 from transfer_run.methods.base import Method
@@ -121,24 +122,29 @@ def load_model(folder: Path, *, backbone_weights: str | None = None, packed: boo
         )
     method = build_method(about["method"], backbone, task)
     method.settle()
-    tensors = read_tensors(folder / WEIGHTS)
-    refuse_not_finite(tensors, folder)
-    method.fit_stored({name: tensor.shape for name, tensor in tensors.items()})
+    _fill(method, folder)
+    if packed:
+        pack(method.backbone)  # 8- and 4-bit layers are packed on their way to the GPU
+    return method.eval()
+
+
+@torch.no_grad()
+def _fill(method: Method, folder: Path) -> None:
+    """Copy the stored tensors into the settled method, one after the other."""
+    stored = StoredTensors(folder / WEIGHTS)
+    method.fit_stored(stored.shapes)
     wanted = method.shipped()
-    wrong = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    wrong = sorted(n for n in wanted.keys() & stored.shapes.keys() if wanted[n].shape != stored.shapes[n])
+    missing, unexpected = sorted(wanted.keys() - stored.shapes.keys()), sorted(stored.shapes.keys() - wanted.keys())
     if missing or unexpected or wrong:
         raise UserError(
             f"{folder / 'model.safetensors'} does not fit the model that model.json describes.",
             where=f"missing {missing[:3]}, unexpected {unexpected[:3]}, of another shape {wrong[:3]}",
             remedy="carry out the run again with force=true",
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            wanted[name].copy_(tensor)
-    if packed:
-        pack(method.backbone)  # 8- and 4-bit layers are packed on their way to the GPU
-    return method.eval()
+    for name in stored.shapes:
+        wanted[name].copy_(stored.read(name))
+    refuse_not_finite(wanted, folder)
 
 
 def _from_library(folder: Path, about: Mapping[str, Any], task: Task) -> Method:

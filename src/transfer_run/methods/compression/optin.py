@@ -21,6 +21,7 @@ from transfer_run.methods.base import Context, Method
 from transfer_run.methods.compression.units.masking import READERS, Kind, Masking, chunks
 from transfer_run.methods.compression.units.selection import Costs, check_budget, select
 from transfer_run.methods.compression.units.terms import Aggregation, factors, joined
+from transfer_run.methods.work import as_loaded
 from transfer_run.task import Task
 
 TERMS = {"md": True, "kd": True, "tau": 4.0, "lambda_c": 0.1, "ratio": 10.0, "balance": "fixed", "aggregation": "sum"}
@@ -111,15 +112,16 @@ class Optin(Method):
         self._prune(costs)
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """The dense pass and the largest of the masked ones, of the scoring batch's size; `sources.scores` spares the
-        masked ones, which a plan does not know."""
+        """The finished run's network beside this one, then the dense pass and the largest of the masked ones, of the
+        scoring batch's size; `sources.scores` spares the masked ones, which a plan does not know."""
+        as_loaded(self)
         size = len(batch["labels"])
         rows = torch.arange(self.batch_size) % size
         masking = self._masking({name: tensor[rows] for name, tensor in batch.items()}, 0)
         kinds: tuple[Kind, ...] = ("head", "neuron")
         for kind in kinds if self.criterion == "trajectory" else ():
             masking.measure(chunks(kind, 1, masking.units(kind), self.at_once)[0])
-        return ["the finished run that is made smaller"]
+        return ()
 
     def _take(self, source: Method) -> None:
         """The weights and the head of the finished run.

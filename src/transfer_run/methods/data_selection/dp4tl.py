@@ -37,6 +37,7 @@ from transfer_run.methods.data_selection.pruning.report import draw, selection_t
 from transfer_run.methods.data_selection.pruning.samples import gradient_norms, median_distance, moderate
 from transfer_run.methods.data_selection.pruning.surrogate import in_order, seen_by
 from transfer_run.methods.judging import Judging
+from transfer_run.methods.work import as_loaded
 from transfer_run.task import Task
 
 Mapped = Literal["lm", "fm", "class_means", "random", "random_rows", "moderate", "grand"]
@@ -116,7 +117,7 @@ class DP4TL(Judging):
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
         """The surrogate beside the run's backbone, which is of its kind, and one batch of its pass."""
-        surrogate = [parameter.clone() for parameter in self.parameters()]
+        surrogate = as_loaded(self)
         with torch.no_grad():
             self.features(batch)
         del surrogate

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
 from transfer_run.files import read_json, write_json
+from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.distillation.teachers.readers import Reader, reader_of
 from transfer_run.methods.distillation.transfer.partition import wide
@@ -228,7 +229,7 @@ class DistillSimilar(Method):
         rows = self.labelled.nonzero().flatten().tolist()
         draw = np.random.default_rng(self.kept_labels["seed"])
         chosen = sorted(draw.permutation(rows)[: self.similarity["probe"]].tolist())
-        batches = list(self._plain(context, chosen))
+        batches = list(followed_in_part(self._plain(context, chosen)))
         labels = torch.cat([batch["labels"] for batch in batches]).cpu().numpy()
         reference = self._modules.get(REFERENCE)
         known = self._seen(reference, batches)[0] if isinstance(reference, Reader) else None
@@ -242,18 +243,22 @@ class DistillSimilar(Method):
     @staticmethod
     def _seen(reader: Reader | None, batches: Sequence[Batch]) -> tuple[Any, Any]:
         assert reader is not None
-        both = [reader.both(batch) for batch in batches]
-        features = torch.cat([each[0] for each in both]).double().cpu().numpy()
-        return features, torch.cat([each[1] for each in both]).double().softmax(-1).cpu().numpy()
+        features, probabilities = _joined([reader.both(batch) for batch in batches])
+        return features.cpu().numpy(), probabilities.cpu().numpy()
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """One batch of the pass of each source; of the nearest source alone the largest is kept."""
+        """The rows of the probe and what each source makes of them; of the nearest source alone the largest is kept."""
         self.eval()
-        for name in self.zoo:
-            reader = self.source(name)
-            assert reader is not None
-            kept = reader.both(batch)
-            del kept
+        more = max(0, -(-self.similarity["probe"] // len(batch["labels"])) - 1)
+        probe = [{name: torch.empty_like(tensor) for name, tensor in batch.items()} for _ in range(more)]
+        known = [self._modules[REFERENCE]] if REFERENCE in self._modules else []
+        for reader in [*known, *(self.source(name) for name in self.zoo)]:
+            assert isinstance(reader, Reader)
+            features, logits = reader.both(batch)
+            both = [(features, logits)]
+            both += [(torch.empty_like(features), torch.empty_like(logits)) for _ in range(more - 1)]
+            _joined([*both, reader.both(batch)] if more else both)
+        del probe
         self._let_go(REFERENCE)
         return self._as_planned(batch["labels"].device)
 
@@ -342,3 +347,9 @@ def soft_cross_entropy(answers: Tensor, logits: Tensor, temperature: float = 1.0
 
 def _held(name: str) -> str:
     return f"source_{name}"
+
+
+def _joined(both: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and probabilities (N, C) of all batches, in float64."""
+    features = torch.cat([each[0] for each in both]).double()
+    return features, torch.cat([each[1] for each in both]).double().softmax(-1)

@@ -128,6 +128,7 @@ class Merging(Method, ABC):
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
         """The base kept beside the backbone, what the sources are looked at for, and an evaluation."""
+        self.eval()
         known = [tensor.clone() for tensor in body_tensors(self.backbone).values()]
         left_out = self.rehearse_source(batch)
         with torch.no_grad():

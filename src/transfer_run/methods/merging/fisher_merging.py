@@ -27,6 +27,7 @@ from transfer_run.methods.merging.engine.stream import Job, Piece, Rule, SquareS
 from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.fisher_estimate import estimate_fisher, save_fisher
+from transfer_run.methods.work import as_loaded
 from transfer_run.run_folder import CHECKPOINTS
 from transfer_run.task import Task
 
@@ -199,7 +200,7 @@ class FisherMerging(Merging):
         may be."""
         if self.isotropic or self.fisher["paths"]:
             return ()
-        source = [parameter.clone() for parameter in self.parameters()]
+        source = as_loaded(self)
         answers = [[0] * batch["labels"].shape[-1]] * max(1, self.task.num_labels)
         example = self.form.example(batch, 0)
         estimate_fisher(self, [example], examples=1, labels=str(self.fisher["labels"]), seed=0, answers=answers)

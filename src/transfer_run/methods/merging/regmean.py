@@ -27,6 +27,7 @@ from transfer_run.methods.merging.runs.bodies import plain_model
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.statistics.examples import single_examples
 from transfer_run.methods.merging.statistics.gram import TRANSPOSED, gather_grams, save_grams
+from transfer_run.methods.work import as_loaded
 from transfer_run.run_folder import CHECKPOINTS
 from transfer_run.task import Task
 
@@ -106,6 +107,9 @@ class RegMeanRule(AverageRule):
             self._prepared = (name, grams, torch.linalg.cholesky(torch.stack(grams).sum(0)))
         return self._prepared[1], self._prepared[2]
 
+    def close(self) -> None:
+        self._prepared = None
+
     def _gram(self, checkpoint: Checkpoint, name: str) -> Tensor:
         entry = checkpoint.entries[name]
         gram = checkpoint.read(name, 0, entry.numel).view(entry.shape).to(torch.float64)
@@ -155,12 +159,12 @@ class RegMean(Merging):
         return [Option({}, job, RegMeanRule(found, self.off_diagonal, self.ridge, flipped))]
 
     def rehearse_source(self, batch: Batch) -> Sequence[str]:
-        """A source's model and the Gram matrices of one example."""
+        """A source's model and its Gram matrices: a layer's product lies beside its sum from the second example on."""
         if self.grams:
             return ()
-        source = [parameter.clone() for parameter in self.parameters()]
+        source = as_loaded(self)
         model, example = self.backbone.model, self.form.example(batch, 0)
-        gather_grams(model, self, [example])
+        gather_grams(model, self, [example, example])
         del source
         return ["the least squares of one layer at a time: a Gram matrix a source in float64, on the CPU"]
 

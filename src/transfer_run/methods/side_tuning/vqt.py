@@ -14,7 +14,7 @@ are kept for backward.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from transfer_run.methods.form import find_form
 from transfer_run.methods.side_tuning.ladder.ladder import MemoryMode
 from transfer_run.methods.side_tuning.parts.addons import build_addon
 from transfer_run.methods.side_tuning.parts.summaries import Kind, build_combiner
+from transfer_run.methods.work import as_loaded
 from transfer_run.run_folder import HEAD_PREFIX
 from transfer_run.task import Task
 
@@ -238,6 +239,12 @@ class VQT(Method):
             )
         self.take_over(context.load_source("trained"))
         context.log(f"stage {self.stage}: {self.column_norms().numel()} of {self.combine.features} features")
+
+    def rehearse(self, batch: Batch) -> Sequence[str]:
+        """Of the later stages the source, whose frozen backbone is this one."""
+        if self.stage != "train":
+            as_loaded(self, self.shipped().values())
+        return ()
 
     @torch.no_grad()
     def take_over(self, source: Method) -> None:

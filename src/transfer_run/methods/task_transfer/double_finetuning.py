@@ -20,6 +20,7 @@ from torch import Tensor
 from transfer_run.backbones.base import Backbone
 from transfer_run.data.text.tokens import padded, pair_ids
 from transfer_run.methods.base import Context, Method
+from transfer_run.methods.work import alone
 from transfer_run.run_folder import read_result
 from transfer_run.task import Task
 
@@ -97,7 +98,7 @@ def pair_scorer(method: Method, tokenizer: Any, limit: int = 200, batch_size: in
             lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
             places = torch.arange(batch["input_ids"].shape[1], device=device)
             batch["attention_mask"] = (places < lengths[:, None]).long()
-            found.append(method(batch).float().softmax(-1)[:, -1])
+            found.append(alone(method(batch).float().softmax(-1)[:, -1]))
         return torch.cat(found)
 
     return score

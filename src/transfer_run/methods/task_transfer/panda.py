@@ -12,7 +12,8 @@ here; the released code's, which fills the key/value cache, shift by the prompt'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
+from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.inside.prefix import Prefixes, PrefixTable
 from transfer_run.methods.inside.prefixed import attach_prefixes, keep_prefixes_visible
@@ -158,22 +160,14 @@ class Panda(Method):
         if not self.judges:
             return
         device = next(self.parameters()).device
-        pool = [*self._first_rows(context.batches("train", context.batch_size))]
+        pool = [*first_rows(context.batches("train", context.batch_size), self.kd["inputs"])]
         data = context.load_data("source")
-        pool += self._first_rows(iter(data.loader("train", batch_size=context.batch_size, shuffle=False)))
+        pool += first_rows(
+            followed_in_part(data.loader("train", batch_size=context.batch_size, shuffle=False)), self.kd["inputs"]
+        )
         self._judge(pool, device)
         told = ", ".join(f"{name} {value:.3f}" for name, value in self.measured.items())
         context.log(f"similarity of the two tasks: {told}; {self.kd['metric']} weighs the teacher")
-
-    def _first_rows(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches of `kd.inputs` rows in all, the last one cut."""
-        left = self.kd["inputs"]
-        for batch in batches:
-            rows = min(left, len(batch["labels"]))
-            yield {name: tensor[:rows] for name, tensor in batch.items() if name != "labels"}
-            left -= rows
-            if not left:
-                return
 
     def _judge(self, pool: Sequence[Batch], device: torch.device) -> None:
         given = {}
@@ -194,12 +188,18 @@ class Panda(Method):
         self.held -= set(JUDGED)
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """One batch behind either prompt."""
+        """The rows of both tasks that either prompt is put before, and both prompts."""
         if self.judges:
+            size, rows = len(batch["labels"]), self.kd["inputs"]
+            pool = [{name: torch.empty_like(t) for name, t in batch.items()} for _ in range(2 * -(-rows // size) - 1)]
+            seen = list(first_rows(itertools.repeat(batch), min(rows, 2 * size + rows % size)))
+            prompts = []
             for name in JUDGED:
                 model = self._modules[name]
                 assert isinstance(model, Panda)
-                readings(model, [{n: t for n, t in batch.items() if n != "labels"}], next(self.parameters()).device)
+                readings(model, [*seen, *seen], next(self.parameters()).device)
+                prompts.append(model.rows())
+            del pool
             self._let_go()
         return []
 
@@ -246,3 +246,13 @@ def _share_weights(other: Backbone, own: Backbone) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = known[f"{path}.{name}" if path else name]
+
+
+def first_rows(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:
+    """Batches of so many rows in all without their labels, the last one cut."""
+    for batch in batches:
+        taken = min(rows, len(batch["labels"]))
+        yield {name: tensor[:taken] for name, tensor in batch.items() if name != "labels"}
+        rows -= taken
+        if not rows:
+            return

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.scores.direction import Better
 from transfer_run.errors import UserError, nearest_names
+from transfer_run.memory.tracker import follows_host
 from transfer_run.methods.base import Candidate, Context
 from transfer_run.methods.judging import Judging
 from transfer_run.methods.transfer_scores.all import OF_SOURCE, SCORES, Material, Scored, score_all
@@ -34,6 +35,7 @@ from transfer_run.methods.transferability.ranking.extraction import (
 from transfer_run.methods.transferability.ranking.picture import draw
 from transfer_run.methods.transferability.ranking.ranking import agreement, missing_taus, ranking, ranking_table
 from transfer_run.methods.transferability.ranking.reference import accuracies_of_runs, given_accuracies
+from transfer_run.methods.work import alone
 from transfer_run.task import Task
 
 PICTURE = "ranking.png"
@@ -120,10 +122,12 @@ class TMI(Judging):
         self._show(context, accuracies, layers if self.tap == "all_blocks" else {})
 
     def rehearse(self, batch: Batch) -> Sequence[str]:
-        """One batch of the pass of the run's own backbone."""
+        """One batch of the pass of the run's own backbone; what is kept of it lies in CPU memory."""
         self.backbone.eval()
+        kept = []
         with torch.no_grad():
-            kept = [values for _, values in tap_features(self.backbone, batch, self.tap, self.block_features)]
+            for _, values in tap_features(self.backbone, batch, self.tap, self.block_features):
+                kept += [alone(values.float())] if follows_host() else []
         del kept
         lines = ["the features of all samples, in CPU memory, and NumPy's copies while they are scored"]
         if self.pool:

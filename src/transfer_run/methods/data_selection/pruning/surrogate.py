@@ -12,6 +12,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Method
+from transfer_run.methods.work import alone
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def seen_by(
     model.eval()
     outputs, labels = [], []
     for batch in batches:
-        outputs.append((model(batch) if logits else model.features(batch)).float().cpu().numpy())
+        outputs.append(alone((model(batch) if logits else model.features(batch)).float().cpu()).numpy())
         labels.append(batch["labels"].cpu().numpy())
     return np.concatenate(outputs), np.concatenate(labels)
 

@@ -12,6 +12,7 @@ from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
 from transfer_run.methods.distillation.teachers.teachers import refuse_other_task
+from transfer_run.methods.work import alone
 
 OF_ONE_SIZE = ("vit", "clip")
 """Families whose position embeddings are those of one image size."""
@@ -63,8 +64,8 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features and logits, in one pass."""
-        features = self.features(batch)
+        """Features and logits, in one pass, for keeping."""
+        features = alone(self.features(batch))
         return features, self.teacher.backbone.head(features)
 
 

@@ -144,6 +144,9 @@ class Rule(ABC):
         """Pieces that must be merged again, because only the whole pass has told what they need."""
         return ()
 
+    def close(self) -> None:  # noqa: B027 - most rules keep nothing
+        """All is merged: let go of what was kept from piece to piece."""
+
 
 @torch.no_grad()
 def run(job: Job, rule: Rule, sink: Sink) -> None:
@@ -168,6 +171,7 @@ def merge_tensors(job: Job, rule: Rule, sink: Sink) -> None:
             _write(job, piece, rule.merge(job, piece), sink)
     for piece in rule.unsettled():
         _write(job, piece, rule.merge(job, piece), sink)
+    rule.close()
 
 
 def _mean(job: Job, piece: Piece) -> Tensor:

@@ -65,7 +65,7 @@ def gather_grams(model: nn.Module, forward: Any, examples: Iterable[Batch]) -> d
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    return {name: gram.total.div(gram.rows).cpu() for name, gram in grams.items() if gram.total is not None}
+    return {name: gram.total.div_(gram.rows).cpu() for name, gram in grams.items() if gram.total is not None}
 
 
 def save_grams(grams: dict[str, Tensor], model: nn.Module, path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from transfer_run.backbones.base import Batch
 from transfer_run.methods.base import Method
+from transfer_run.methods.work import alone
 
 METRICS = ("task_embedding", "e_avg", "e_tokens", "on")
 
@@ -53,8 +54,9 @@ def readings(method: Method, batches: Iterable[Batch], device: torch.device) -> 
         for batch in batches:
             seen.clear()
             state = method.run(method.embed({name: tensor.to(device) for name, tensor in batch.items()}, stack))
-            states.append(method.backbone.finish(state)[:, state.prefix])
+            states.append(alone(method.backbone.finish(state)[:, state.prefix]))
             active.append(torch.cat(seen, -1))
+            del state  # the next batch need not have it beside it
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.errors import UserError
+from transfer_run.methods.work import alone
 
 Tap = Literal["head_input", "all_blocks"]
 BlockFeatures = Literal["auto", "flattened", "pooled"]
@@ -69,8 +70,9 @@ def extract(
         labels.append(batch.pop("answers").cpu())
         backbone.to(next(iter(batch.values())).device)
         for name, values in tap_features(backbone, batch, tap, block_features):
-            taps.setdefault(name, []).append(values.float().cpu())
+            taps.setdefault(name, []).append(alone(values.float().cpu()))
             held += taps[name][-1].nbytes
+        del values  # a part of the last state, which the next batch need not have beside it
         _refuse_overflow(held, sum(map(len, labels)))
         logits = source_logits(backbone, taps[HEAD_INPUT][-1])
         if logits is not None:
