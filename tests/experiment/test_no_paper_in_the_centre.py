@@ -17,7 +17,6 @@ COMMON = 3
 ALLOWED = {
     "none": "the word for nothing, and the data set of runs without data",
     "backbone_dropout": "the base class's own argument, of every method that trains beside a frozen backbone",
-    "nodes": "where the data sets that a data set is made of are written (`about.reads: datasets`); and Slurm's",
     "identity": "a run's", "weights": "a backbone's", "augment": "every image data set's", "taps": "a key of `cache`",
     "dtype": "a key of `cache`, and a tensor's", "task": "of a saved model (model.json)",
     "combine": "a shape", "runs": "the folder of all runs",

@@ -225,7 +225,8 @@ def _member(
     check_about(values, lambda path: f"{file}: {path}", folders)
     types = {**_general(), "dataset.batch_size": "int? >= 1"}  # null: that of the run
     schema.check(values, {"dataset": {**first, **declared}}, lambda path: where, types)
-    if above and values["dataset"].get("path", "") is None and (user_path(above, "dataset.path") / name).exists():
+    lies_below = above and not above.startswith(RUN) and values["dataset"].get("path", "") is None
+    if above and lies_below and (user_path(above, "dataset.path") / name).exists():
         values["dataset"]["path"] = str(Path(above) / name)
     check_files({"dataset": values["dataset"], "backbone": {}, "method": {}}, lambda path: where)
     return name, values["dataset"]

@@ -1,0 +1,1 @@
+"""Synthetic training images: how they begin, are varied, written down and judged."""

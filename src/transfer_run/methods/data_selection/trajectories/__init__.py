@@ -1,0 +1,1 @@
+"""Experts, their trajectories, and students that are to follow them."""
