@@ -25,7 +25,6 @@ from transfer_run.errors import UserError
 from transfer_run.files import read_json, write_json
 from transfer_run.memory.tracker import followed_in_part
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.distillation.teachers.readers import Reader, reader_of
 from transfer_run.methods.distillation.transfer.partition import wide
 from transfer_run.methods.distillation.zoo.similarity import (
     RANKING,
@@ -36,6 +35,7 @@ from transfer_run.methods.distillation.zoo.similarity import (
     weights,
 )
 from transfer_run.methods.form import IGNORED
+from transfer_run.methods.teacher import Reader, reader_of
 from transfer_run.task import ROWS, Task, beside
 
 SIMILARITY = {

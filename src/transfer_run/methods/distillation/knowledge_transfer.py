@@ -23,11 +23,11 @@ from transfer_run.hardware.optimization import Optimization
 from transfer_run.methods.averaging import copy_of, mix, set_weights
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.classifier import refuse_untrained, take_classifier
-from transfer_run.methods.distillation.teachers.readers import Reader, reader_of
 from transfer_run.methods.distillation.transfer import partition
 from transfer_run.methods.distillation.transfer.contrast import Memory, relations
 from transfer_run.methods.distillation.transfer.knowledge import Answers, answers
 from transfer_run.methods.distillation.transfer.report import conclusions
+from transfer_run.methods.teacher import Reader, reader_of
 from transfer_run.task import ROWS, Task
 
 ALPHA = {"kl": 1.0, "xekl": 0.5, "xekl_mcl": 0.68, "kl_dp": 1.0}

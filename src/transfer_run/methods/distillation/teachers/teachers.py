@@ -7,6 +7,7 @@ from typing import Any
 from transfer_run.backbones.base import Backbone
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
+from transfer_run.methods.teacher import refuse_other_task
 
 WHERE = "sources.teacher"
 
@@ -25,29 +26,6 @@ def refuse_stranger(student: Method, teacher: Method) -> None:
                 where=WHERE,
                 remedy="a teacher of the same tokenizer or image transform",
             )
-
-
-def refuse_other_task(student: Method, teacher: Method, where: str) -> None:
-    """A teacher must answer what the student is asked.
-
-    Raises:
-        UserError: another form, another number of labels, or other labels.
-    """
-    mine, other = student.task, teacher.task
-    if (mine.form, mine.num_labels) != (other.form, other.num_labels):
-        raise UserError(
-            f"The teacher was trained for {other.form} with {other.num_labels} labels, the student's task is "
-            f"{mine.form} with {mine.num_labels}.",
-            where=where,
-            remedy="a teacher that was fine-tuned on the student's dataset",
-        )
-    if mine.label_names and other.label_names and mine.label_names != other.label_names:
-        raise UserError(
-            f"The teacher's labels are {', '.join(other.label_names[:6])}, the student's "
-            f"{', '.join(mine.label_names[:6])}: the same numbers would mean other classes.",
-            where=where,
-            remedy="a teacher that was fine-tuned on the student's dataset",
-        )
 
 
 def _inputs(student: Backbone, teacher: Backbone) -> list[tuple[str, Any, Any]]:

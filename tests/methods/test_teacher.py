@@ -9,7 +9,7 @@ import torch
 
 from tests.methods.distillation.models import TASK, bert, images, vit
 from transfer_run.errors import UserError
-from transfer_run.methods.distillation.teachers.readers import Reader, reader_of
+from transfer_run.methods.teacher import Reader, reader_of
 from transfer_run.methods.tuning.full import Full
 from transfer_run.task import Task
 

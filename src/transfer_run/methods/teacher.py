@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Method
-from transfer_run.methods.distillation.teachers.teachers import refuse_other_task
 from transfer_run.methods.work import alone
 
 OF_ONE_SIZE = ("vit", "clip")
@@ -122,3 +121,26 @@ def reader_of(
             remedy="method.data.size=per_model enlarges them for it",
         )
     return Reader(teacher, student.backbone, normalize=normalize, size=sizes[1] if own_size else None)
+
+
+def refuse_other_task(student: Method, teacher: Method, where: str) -> None:
+    """A teacher must answer what the student is asked.
+
+    Raises:
+        UserError: another form, another number of labels, or other labels.
+    """
+    mine, other = student.task, teacher.task
+    if (mine.form, mine.num_labels) != (other.form, other.num_labels):
+        raise UserError(
+            f"The teacher was trained for {other.form} with {other.num_labels} labels, the student's task is "
+            f"{mine.form} with {mine.num_labels}.",
+            where=where,
+            remedy="a teacher that was fine-tuned on the student's dataset",
+        )
+    if mine.label_names and other.label_names and mine.label_names != other.label_names:
+        raise UserError(
+            f"The teacher's labels are {', '.join(other.label_names[:6])}, the student's "
+            f"{', '.join(mine.label_names[:6])}: the same numbers would mean other classes.",
+            where=where,
+            remedy="a teacher that was fine-tuned on the student's dataset",
+        )
