@@ -51,10 +51,6 @@ class _NoData:
         raise KeyError("this run has no data set")
 
 
-def _no_data() -> Any:
-    return _NoData()
-
-
 def _no_source(name: str) -> Any:
     raise KeyError(f"this run has no source {name!r}")
 
@@ -106,7 +102,7 @@ class Context:
     work: Work = field(default_factory=Work)
     beside: dict[str, Callable[[str, int], Iterator[Batch]]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
-    data: DataModule = field(default_factory=_no_data)
+    data: DataModule = field(default_factory=_NoData)  # type: ignore[assignment]
 
 
 class Method(nn.Module):
@@ -290,11 +286,14 @@ class Method(nn.Module):
         What cannot be folded stays where it is: whoever asks sees that from what is left to ship.
         """
 
+    def has_whole_backbone(self) -> bool:
+        """Do the tensors that it ships hold all of the backbone as a later run reads it? Else that one folds first."""
+        return {f"backbone.{name}" for name, _ in self.backbone.named_parameters()} <= self.shipped().keys()
+
     def keeps_head(self, before: Task) -> bool:
         """Does the head that an earlier stage made for the task `before` go on? Where the label set is the same."""
-        return (before.form, before.num_labels, before.label_names) == (
-            self.task.form, self.task.num_labels, self.task.label_names,
-        )  # fmt: skip
+        mine, other = ((task.form, task.num_labels, task.label_names) for task in (self.task, before))
+        return mine == other
 
     def export(self, folder: Path) -> bool:
         """Write the model in another library's adapter format (peft); False where it has none of its own."""

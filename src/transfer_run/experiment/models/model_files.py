@@ -37,7 +37,6 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
     with written_whole(folder / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
         written = sha256(partial)
-    complete = all(f"backbone.{name}" in tensors for name, _ in method.backbone.named_parameters())
     write_json(
         folder / DESCRIPTION,
         {
@@ -47,7 +46,7 @@ def save_model(method: Method, folder: Path, config: Mapping[str, Any], transfor
             "provenance": method.backbone.provenance,
             "task": {**vars(method.task)},
             "transform": dict(transform),
-            "complete": complete,
+            "complete": method.has_whole_backbone(),
             "tensors": len(tensors),
             "sha256": {WEIGHTS: written},
         },
