@@ -48,6 +48,7 @@ from transfer_run.experiment.config.hydra_parts import (
     create_config_search_path,
 )
 from transfer_run.experiment.config.origin import GROUPS, set_by, unusable
+from transfer_run.experiment.config.own_files import check_own_file
 from transfer_run.experiment.config.references import named_backbones, write_backbones, write_sources
 from transfer_run.experiment.config.secrets import check_secrets
 from transfer_run.experiment.config.stages import last_stage, stage_words, start_from, weights_of
@@ -287,6 +288,7 @@ class Composer:
                         remedy="give your file another name",
                     )
                 content = dict(registry.entry(group, name, self.folders).content) if files else {}
+                check_own_file(group, str(name), content, self.folders)
                 contents[f"{key}={name}"] = {package: content.get(group, content)} if package else content
         return contents
 

@@ -23,6 +23,7 @@ from transfer_run.backbones.weights.names import Weights
 from transfer_run.errors import UserError, nearest_names
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.artifacts import fitting
+from transfer_run.experiment.config.own_files import check_own_file
 from transfer_run.experiment.config.reads import BACKBONES, SOURCES, Read, artifact_keys, keys, reads, value_at
 from transfer_run.files import user_path
 from transfer_run.run_folder import RESULT, finished_runs, read_result
@@ -208,7 +209,9 @@ def _backbone(words: str, where: str, folders: Sequence[Path]) -> dict[str, Any]
     name, weights = _name_and_weights(words, where)
     if name not in registry.names("backbone", folders):
         raise registry.unknown_choice("backbone", name, folders, where=where)
-    node = registry.entry("backbone", name, folders).content.get("backbone")
+    content = registry.entry("backbone", name, folders).content
+    check_own_file("backbone", name, content, folders)
+    node = content.get("backbone")
     if not isinstance(node, Mapping):
         raise UserError(f"The file of backbone={name} sets no `backbone` node.", where=where)
     return {**node, **({"weights": weights} if weights else {})}

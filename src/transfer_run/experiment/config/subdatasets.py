@@ -26,6 +26,7 @@ from transfer_run.experiment.config.about import check_about
 from transfer_run.experiment.config.compatibility import phrase
 from transfer_run.experiment.config.compatibility import reads as holds
 from transfer_run.experiment.config.files import check_files
+from transfer_run.experiment.config.own_files import check_own_file
 from transfer_run.experiment.config.reads import DATASET, DATASETS, keys
 from transfer_run.experiment.config.references import RUN
 from transfer_run.files import read_yaml, user_path
@@ -205,7 +206,9 @@ def _member(
     if choice not in registry.names("dataset", folders):
         error = registry.unknown_choice("dataset", choice, folders, where=where)
         raise UserError(error.what, where=where, nearest=[*error.nearest, *nearest_names(choice, choices)])
-    declared = copy.deepcopy(dict(registry.entry("dataset", choice, folders).content["dataset"]))
+    content = registry.entry("dataset", choice, folders).content
+    check_own_file("dataset", choice, content, folders)
+    declared = copy.deepcopy(dict(content["dataset"]))
     _check_settings(settings, fixed, where)
     name = str(settings.pop("name", choice.replace("/", "_")))
     if not NAME.fullmatch(name):
