@@ -12,10 +12,43 @@ import pytest
 from tests.cli.conftest import TOY, USER, Answer
 
 SEVERAL = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", "dataset.form=multi_label"]
+TEXTS = ["method=full", "backbone=t5_tiny", "dataset=text_files", "dataset.form=text_to_text"]
 EARLY: list[tuple[str, list[str], str]] = [
     ("a form that the data set has not", ["dataset=digits", "dataset.form=regression"], "one of classification"),
     ("a metric of another form", [*SEVERAL, "dataset.metrics=[accuracy]"], "subset_accuracy"),
     ("several labels for a model that writes", [*SEVERAL, "backbone=t5_tiny"], "does not answer"),
+    ("a metric of classes for numbers", ["dataset=glue/stsb", "dataset.metrics=[mcc]"], "pearson"),
+    (
+        "a metric of texts for classes",
+        ["backbone=t5_tiny", "dataset=python_docs", "dataset.metrics=[rougeL]"],
+        "f1_macro",
+    ),
+    ("a metric of classes for texts", [*TEXTS, "dataset.metrics=[matthews]"], "choose among exact_match, perplexity"),
+    (
+        "a mean of nothing",
+        ["method=full", "dataset=digits", "backbone=vit_tiny", "dataset.metrics=[glue]"],
+        "there are none",
+    ),
+    *(
+        (
+            f"{method} without a base",
+            [f"method={method}", "dataset=none", f"method.models=[{USER}]"],
+            "method.base=FOLDER",
+        )
+        for method in ("ties", "task_arithmetic", "dare_linear", "dare_ties")
+    ),
+    ("a merge of folders without a base", ["method=ties", "dataset=none", f"sources.a={USER}"], "method.base=FOLDER"),
+    (
+        "a Fisher of nothing",
+        ["method=fisher_merging", "dataset=none", f"method.models=[{USER}]"],
+        "method.isotropic=true",
+    ),
+    ("a RegMean of nothing", ["method=regmean", "dataset=none", f"method.models=[{USER}]"], "method.grams=[FILE,FILE]"),
+    (
+        "a vector that is added to nothing",
+        ["method=diff_vector", "dataset=none", f"sources.source_tuned={USER}", f"sources.source_base={USER}"],
+        "sources.target_base=FOLDER",
+    ),
     ("a merge of nothing", ["method=ties", "backbone=bert_tiny", "dataset=python_docs"], "sources.a="),
     ("a merge of nothing without data", ["method=average", "dataset=none"], "method.models=[FOLDER,FOLDER]"),
     (

@@ -212,3 +212,12 @@ def test_ranks_are_scored_together(tmp_path: Path) -> None:
     assert first["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
     assert first["f1"] == pytest.approx(f1_score(labels, predictions))
     assert first["pearson"] == pytest.approx(pearsonr(range(1, 10), [1, 2, 3, 9, 5, 6, 7, 8, 4])[0], abs=1e-5)
+
+
+def test_names_that_are_refused_early_are_those_that_there_are() -> None:
+    from transfer_run.data.scores import labels, names
+    from transfer_run.data.scores.classes import CLASSES
+
+    kinds = {"classes": CLASSES, "values": labels.VALUES, "texts": labels.TEXTS, "loss": {}}
+    assert {kind: set(known) for kind, known in names.OF_KIND.items()} == {k: set(v) for k, v in kinds.items()}
+    assert set(names.LOSSES) == set(labels.LOSSES)

@@ -74,6 +74,6 @@ def test_the_bound_of_merged_files_holds(method: str, files: list[str], tmp_path
 
 def test_what_depends_on_whole_layers_has_no_bound(files: list[str]) -> None:
     with pytest.raises(UserError, match="largest layers"):
-        plan_run(compose(["method=regmean", *files]))
+        plan_run(compose(["method=regmean", f"method.grams=[{__file__}]", *files]))
     with pytest.raises(UserError, match="needs a data set"):
         plan_run(compose(["method=full", "dataset=none"]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.data.scores.classes import CLASSES, ClassScore
 from transfer_run.data.scores.correlation import Correlation, pearson, spearman
 from transfer_run.data.scores.direction import Better
-from transfer_run.errors import UserError, nearest_names
+from transfer_run.data.scores.names import KINDS, MEAN, PHRASES, check_names, scored_by
 from transfer_run.task import Task
 
 
@@ -79,12 +79,8 @@ VALUES: dict[str, Callable[[], Metric]] = {
     "mse": MeanSquaredError,
     "mae": MeanAbsoluteError,
 }
-KINDS = {"classification": "classes", "regression": "values", "forecasting": "values", "language_modeling": "loss"}
-"""What the metrics of a form compare, or sum; of all others texts."""
 TEXTS = {"exact_match": Share}
 LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": Perplexity}
-MEAN = "glue"
-"""The headline of a GLUE task with two metrics: their mean."""
 
 
 def better_by(metric: str) -> Better:
@@ -118,19 +114,8 @@ class Scores(nn.Module):
         kind = KINDS.get(form, "texts")
         if answers is not None and (answers.values or answers.words):
             kind = "values" if answers.values else "classes"
-        known: dict[str, Any] = {"classes": CLASSES, "values": VALUES, "texts": TEXTS, "loss": {}}
-        fitting = known[kind]
-        if name in LOSSES:
-            return "loss"
-        if name not in fitting:
-            valid = [*fitting, *LOSSES]
-            raise UserError(
-                f"The metric '{name}' does not score {form} with {kind if kind != 'loss' else 'running text'}.",
-                where="dataset.metrics",
-                nearest=nearest_names(name, valid),
-                remedy=f"choose among {', '.join(valid)}",
-            )
-        return kind
+        check_names([name], scored_by(kind), f"{form} with {PHRASES.get(kind, kind)}")
+        return "loss" if name in LOSSES else kind
 
     def _metric(self, name: str) -> Metric:
         if name in CLASSES:

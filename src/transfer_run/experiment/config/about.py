@@ -61,6 +61,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "pretrained": Fact("bool", "false: it starts from random weights, whatever the backbone names"),
         "trains_inside": Fact("bool", "true: it always trains within the backbone, so that no taps can be kept"),
         "reads": Fact("dict", "the runs, files, backbones, ... that it reads, by name or key of its own (`reads.py`)"),
+        "alone": Fact("dict", "without data: keys (`base or sources`) one of which must be given, and what to write"),
         "takes": Fact("dict", "what data sets hold beside their examples (`gives`), and its own key that is as wide"),
         "saves": Fact(["activations", "states"], "what a plan's advice says that it saves, if well known for it"),
         "makes": Fact("str", "the kind of what its run leaves, where the shape does not tell (`artifacts.py`)"),

@@ -13,11 +13,15 @@ from transfer_run.data.loss import check_loss
 from transfer_run.data.scores.names import check_metrics
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
+from transfer_run.experiment.config.reads import value_at
+from transfer_run.files import user_path
 from transfer_run.methods.known_forms import check_form
+from transfer_run.run_folder import is_run
 
 PHRASES = {PAIRS: "images or videos with captions"}
 """What messages say for a kind of data whose name does not say it."""
 
+PACKAGE = f"{__name__.partition('.')[0]}."
 NO_DATA = "none"
 """The form of `dataset=none`: checkpoints or finished runs are all that the method works on."""
 
@@ -38,7 +42,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
         UserError: naming both and what would fit instead.
     """
     if without_data(values):
-        _check_without_data(values["method"])
+        _check_without_data(values["method"], values.get("sources") or {})
         return
     method, backbone, dataset = values["method"], values["backbone"], values["dataset"]
     _check_backbone(method, backbone, folders)
@@ -48,7 +52,8 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
             _check_readable(method, backbone, node, list(family_of(backbone).reads), folders, f"dataset.{key}.{name}")
     _check_scored(dataset)
     _check_form(method, backbone, dataset, folders)
-    check_metrics(str(dataset.get("form")), dataset.get("metrics") or ())
+    own_scores = not str((dataset.get("about") or {}).get("target")).startswith(PACKAGE)
+    check_metrics(str(dataset.get("form")), dataset.get("metrics") or (), own_scores)
     _check_task(method, backbone, dataset, folders)
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
@@ -58,13 +63,32 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
         check_loss(dataset, family_of(backbone).form(dataset))
 
 
-def _check_without_data(method: Mapping[str, Any]) -> None:
-    if (method.get("about") or {}).get("shape") != "combine":
+def _check_without_data(method: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    """Only what combines models does without data, and then what the run's backbone would give must be named."""
+    about = method.get("about") or {}
+    if about.get("shape") != "combine":
         raise UserError(
             f"method={method['name']} needs a data set.",
             where="dataset=none",
             remedy="choose one (transfer-list datasets); only merging works on checkpoints alone",
         )
+    runs = [words for name, words in sources.items() if words and not _is_plain(str(words), f"sources.{name}")]
+    named = {"sources": runs, **{f"sources.{name}": words for name, words in sources.items()}}
+    for listed, says in (about.get("alone") or {}).items():
+        asked = str(listed).split(" or ")
+        if not any(named.get(key) or value_at(method, key) for key in asked):
+            shown = [key if key.partition(".")[0] == "sources" else f"method.{key}" for key in asked]
+            raise UserError(
+                f"method={method['name']} works without data only where {' or '.join(shown)} is given.",
+                where=", ".join(shown),
+                remedy=str(says),
+            )
+
+
+def _is_plain(words: str, where: str) -> bool:
+    """Does a source name a folder that is no run: a model alone, without a task?"""
+    folder = user_path(words, where) if "=" not in words else None
+    return folder is not None and folder.is_dir() and not is_run(folder)
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
