@@ -4,7 +4,7 @@ Three rates apart by about three are tried; where the best one lies at the edge,
 run is an ordinary run of `transfer-run`: what is finished is not repeated, and a search that was stopped goes on. What
 the runs say of test data is not read.
 
-python scripts/search_rates.py NAME [FOLDER [METHOD ...]]      writes tests/recorded/rates/NAME.json
+python scripts/search_rates.py NAME [FOLDER [METHOD ...]] [dataset.path=PATH]      writes tests/recorded/rates/NAME.json
 """
 
 from __future__ import annotations
@@ -65,6 +65,20 @@ SEARCHES = {
             "vqt": ("3e-2",),
         },
     ),
+    "mqp": Search(
+        (
+            "backbone=sentence-transformers/all-MiniLM-L6-v2", "dataset=mqp", "dataset.batch_size=16",
+            "dataset.max_source_length=64", "trainer.max_steps=300", "optimizer.warmup=30", "hardware=cpu",
+        ),
+        {
+            "full": ("1e-4",),
+            "linear_probe": ("1e-1",),
+            "lora": ("1e-3",),
+            "lst": ("3e-3", STILL, "method.init_samples=256"),
+            "unipt": ("3e-3", STILL),
+            "sherl": ("3e-3", STILL),
+        },
+    ),
     "digits": Search(
         ("backbone=vit_tiny", "dataset=digits", "hardware=cpu"),
         {
@@ -77,32 +91,35 @@ SEARCHES = {
 }  # fmt: skip
 
 
-def score(search: Search, method: str, rate: str, output: str) -> float:
-    """The validation score of one run."""
+def score(search: Search, method: str, rate: str, where: Sequence[str]) -> float:
+    """The validation score of one run; `where` is words for folders, which are not recorded."""
     more = search.methods[method][1:] + (("cache.taps=disk",) if method in TAPPED else ())
-    words = [f"method={method}", *search.words, *more, f"optimizer.lr={rate}", f"output_dir={output}"]
+    words = [f"method={method}", *search.words, *more, f"optimizer.lr={rate}", *where]
     folder = carry_out(compose([*words, *QUIET]))
     return float(json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"][search.metric])
 
 
-def best_rate(search: Search, method: str, output: str) -> tuple[str, dict[str, float]]:
+def best_rate(search: Search, method: str, where: Sequence[str]) -> tuple[str, dict[str, float]]:
     """The rate with the best score and all scores, by rate; of equal ones the smaller rate."""
     middle = LADDER.index(search.methods[method][0])
-    scores = {i: score(search, method, LADDER[i], output) for i in (middle - 1, middle, middle + 1)}
+    scores = {i: score(search, method, LADDER[i], where) for i in (middle - 1, middle, middle + 1)}
     while (best := max(sorted(scores), key=lambda i: scores[i])) in (min(scores), max(scores)):
         beyond = best - 1 if best == min(scores) else best + 1
         if not 0 <= beyond < len(LADDER):
             break
-        scores[beyond] = score(search, method, LADDER[beyond], output)
+        scores[beyond] = score(search, method, LADDER[beyond], where)
     return LADDER[best], {LADDER[i]: scores[i] for i in sorted(scores)}
 
 
-def main(name: str, output: str = "outputs/rates", *methods: str) -> None:
+def main(name: str, *arguments: str) -> None:
     """Search, and record after each method."""
     search, file = SEARCHES[name], RECORDED / f"{name}.json"
+    paths = [word for word in arguments if word.startswith("dataset.path=")]
+    output, *methods = [word for word in arguments if word not in paths] or ["outputs/rates"]
+    where = [f"output_dir={output}", *paths]
     found = json.loads(file.read_text(encoding="utf-8"))["methods"] if file.is_file() else {}
     for method in methods or search.methods:
-        rate, scores = best_rate(search, method, output)
+        rate, scores = best_rate(search, method, where)
         print(f"{method}: {rate} of {scores}", flush=True)
         found[method] = {"words": list(search.methods[method][1:]), "rate": rate, "scores": scores}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,5 +128,4 @@ def main(name: str, output: str = "outputs/rates", *methods: str) -> None:
 
 
 if __name__ == "__main__":
-    arguments: Sequence[str] = sys.argv[1:]
-    main(*arguments)
+    main(*sys.argv[1:])

@@ -91,6 +91,7 @@ COUNTS = {
     "resnet20_cifar": 269_722,
     "resnet56_cifar": 853_018,
     "efficientnet_b0": 5_288_548,
+    "mobilenetv2_100": 3_504_872,
     "mobilenetv3_large_100": 5_483_032,
     "alexnet": 61_100_840,
     "alexnet-caffe": 60_965_224,

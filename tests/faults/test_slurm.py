@@ -1,4 +1,4 @@
-"""A real Slurm on this machine (`scripts/slurm_single_node.sh`), without accounting.
+"""A real Slurm on this machine (`scripts/slurm_single_node.sh`): without accounting; with it, where it is installed.
 
 Jobs that are preempted, cancelled, out of time or on a node that fails go on to the bytes of an undisturbed run, and
 one's end touches no other.
@@ -66,21 +66,27 @@ CPUS = 8
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder, script = tmp_path_factory.mktemp("slurm"), ROOT / "scripts" / "slurm_single_node.sh"
-    environment = {**os.environ, "SLURM_TEST_CPUS": str(CPUS)}
+    yield from started(tmp_path_factory.mktemp("slurm"))
+
+
+def started(folder: Path, **environment: str) -> Iterator[Path]:
+    """A cluster, which all commands ask as long as it stands."""
+    script = ROOT / "scripts" / "slurm_single_node.sh"
+    environment = {**os.environ, "SLURM_TEST_CPUS": str(CPUS), **environment}
     subprocess.run([script, "start", folder], check=True, env=environment, stdout=subprocess.DEVNULL, timeout=120)
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
-    yield folder
-    subprocess.run([script, "stop", folder], check=True, timeout=60)
-    os.environ.pop("SLURM_CONF")
-    if before is not None:
-        os.environ["SLURM_CONF"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield folder
+        subprocess.run([script, "stop", folder], check=True, timeout=60)
 
 
 @pytest.fixture
 def own(tmp_path: Path, cluster: Path) -> Iterator[Path]:
     """A folder to work in; no job outlives the test."""
+    yield from place(tmp_path)
+
+
+def place(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "own" / "method").mkdir(parents=True)
     (tmp_path / "own" / "method" / "waits.yaml").write_text(METHOD)
     (tmp_path / "own" / "waits.py").write_text(MODULE)
@@ -282,3 +288,30 @@ def test_the_batch_script_of_the_page(own: Path) -> None:
     slurm("scancel", "--signal=USR1", reached(own, "script"))
     until(lambda: not slurm("squeue", "--noheader").strip())
     same(own, "script")
+
+
+@pytest.fixture
+def charged(tmp_path: Path) -> Iterator[Path]:
+    """A folder as `own`, on a cluster that keeps accounts."""
+    if not all(map(shutil.which, ("slurmdbd", "mariadbd", "mariadb-install-db"))):
+        pytest.skip("accounting needs the packages slurmdbd and mariadb-server")
+    clusters = started(tmp_path / "slurm", SLURM_TEST_ACCOUNTING="1")
+    next(clusters)
+    yield from place(tmp_path)
+    next(clusters, None)
+
+
+def test_a_cluster_that_keeps_accounts(charged: Path) -> None:
+    """One that is preempted goes on, its job is charged; an account that there is not is one message."""
+    command = begin(charged, *SLURM, "hardware.slurm.account=lab", "method.event=lab", "hardware.slurm.partition=low")
+    job = reached(charged, "lab").partition("_")[0]
+    slurm("sbatch", "--partition=high", "--account=lab", f"--ntasks={CPUS}", "--output=/dev/null", "--wrap=sleep 1")
+    code, said = ended(command)
+    assert code == 0, said
+    same(charged, "lab")
+    until(lambda: "COMPLETED" in slurm("sacct", "--noheader", f"--jobs={job}", "--format=account,state"))
+    assert slurm("sacct", "--noheader", f"--jobs={job}", "--allocations", "--format=account").split() == ["lab"]
+    code, said = ended(begin(charged, *SLURM, "hardware.slurm.account=lub"))
+    assert code == 2, said
+    assert "hardware.slurm.account" in said
+    assert "Traceback" not in said

@@ -14,6 +14,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
+from transfer_run.backbones.families.torchvision_names import as_in_timm
 from transfer_run.backbones.images import refuse_channels
 from transfer_run.backbones.weights.checkpoints import new_timm, read_timm
 from transfer_run.errors import UserError
@@ -70,7 +71,7 @@ class CNN(Backbone):
     @classmethod
     def from_folder(cls, folder: Path, config: dict[str, Any]) -> CNN:
         backbone = cls.from_architecture(config)
-        backbone.source_head = read_timm(backbone.model, folder)
+        backbone.source_head = read_timm(backbone.model, folder, as_in_timm)
         return backbone
 
     # ---- architecture

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +161,15 @@ def new_timm(architecture: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"timm's {name} cannot be built: {error}", where="backbone.architecture") from error
 
 
-def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
+def read_timm(
+    model: nn.Module, path: Path, renamed: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+) -> tuple[Tensor, Tensor] | None:
     """Fill `model`, which has no classifier, from a timm folder or a .safetensors file.
 
     Position embeddings of another grid and first convolutions of another number of channels are adapted as timm does.
+
+    Args:
+        renamed: gives tensors of another library timm's names.
 
     Returns:
         The pretrained classifier's weight (classes, features) and bias (classes,), where the file has one.
@@ -175,7 +180,7 @@ def read_timm(model: nn.Module, path: Path) -> tuple[Tensor, Tensor] | None:
     from timm.models import adapt_input_conv
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-    tensors = read_tensors(path)
+    tensors = renamed(read_tensors(path))
     refuse_other_timm(model, path if path.is_dir() else path.parent)
     if isinstance(model, VisionTransformer):
         try:
