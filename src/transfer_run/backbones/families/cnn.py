@@ -14,9 +14,9 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.backbones.families.torchvision_names import as_in_timm
 from transfer_run.backbones.images import refuse_channels
 from transfer_run.backbones.weights.checkpoints import new_timm, read_timm
+from transfer_run.backbones.weights.torchvision_names import as_in_timm
 from transfer_run.errors import UserError
 
 
