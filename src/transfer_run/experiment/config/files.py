@@ -44,6 +44,7 @@ def check_files(values: dict[str, Any], where: Callable[[str], str]) -> None:
     if (
         tokenizer
         and tokenizer != BYTES
+        and not tokenizer.startswith(RUN)
         and not (HUB_NAME.fullmatch(tokenizer) and not user_path(tokenizer, where("backbone.tokenizer")).exists())
     ):
         backbone["tokenizer"] = _existing(tokenizer, "backbone.tokenizer", where, [BYTES])

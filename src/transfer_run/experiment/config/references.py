@@ -3,6 +3,7 @@ else. Identity, digests, checks before the run, dry run and the sources themselv
 
     sources.NAME                  a run that the method reads
     backbone.weights              run:WORDS or stage:WORDS
+    backbone.tokenizer            run:WORDS
     dataset.rows                  run:WORDS, or a file or folder
     own keys                      of a method or a data set that say so (`reads.py`): run:WORDS, or backbones
 
@@ -29,7 +30,7 @@ from transfer_run.files import user_path
 from transfer_run.run_folder import RESULT, finished_runs, read_result
 from transfer_run.words import named
 
-BACKBONE, ROWS = "backbone", "dataset.rows"
+BACKBONE, ROWS, TOKENIZER = "backbone", "dataset.rows", "backbone.tokenizer"
 """Names of the sources that other keys than `sources` name."""
 
 RUN = "run:"
@@ -125,6 +126,10 @@ def _references(config: Mapping[str, Any], backbones: Backbones, folders: Sequen
         kinds = fitting("backbone.weights", folders)
         key = "stages" if weights.kind == "stage" and weights.words else "backbone.weights"
         yield Reference(BACKBONE, key, weights.words, ("backbone", "weights"), f"{weights.kind}:", True, kinds)
+    tokenizer = str((config.get("backbone") or {}).get("tokenizer"))
+    if tokenizer.startswith(RUN):
+        words, place = tokenizer.removeprefix(RUN), ("backbone", "tokenizer")
+        yield Reference(TOKENIZER, TOKENIZER, words, place, RUN, True, fitting(TOKENIZER, folders))
     for key, nodes in backbones.items():
         for words, node in nodes.items():
             if (weights := Weights.of(node)).of_run:

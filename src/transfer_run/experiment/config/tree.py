@@ -104,23 +104,39 @@ def _with_tokenizer(backbone: Mapping[str, Any], run: Run | None) -> Mapping[str
         run: what made the weights, where they name one.
 
     Raises:
-        UserError: it merged files, and nobody says what their tokenizer is.
+        UserError: it merged files, and nobody says what their tokenizer is; or one reads bytes, the other tokens.
     """
-    weights, told = Weights.of(backbone), None
-    if backbone.get("tokenizer") or not {TEXT, PAIRS} & set(family_of(backbone).reads):
+    weights, told, named = Weights.of(backbone), None, backbone.get("tokenizer")
+    if not {TEXT, PAIRS} & set(family_of(backbone).reads):
         return backbone
     if run is not None and without_data(run.config):
+        if named:
+            return backbone
         raise UserError(
             "Weights that are merged from files name no tokenizer.",
             where=f"backbone.tokenizer=null, backbone.weights={weights}",
             remedy="backbone.tokenizer=FOLDER of one of the models that were merged, a hub name, or bytes",
         )
+    place = Weights("path", weights.words) if weights.of_run else weights  # `run:` and the folder of an export
     if run is not None:
         told = tokenizer_words(run.config["backbone"])
-    else:
-        place = Weights("path", weights.words) if weights.of_run else weights  # `run:` and the folder of an export
-        told = tokenizer_words({**backbone, "weights": str(place)}) if place.saved is not None else None
-    return backbone if told in (None, BYTES) else {**backbone, "tokenizer": told}
+    elif place.saved is not None:
+        told = tokenizer_words({**backbone, "weights": str(place), "tokenizer": None})
+    bytes_there = told in (None, BYTES)
+    if named:
+        if (run is not None or place.saved is not None) and bytes_there != (named == BYTES):
+            raise UserError(
+                f"The run reads text by {_said(named)}, its weights have learned {_said(told)}: the same numbers mean "
+                "other tokens.",
+                where=f"backbone.tokenizer={named}",
+                remedy=f"backbone.tokenizer={BYTES if bytes_there else told}",
+            )
+        return backbone
+    return backbone if bytes_there else {**backbone, "tokenizer": told}
+
+
+def _said(tokenizer: str | None) -> str:
+    return BYTES if tokenizer in (None, BYTES) else "tokens"
 
 
 def _folders(values: Mapping[str, Any]) -> list[Path]:

@@ -10,7 +10,7 @@ from transfer_run.backbones.weights.published import find_weights, refuse_nowher
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.digests import members
-from transfer_run.experiment.config.references import ROWS
+from transfer_run.experiment.config.references import ROWS, TOKENIZER
 from transfer_run.experiment.record.wandb_access import check_key
 
 
@@ -112,6 +112,8 @@ def _missing_files(run: Run, sources_missing: bool) -> tuple[UserError | None, U
     if weights is not None:
         backbone["tokenizer"] = "bytes"  # the model's own is missing with it; only the data are asked for now
     named = {each.key for each in run.references if each.of_run}  # what a run will make is not there yet
+    if TOKENIZER in named:
+        backbone |= {"tokenizer": "bytes", "architecture": {**(backbone.get("architecture") or {}), "vocab_size": None}}
     made = any(key.startswith("dataset.") for key in named - {ROWS})
     if (sources_missing and not made) or (dataset.get("hub") and not dataset.get("path")):
         rows = None if ROWS in named else dataset["rows"]

@@ -23,7 +23,7 @@ from transfer_run.experiment.config.artifacts import made
 from transfer_run.experiment.config.compatibility import without_data
 from transfer_run.experiment.config.compose import saved
 from transfer_run.experiment.config.composed import Run, naming
-from transfer_run.experiment.config.references import BACKBONE, Reference, references
+from transfer_run.experiment.config.references import BACKBONE, TOKENIZER, Reference, references
 from transfer_run.experiment.sources.kinds import check_sources
 from transfer_run.experiment.sources.source import HUB, Source, Tree
 from transfer_run.files import user_path
@@ -171,7 +171,7 @@ def read_back(run: Run, sources: Mapping[str, Path]) -> dict[str, Any]:
     """
     config: dict[str, Any] = copy.deepcopy(dict(run.config))
     for each in run.references:
-        if each.of_run and each.name in sources and each.key_path[0] in ("dataset", "method"):
+        if each.of_run and each.name in sources and (each.key_path[0] in ("dataset", "method") or _of_data(each)):
             *parents, leaf = each.key_path
             node = reduce(dict.__getitem__, parents, config)
             node[leaf] = str(made(sources[each.name]).path(sources[each.name]))
@@ -201,4 +201,5 @@ def config_with_data(folder: Path) -> dict[str, Any]:
 
 
 def _of_data(reference: Reference) -> bool:
-    return reference.of_run and reference.key_path[0] == "dataset"
+    """Does it name what the data are read with or of?"""
+    return reference.of_run and (reference.key_path[0] == "dataset" or reference.name == TOKENIZER)
