@@ -40,7 +40,7 @@ def trained(file: Path, folder: Path, *words: str, **settings: Any) -> tuple[Any
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe", "unigram", "wordpiece"])
 def test_every_kind_reads_its_text(kind: Any, file: Path, tmp_path: Path) -> None:
-    tokenizer, said = trained(file, tmp_path, kind=kind, size=300)
+    tokenizer, said = trained(file, tmp_path, algorithm=kind, size=300)
     text = "the old cat sat on the mat"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids).strip().replace(" ,", ",") == text
@@ -52,7 +52,7 @@ def test_every_kind_reads_its_text(kind: Any, file: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["byte_bpe", "bpe"])
 def test_bytes_know_every_text(kind: Any, file: Path, tmp_path: Path) -> None:
-    tokenizer, _ = trained(file, tmp_path, kind=kind, size=300)
+    tokenizer, _ = trained(file, tmp_path, algorithm=kind, size=300)
     assert tokenizer.decode(tokenizer("Grüße 早", add_special_tokens=False)["input_ids"]).strip() == "Grüße 早"
 
 
@@ -93,6 +93,6 @@ def test_only_a_run_that_makes_one_is_read_as_a_tokenizer(file: Path, tmp_path: 
     )
     assert one.identity != other.identity
     assert (
-        compose(["method=pretrain", *words, f"backbone.tokenizer=run:{made} method.kind=byte_bpe"]).identity
+        compose(["method=pretrain", *words, f"backbone.tokenizer=run:{made} method.algorithm=byte_bpe"]).identity
         == one.identity
     )

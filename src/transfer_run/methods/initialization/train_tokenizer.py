@@ -25,22 +25,22 @@ class TrainTokenizer(Judging):
     """Writes a tokenizer of the training rows' text to the run's folder; the backbone only says how data are read.
 
     Args:
-        kind: byte_bpe (GPT-2's) | bpe (SentencePiece's, with bytes for what it lacks) | unigram | wordpiece (BERT's).
+        algorithm: byte_bpe (GPT-2's) | bpe (SentencePiece's, with bytes for what it lacks) | unigram | wordpiece (BERT's).
         size: tokens at most, special ones included.
         lowercase: read all of it in lower case.
     """
 
     def __init__(
-        self, backbone: Backbone, task: Task, *, kind: Kind = "byte_bpe", size: int = 1024, lowercase: bool = False
+        self, backbone: Backbone, task: Task, *, algorithm: Kind = "byte_bpe", size: int = 1024, lowercase: bool = False
     ) -> None:
         super().__init__(backbone, task)
-        if kind in ("byte_bpe", "bpe") and size < len(SPECIAL) + 256:
+        if algorithm in ("byte_bpe", "bpe") and size < len(SPECIAL) + 256:
             raise UserError(
                 f"{size} tokens have no room for 256 bytes and {len(SPECIAL)} special tokens.",
-                where=f"method.size={size}, method.kind={kind}",
+                where=f"method.size={size}, method.algorithm={algorithm}",
                 remedy=f"method.size={len(SPECIAL) + 256} or more",
             )
-        self.kind, self.size, self.lowercase = kind, size, lowercase
+        self.algorithm, self.size, self.lowercase = algorithm, size, lowercase
 
     def prepare(self, context: Context) -> None:
         """Train it and write it."""
@@ -48,7 +48,7 @@ class TrainTokenizer(Judging):
         from transformers import PreTrainedTokenizerFast
 
         followed = context.work.follow("texts", texts, len(texts))
-        tokenizer = trained(self.kind, self.size, followed, lowercase=self.lowercase)
+        tokenizer = trained(self.algorithm, self.size, followed, lowercase=self.lowercase)
         made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
         made.save_pretrained(str(context.folder / FOLDER))
         count = sum(len(made(text, add_special_tokens=False)["input_ids"]) for text in texts)
