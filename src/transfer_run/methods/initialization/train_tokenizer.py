@@ -25,7 +25,7 @@ class TrainTokenizer(Judging):
     """Writes a tokenizer of the training rows' text to the run's folder; the backbone only says how data are read.
 
     Args:
-        algorithm: byte_bpe (GPT-2's) | bpe (SentencePiece's, with bytes for what it lacks) | unigram | wordpiece (BERT's).
+        algorithm: byte_bpe (GPT-2's) | bpe (SentencePiece's, bytes for what it lacks) | unigram | wordpiece (BERT's).
         size: tokens at most, special ones included.
         lowercase: read all of it in lower case.
     """
