@@ -11,7 +11,7 @@ from torch import nn
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose, make_importable
-from transfer_run.hardware.optimization import Optimization, build_optimizer, build_optimizers
+from transfer_run.hardware.optimization import Optimization, build_optimizer, build_optimizers, schedule_factor
 
 OWN = "from torch.optim import SGD\n\n\nclass Halved(SGD):\n    def __init__(self, groups, lr, share):\n        super().__init__(groups, lr=lr * share)\n"  # noqa: E501
 SHIPPED = {
@@ -86,3 +86,18 @@ def test_what_a_method_says_of_each_optimizer_wins() -> None:
     assert [one.defaults["lr"] for one in built.values()] == [0.3, 0.1, 0.3]
     assert built["other"].defaults["momentum"] == 0.5
     assert [one.node(shared)["warmup"] for one in made.values()] == [7, 0, 7]
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0.3, 100), (0.3, 7), (0.5, 3), (4, 20)])
+def test_one_cycle_is_torchs(warmup: float, total: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    share = warmup if warmup < 1 else warmup / total
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total_steps=total, pct_start=share, cycle_momentum=False
+    )
+    factor = schedule_factor("one_cycle", warmup, total)
+    for step in range(total):
+        assert 0.1 * factor(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+        optimizer.step()
+        if step < total - 1:
+            cycle.step()

@@ -86,11 +86,14 @@ def build_optimizers(made: Mapping[str, Optimization], config: Mapping[str, Any]
 
 
 def schedule_factor(schedule: str, warmup: float, total: int) -> Callable[[int], float]:
-    """The learning rate's factor at step k of `total`: a linear rise, then constant, linear or cosine to zero.
+    """The learning rate's factor at step k of `total`: a linear rise, then constant, linear or cosine to zero; or
+    `one_cycle`, torch's OneCycleLR (a cosine up from 1/25, and down to 1/250,000).
 
     Args:
         warmup: below 1 a share of `total`, from 1 on a number of steps.
     """
+    if schedule == "one_cycle":
+        return _one_cycle(warmup if warmup < 1 else warmup / total, total)
     rise = round(warmup * total) if warmup < 1 else int(warmup)
 
     def factor(step: int) -> float:
@@ -102,6 +105,19 @@ def schedule_factor(schedule: str, warmup: float, total: int) -> Callable[[int],
         if schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         return 1.0
+
+    return factor
+
+
+def _one_cycle(rise: float, total: int) -> Callable[[int], float]:
+    """Smith and Topin 2018 (arXiv 1708.07120) as torch's OneCycleLR has it, over `rise` of the steps up."""
+    start, end = 1 / 25, 1 / 25 / 1e4
+    peak, last = max(rise * total - 1, 1e-9), max(total - 1, 1e-9)
+
+    def factor(step: int) -> float:
+        up = step <= peak
+        low, done = (start, step / peak) if up else (end, 1 - min(1.0, (step - peak) / max(last - peak, 1e-9)))
+        return low + (1 - low) * (1 - math.cos(math.pi * done)) / 2
 
     return factor
 

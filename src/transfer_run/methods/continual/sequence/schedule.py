@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from transfer_run.errors import UserError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
 
 def warmup_steps(warmup: float, steps: int) -> int:
     """W, the steps of the rise: below 1 a share of a task's `steps`, from 1 on their number."""
@@ -19,7 +23,16 @@ def task_factor(schedule: str, warmup: float, steps: int) -> Callable[[int], flo
 
     Args:
         warmup: below 1 a share of the steps, from 1 on their number.
+
+    Raises:
+        UserError: a schedule that a task does not have.
     """
+    if schedule not in SCHEDULES:
+        raise UserError(
+            f"A task of a sequence has no schedule {schedule!r}.",
+            where=f"optimizer.schedule={schedule}",
+            remedy=f"choose among {', '.join(SCHEDULES)}",
+        )
     rise = warmup_steps(warmup, steps)
 
     def factor(step: int) -> float:
