@@ -41,3 +41,16 @@ def test_data_of_no_kind_take_the_standard(tmp_path: Path) -> None:
     assert rate("method=mine", here, *IMAGES) == 0.25
     assert rate("method=mine", here, *TEXT) == 0.5
     assert rate("method=mine", here, "backbone=clip_tiny", "backbone.tower=both", "dataset=digit_captions") == 0.5
+
+
+def test_a_default_may_follow_a_key_of_the_method(tmp_path: Path) -> None:
+    """The entry of its value, null without one; a word takes its place."""
+    (tmp_path / "method").mkdir()
+    text = (ROOT / "configs" / "method" / "partial.yaml").read_text(encoding="utf-8")
+    text = text.replace("name: partial", "name: mine") + 'trainer:\n  patience: "${by_key:seed,{1: 5}}"\n'
+    (tmp_path / "method" / "mine.yaml").write_text(text, encoding="utf-8")
+    here = (f"hydra.searchpath=[{tmp_path}]", "method=mine", *IMAGES)
+    found = [
+        compose([*here, *words]).config["trainer"]["patience"] for words in ([], ["seed=1"], ["trainer.patience=7"])
+    ]
+    assert found == [None, 5, 7]

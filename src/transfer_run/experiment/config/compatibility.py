@@ -92,10 +92,12 @@ def _is_plain(words: str, where: str) -> bool:
 
 
 def check_family(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
-    """Refuse a family of backbones that there is not, and a method on one that it is not defined on; before keys are
-    looked at, for a method's file may set keys that only its own backbones have."""
+    """Refuse a family of backbones that there is not, a method on one that it is not defined on, and data that it does
+    not read; before keys are looked at, for a method's file may set keys that only its own backbones and data have."""
     if values["dataset"].get("form") != NO_DATA:
         _check_backbone(values["method"], values["backbone"], folders)
+        readable = list(family_of(values["backbone"]).reads)
+        _check_readable(values["method"], values["backbone"], values["dataset"], readable, folders, "dataset, backbone")
 
 
 def _check_backbone(method: Mapping[str, Any], backbone: Mapping[str, Any], folders: Sequence[Path]) -> None:
