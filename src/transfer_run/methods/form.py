@@ -13,6 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -131,6 +132,12 @@ class Form(ABC):
     def scores(self, data: DataModule, split: str) -> Scores:
         """Fresh scores of one split: `update`, `compute`, `reset`, `better`; the data set's own by default."""
         return data.metrics(split)
+
+    def picture(self, method: Answering, data: DataModule, folder: Path) -> None:  # noqa: B027 - a hook
+        """Leave a picture of some answers to the test in the run's folder (FOLDER/NAME.png); none by default.
+
+        Called once, on the model as it is shipped, in eval mode.
+        """
 
     def example(self, batch: Batch, row: int) -> Batch:
         """One row of a batch, as a batch of one; what belongs to no row stays."""

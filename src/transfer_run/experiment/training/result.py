@@ -44,6 +44,8 @@ def _record(
         raise diverged(f"The trained weights are not finite ({', '.join(broken[:3])}).", folder / LOG_FILE)
     context.scores = dict(module.reported)
     extra = dict(method.conclude(context))
+    if method.tests and module.tested:
+        method.eval().form.picture(method, module.data, folder)
     scores = module.reported | extra.pop("metrics", {})
     lost = [name for name, value in scores.items() if not math.isfinite(float(value))]
     notes = [*module.data.notes, *(f"{name} is no finite number and left out" for name in lost)]

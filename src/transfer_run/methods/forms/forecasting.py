@@ -6,14 +6,20 @@ A label of NaN was not measured: it is neither learned nor scored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.data.base import DataModule
 from transfer_run.methods.form import Answering, Form
+
+SHOWN = 4
+"""Targets on a picture."""
 
 
 class Forecasting(Form):
@@ -40,6 +46,27 @@ class Forecasting(Form):
 
     def predict(self, method: Answering, batch: Batch) -> Tensor:
         return method(batch)
+
+    def picture(self, method: Answering, data: DataModule, folder: Path) -> None:
+        """`forecast.png`: up to four targets of three windows, from the test's beginning, middle and end."""
+        count, names = data.sizes["test"], method.task.label_names[:SHOWN]
+        rows = sorted({0, count // 2, count - 1})
+        batch = data.collate([data.split("test")[row] for row in rows])
+        device = next((p.device for p in method.backbone.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            said = method({name: tensor.to(device) for name, tensor in batch.items()}).float().cpu().numpy()
+        from transfer_run.data.series.picture import Window, save_forecasts  # matplotlib: not needed for a plan
+
+        told = data.transform_description
+        scale = {name: (told["mean"][i], told["std"][i]) for i, name in enumerate(told["channels"])}
+        mean, std = (np.array([scale[name][part] for name in names]) for part in (0, 1))
+        chosen = [method.task.channels.index(name) for name in names]
+        past, came = batch["past_values"].numpy()[..., chosen], batch["labels"].numpy()[..., : len(names)]
+        windows = [
+            Window(f"window {row + 1}", *(part[i] * std + mean for part in (past, came, said[..., : len(names)])))
+            for i, row in enumerate(rows)
+        ]
+        save_forecasts(windows, names, folder / "forecast.png")
 
     def sampled_likelihood(self, method: Answering, batch: Batch, generator: torch.Generator) -> Tensor:
         mean = method(batch).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 
@@ -89,6 +90,13 @@ def charts(*figures: str) -> Html:
 def folded(summary: str, lines: str) -> Html:
     """Text that is shown on a click."""
     return Html(f"<details><summary>{text(summary)}</summary><pre>{text(lines)}</pre></details>")
+
+
+def picture(name: str, png: bytes) -> Html:
+    """A picture within the page itself, under its file's name."""
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return Html(f'<figure><img src="{source}" alt="{text(name)}" style="max-width: 100%">'
+                f"<figcaption>{text(name)}</figcaption></figure>")  # fmt: skip
 
 
 def legend(names: Sequence[str]) -> Html:

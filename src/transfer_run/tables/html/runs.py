@@ -16,7 +16,7 @@ from transfer_run.memory.account import KINDS
 from transfer_run.memory.report import GIB, MIB, PHASES
 from transfer_run.run_folder import CONFIG, METRICS, finished_runs, read_config, read_result
 from transfer_run.tables.html.charts import Point, front, lines, scatter, stacked
-from transfer_run.tables.html.page import Html, charts, document, folded, notes, section, table, text
+from transfer_run.tables.html.page import Html, charts, document, folded, notes, picture, section, table, text
 
 REPORT = "report.html"
 Result = Mapping[str, Any]
@@ -74,6 +74,7 @@ def run_page(folder: Path, result: Result) -> str:
     return document(f"{name}", f"run {str(result['identity'])[:8]} in {folder}", [
         section("Scores", charts(_scores(result), _facts(result))),
         section("Curves", curves(folder / METRICS)),
+        section("Pictures", *pictures(folder)) if any(folder.glob("*.png")) else Html(""),
         section("Memory", *memory(result.get("memory") or {})),
         section("Beside it", *comparison(beside)) if len(beside) > 1 else Html(""),
         section("Notes", notes([str(note) for note in (result.get("extra") or {}).get("notes") or ()])),
@@ -113,6 +114,11 @@ def curves(path: Path) -> Html:
     drawn = [lines(series[name], "step", name) for name in order
              if any(len(pairs) > 1 for pairs in series[name].values())]  # fmt: skip
     return charts(*drawn)
+
+
+def pictures(folder: Path) -> list[str]:
+    """What the run drew, by name, within the page."""
+    return [picture(path.name, path.read_bytes()) for path in sorted(folder.glob("*.png"))]
 
 
 def memory(node: Mapping[str, Any]) -> list[str]:
