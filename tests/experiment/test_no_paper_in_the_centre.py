@@ -16,13 +16,13 @@ COMMON = 3
 
 ALLOWED = {
     "none": "the word for nothing, and the data set of runs without data",
-    "backbone_dropout": "the base class's own argument, of every method that trains beside a frozen backbone",
     "identity": "a run's", "weights": "a backbone's", "augment": "every image data set's", "taps": "a key of `cache`",
     "dtype": "a key of `cache`, and a tensor's", "task": "of a saved model (model.json)",
     "combine": "a shape", "runs": "the folder of all runs",
     "base": "a folder of an export", "attention": "what a backbone attends by", "classes": "a count of labels",
     "normalize": "a function's", "fisher": "operations.fisher of a table: a backward for each label",
-    "stage": "a group of a pattern", "length": "a group of a pattern", "steps": "of a result", "bias": "a tensor's",
+    "lr": "a key of `optimizer`",
+    "length": "a group of a pattern", "steps": "of a result", "bias": "a tensor's",
     "scale": "of a table", "budget": "plan.budget, of memory",
 }  # fmt: skip
 """Words that a paper uses too, and what they mean here."""

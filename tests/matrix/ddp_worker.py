@@ -33,7 +33,7 @@ class Loss(nn.Module):
 def even_batch(data: object) -> dict[str, torch.Tensor]:
     """Eight rows whose answers have one length: a mean over tokens is then the mean of the halves' means."""
     batch = batch_of(data, 64)
-    if batch["labels"].ndim > 1:
+    if batch["labels"].ndim > 1 and not batch["labels"].is_floating_point():
         lengths = (batch["labels"] != -100).sum(1)
         rows = (lengths == lengths.mode().values).nonzero()[:, 0]
         batch = {name: tensor[rows] for name, tensor in batch.items()}

@@ -217,7 +217,7 @@ def ddp_differences() -> dict[str, float]:
 
 SHARED = (
     "full", "lora", "prompt_tuning", "peft/vera", "lst", "unipt", "sherl", "hst", "vqt", "double_finetuning",
-    "distiller", "zscl", "batchformer", "tleg",
+    "distiller", "zscl", "batchformer", "tleg", "ttm",
 )  # fmt: skip
 """Those whose losses or statistics put rows of a batch together, and one or two of each family and kind of part."""
 

@@ -118,12 +118,12 @@ class Method(nn.Module):
         backbone: the one that is given under this method's own head, `backbone.head`: other methods on it keep theirs.
     """
 
-    trains: ClassVar[bool] = True
+    trains: bool = True
     one_feature: ClassVar[bool] = False
     """Does it make one feature of a batch (`features`), whatever stacks there are? It cannot answer two towers then."""
     tests: ClassVar[bool] = True
     """Is there a model to test at the end? False where a ranking or an artifact is all that a run makes."""
-    ships: ClassVar[Literal["trained", "all", "nothing"]] = "trained"
+    ships: Literal["trained", "all", "nothing"] = "trained"
     """What a finished run stores and exports; `all` of the model where it is to serve as a backbone."""
     needs_backbone_gradient: bool = True
     """Does backward visit the backbone's blocks? False for side networks and probes: frozen taps then serve."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from transfer_run.backbones.load import build_backbone
@@ -20,6 +22,7 @@ from transfer_run.methods.form import find_form
 from transfer_run.methods.tuning.full import Full
 from transfer_run.methods.tuning.linear_probe import LinearProbe
 from transfer_run.methods.tuning.zero_shot import ZeroShot
+from transfer_run.tables.html.runs import write_report
 from transfer_run.task import Task
 
 CHANNELS = ("a", "b", "c")
@@ -106,6 +109,24 @@ def test_a_probe_trains_the_pretrained_head_and_a_fresh_head_is_refused_without_
         ZeroShot(build_backbone(config["backbone"]), Task("classification", 2))
 
 
+@pytest.mark.parametrize("kind", ["patchtst", "patchtsmixer"])
+def test_the_librarys_forecasters_answer_as_they_do_alone(kind: str) -> None:
+    shape: dict[str, Any] = {"model_type": kind, "patch_length": 4, "patch_stride": 4, "d_model": 8}
+    given, small = batch(), {"num_input_channels": 1} | shape
+    method = ZeroShot(forecaster("patchtst", **small), task()).eval()
+    alone = method.backbone.model(past_values=given["past_values"][..., 1:2]).prediction_outputs
+    torch.testing.assert_close(method(given)[..., 1:2], alone[:, :5])
+    whole = ZeroShot(forecaster("patchtst", **shape, num_input_channels=3), task()).eval()
+    torch.testing.assert_close(
+        whole(given), whole.backbone.model(past_values=given["past_values"]).prediction_outputs[:, :5]
+    )
+    other = ZeroShot(forecaster("patchtst", **shape, num_input_channels=2), task()).eval()
+    with pytest.raises(UserError, match="made for 2 channels, the series has 3"):
+        other(given)
+    with pytest.raises(UserError, match="no forecaster of type 'patchtsd'"):
+        forecaster("patchtst", model_type="patchtsd")
+
+
 @pytest.mark.parametrize(("period", "wrong"), [(0, "season of 0"), (13, "season of 13")])
 def test_a_season_lies_within_what_is_read(period: int, wrong: str) -> None:
     with pytest.raises(UserError, match=wrong):
@@ -114,13 +135,20 @@ def test_a_season_lies_within_what_is_read(period: int, wrong: str) -> None:
 
 def test_a_linear_forecast_beats_the_last_value_in_a_run(tmp_path: Path) -> None:
     words = ["dataset=seasonal_series", f"output_dir={tmp_path}", "hardware=cpu", "trainer.progress=none"]
-    scores = {}
+    scores, drawn = {}, set()
     for name, own in (
         ("last", ["method=zero_shot", "backbone=last_value", "dataset.horizon=24"]),
         ("dlinear", ["method=pretrain", "backbone=dlinear_tiny", "trainer.max_steps=60", "optimizer.lr=0.01"]),
     ):
-        result = json.loads((carry_out(compose([*own, *words])) / "result.json").read_text(encoding="utf-8"))
+        folder = carry_out(compose([*own, *words]))
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        with Image.open(folder / "forecast.png") as picture:
+            drawn.add(picture.size)
+        page = write_report(folder).read_text(encoding="utf-8")
+        assert f"data:image/png;base64,{b64encode((folder / 'forecast.png').read_bytes()).decode()}" in page
         scores[name] = result["metrics"]["test/mse"]
         assert result["headline"] == {"metric": "test/mse", "better": "small"}
+    assert len(drawn) == 1
+    assert min(drawn.pop()) > 400  # three windows, four channels
     assert scores["dlinear"] < 0.8 * scores["last"]
     assert result["memory"]["predicted_peak"] == pytest.approx(result["memory"]["peak"], rel=0.02)

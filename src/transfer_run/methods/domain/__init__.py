@@ -1,0 +1,1 @@
+"""Methods of a single domain: time series, bird's eye views, hair."""

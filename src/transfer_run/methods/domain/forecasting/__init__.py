@@ -1,0 +1,1 @@
+"""What methods of time series share."""
