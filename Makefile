@@ -50,6 +50,7 @@ format: $(READY)  ## let ruff rewrite
 bench: $(READY)  ## benchmarks: cost of the runner over a bare loop, the command line, planning, side-tuning modes, stored taps, merging
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_merging.py
+	$(BIN)/python scripts/bench_merging.py --rule diff_vector
 
 faults: $(READY)  ## break things on purpose: 50 kills, two at once, full disk, flipped bits, thousands of wrong words and odd files
 	TRANSFER_RUN_FAULTS=whole $(BIN)/python -m pytest -n 2 tests/faults

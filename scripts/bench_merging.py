@@ -1,7 +1,8 @@
 """Merge random checkpoints by streaming and by a plain in-memory merge; print memory and time of both.
 
-    python scripts/bench_merging.py                       # 8 models of about 220 million parameters, float32
+    python scripts/bench_merging.py                       # TIES: 8 models of about 220 million parameters, float32
     python scripts/bench_merging.py --layers 4 --models 4 # smaller
+    python scripts/bench_merging.py --rule diff_vector    # the change of one model added to another one, bfloat16
 
 Memory is what each merge adds to the resident memory of its own fresh process, the interpreter and PyTorch loaded.
 Checkpoints are written into a temporary folder and removed at the end.
@@ -25,12 +26,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from transfer_run.methods.merging.diff_vector import DiffVectorRule
 from transfer_run.methods.merging.engine.checkpoint import Entry, open_checkpoint
 from transfer_run.methods.merging.engine.stream import Job, merge_to_folder
 from transfer_run.methods.merging.engine.writer import CheckpointWriter
 from transfer_run.methods.merging.ties import TiesRule
 
 KEEP, SCALE = 0.2, 1.0
+TIES, DIFF = "ties", "diff_vector"
+OF_DIFF = 2
+"""Models of a diff vector beside the base that it is added to: the tuned one, and that it was tuned from."""
 
 
 def shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -45,25 +50,35 @@ def shapes(layers: int, width: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def write_models(folder: Path, models: int, layers: int, width: int) -> int:
+def write_models(folder: Path, models: int, layers: int, width: int, dtype: torch.dtype) -> int:
     """A base and its changed copies, a tensor at a time; scalars of one model."""
-    entries = {name: Entry(torch.float32, shape) for name, shape in shapes(layers, width).items()}
+    entries = {name: Entry(dtype, shape) for name, shape in shapes(layers, width).items()}
     writers = [CheckpointWriter(folder / name, entries) for name in ("base", *(f"model{i}" for i in range(models)))]
     generator = torch.Generator().manual_seed(0)
     for name, entry in entries.items():
         base = torch.randn(entry.numel, generator=generator) * 0.02
-        writers[0].write(name, 0, base)
+        writers[0].write(name, 0, base.to(dtype))
         for writer in writers[1:]:
-            writer.write(name, 0, base + torch.randn(entry.numel, generator=generator) * 0.001)
+            writer.write(name, 0, (base + torch.randn(entry.numel, generator=generator) * 0.001).to(dtype))
     for writer in writers:
         writer.__exit__(None, None, None)
     return sum(entry.numel for entry in entries.values())
 
 
-def merge_streaming(folder: Path, models: int, out: Path, chunk_bytes: float) -> None:
+def merge_streaming(rule: str, folder: Path, models: int, out: Path, chunk_bytes: float) -> None:
     paths = [folder / f"model{i}" for i in range(models)]
     job = Job([open_checkpoint(path) for path in paths], open_checkpoint(folder / "base"), chunk_bytes=chunk_bytes)
-    merge_to_folder(job, TiesRule(SCALE, KEEP), out)
+    merge_to_folder(job, TiesRule(SCALE, KEEP) if rule == TIES else DiffVectorRule(SCALE), out)
+
+
+def add_plainly(folder: Path, out: Path) -> None:
+    """A diff vector as one writes it down: three whole models, the sum in float64, a tensor at a time."""
+    tuned, start, target = (load_file(folder / name / "model.safetensors") for name in ("model0", "model1", "base"))
+    for name, tensor in target.items():
+        change = tuned[name].double() - start[name].double()
+        target[name] = (tensor.double() + SCALE * change).to(tensor.dtype)
+    out.mkdir()
+    save_file(target, out / "model.safetensors")
 
 
 def merge_plainly(folder: Path, models: int, out: Path) -> None:
@@ -98,7 +113,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-def measured(kind: str, folder: Path, models: int, chunk_bytes: float) -> None:
+def measured(kind: str, rule: str, folder: Path, models: int, chunk_bytes: float) -> None:
     """In a process of its own: merge, print seconds and added bytes as JSON."""
     before, peak, done = resident(), [0], threading.Event()
 
@@ -110,7 +125,9 @@ def measured(kind: str, folder: Path, models: int, chunk_bytes: float) -> None:
     watcher.start()
     begin, worked = time.perf_counter(), time.process_time()
     if kind == "streaming":
-        merge_streaming(folder, models, folder / kind, chunk_bytes)
+        merge_streaming(rule, folder, models, folder / kind, chunk_bytes)
+    elif rule == DIFF:
+        add_plainly(folder, folder / kind)
     else:
         merge_plainly(folder, models, folder / kind)
     seconds, worked = time.perf_counter() - begin, time.process_time() - worked
@@ -130,7 +147,7 @@ def compare(folder: Path) -> bool:
 
 def runs(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     for kind in ("streaming",) if arguments.streaming_only else ("streaming", "plain"):
-        words = [sys.executable, __file__, "--measure", kind, "--folder", str(folder)]
+        words = [sys.executable, __file__, "--measure", kind, "--rule", arguments.rule, "--folder", str(folder)]
         words += ["--models", str(arguments.models), "--chunk-bytes", str(arguments.chunk_bytes)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         yield kind, json.loads(done.stdout.splitlines()[-1])
@@ -138,7 +155,8 @@ def runs(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=int, default=8)
+    parser.add_argument("--rule", choices=[TIES, DIFF], default=TIES)
+    parser.add_argument("--models", type=int, default=8, help="of TIES; a diff vector has two beside its base")
     parser.add_argument("--layers", type=int, default=21)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--chunk-bytes", type=float, default=2e6)
@@ -147,12 +165,16 @@ def main() -> None:
     parser.add_argument("--measure", choices=["streaming", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measured(arguments.measure, arguments.folder, arguments.models, arguments.chunk_bytes)
+        measured(arguments.measure, arguments.rule, arguments.folder, arguments.models, arguments.chunk_bytes)
         return
+    ties = arguments.rule == TIES
+    arguments.models = arguments.models if ties else OF_DIFF
+    dtype = torch.float32 if ties else torch.bfloat16  # as these models are published
     folder = Path(tempfile.mkdtemp(prefix="merging-", dir=arguments.folder))
     try:
-        numel = write_models(folder, arguments.models, arguments.layers, arguments.width)
-        print(f"TIES of {arguments.models} models of {numel / 1e6:.1f} million float32 parameters and their base")
+        numel = write_models(folder, arguments.models, arguments.layers, arguments.width, dtype)
+        of = f"{numel / 1e6:.1f} million {str(dtype).removeprefix('torch.')} parameters"
+        print(f"TIES of {arguments.models} models of {of} and their base" if ties else f"a diff vector of {of}")
         print(f"{'':12}{'added memory':>16}{'interpreter':>16}{'seconds':>10}{'of work':>10}")
         for kind, found in runs(arguments, folder):
             added, own = found["added"] / 2**20, found["interpreter"] / 2**20

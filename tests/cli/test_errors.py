@@ -23,7 +23,7 @@ EARLY: list[tuple[str, list[str], str]] = [
         ["backbone=t5_tiny", "dataset=python_docs", "dataset.metrics=[rougeL]"],
         "f1_macro",
     ),
-    ("a metric of classes for texts", [*TEXTS, "dataset.metrics=[matthews]"], "choose among exact_match, perplexity"),
+    ("a metric of classes for texts", [*TEXTS, "dataset.metrics=[matthews]"], "choose among exact_match, number_match"),
     (
         "a mean of nothing",
         ["method=full", "dataset=digits", "backbone=vit_tiny", "dataset.metrics=[glue]"],

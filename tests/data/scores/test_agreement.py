@@ -21,10 +21,11 @@ from sklearn.metrics import (
 
 from transfer_run.data.long_tail import OF_GROUP
 from transfer_run.data.scores.classes import CLASSES
-from transfer_run.data.scores.labels import LOSSES, MEAN, TEXTS, VALUES, Scores
+from transfer_run.data.scores.labels import LOSSES, MEAN, VALUES, Scores
 from transfer_run.data.scores.names import RETRIEVAL as NAMES
 from transfer_run.data.scores.names import RSUM
 from transfer_run.data.scores.retrieval import RetrievalScores
+from transfer_run.data.scores.texts import COMPARED
 from transfer_run.task import Task
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -137,7 +138,7 @@ def test_perplexity_is_that_of_all_tokens() -> None:
 
 
 def test_texts_match_as_strings_do() -> None:
-    assert set(TEXTS) == {"exact_match"}
+    assert set(COMPARED) == {"exact_match", "number_match", "rouge1", "rouge2", "rougeL"}
 
     class Words:
         words, values = (), False

@@ -9,6 +9,7 @@ A right answer that is too long to be written is compared as a whole: nothing wr
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from transfer_run.data.scores.classes import CLASSES, ClassScore
 from transfer_run.data.scores.correlation import Correlation, pearson, spearman
 from transfer_run.data.scores.direction import Better
 from transfer_run.data.scores.names import KINDS, MEAN, PHRASES, check_names, scored_by
+from transfer_run.data.scores.texts import COMPARED
 from transfer_run.task import Task
 
 
@@ -73,19 +75,34 @@ class Perplexity(Share):
         return super().compute().exp()
 
 
+class BitsPerByte(Share):
+    """The mean loss of a token in bits, over the bytes that a token of the text has: comparable between tokenizers."""
+
+    higher_is_better = False
+
+    def __init__(self, bytes_a_token: float) -> None:
+        super().__init__()
+        self.bytes_a_token = bytes_a_token
+
+    def compute(self) -> Tensor:
+        return super().compute() / (math.log(2) * self.bytes_a_token)
+
+
 VALUES: dict[str, Callable[[], Metric]] = {
     "pearson": lambda: Correlation(pearson),
     "spearman": lambda: Correlation(spearman),
     "mse": MeanSquaredError,
     "mae": MeanAbsoluteError,
 }
-TEXTS = {"exact_match": Share}
 LOSSES: dict[str, Callable[[], Metric]] = {"perplexity": Perplexity}
+RUNNING: dict[str, Callable[[], Metric]] = {"bits_per_byte": lambda: BitsPerByte(math.nan)}
+"""What needs to know more of the text than the loss: a split's `Scores` are told."""
 
 
 def better_by(metric: str) -> Better:
     """Is the first value of a metric better than the second? Never where either is no number."""
-    if metric in (LOSSES | VALUES) and not (LOSSES | VALUES)[metric]().higher_is_better:
+    known = LOSSES | VALUES | RUNNING
+    if metric in known and not known[metric]().higher_is_better:
         return operator.lt
     return operator.gt  # of classes, of texts, the mean of two correlations, a recall
 
@@ -96,14 +113,15 @@ class Scores(nn.Module):
     Args:
         task: names the metrics.
         answers: reads the words of a text-to-text model.
+        bytes_a_token: of running text, how many bytes a token of the split has.
 
     Raises:
         UserError: a metric that does not exist, or that does not fit the task's form.
     """
 
-    def __init__(self, task: Task, answers: Answers | None = None) -> None:
+    def __init__(self, task: Task, answers: Answers | None = None, bytes_a_token: float = math.nan) -> None:
         super().__init__()
-        self.task, self.answers = task, answers
+        self.task, self.answers, self.bytes_a_token = task, answers, bytes_a_token
         self.kinds = {name: self._kind(name) for name in task.metrics if name != MEAN}
         self.parts = nn.ModuleDict({name: self._metric(name) for name in self.kinds})
         self.scored = Share()
@@ -122,7 +140,14 @@ class Scores(nn.Module):
             group, groups = OF_GROUP.get(name), self.task.class_groups
             scored = None if group is None else [c for c, its in enumerate(groups) if its == group]
             return ClassScore(name, self.task.num_labels, scored)
-        return (VALUES | TEXTS | LOSSES)[name]().set_dtype(torch.float64)  # sums of a million rows keep their digits
+        made: Metric
+        if name in COMPARED:
+            made = Share()
+        elif name in RUNNING:
+            made = BitsPerByte(self.bytes_a_token)
+        else:
+            made = (VALUES | LOSSES)[name]()
+        return made.set_dtype(torch.float64)  # sums of a million rows keep their digits
 
     @property
     def needs_predictions(self) -> bool:
@@ -186,10 +211,14 @@ class Scores(nn.Module):
     def _update_texts(self, predictions: Tensor, labels: Tensor) -> None:
         assert self.answers is not None
         known = (labels != -100).any(1)
-        right = [a == b for a, b in zip(self.answers.texts(predictions), self.answers.texts(labels), strict=True)]
-        equal = (torch.tensor(right, device=labels.device) & self.answers.whole(labels))[known].float()
+        pairs = list(zip(self.answers.texts(predictions), self.answers.texts(labels), strict=True))
+        whole = self.answers.whole(labels)
         self.scored.update(known, torch.ones_like(known))
-        self._of("texts", equal, torch.ones_like(equal))
+        for name, part in self.parts.items():
+            if self.kinds[name] == "texts":
+                near = torch.tensor([COMPARED[name](*pair) for pair in pairs], device=labels.device)
+                near = torch.where(whole, near, 0.0)[known]
+                part.update(near, torch.ones_like(near))  # type: ignore[operator]
 
     def compute(self) -> dict[str, float]:
         """The scores of all ranks together, the headline first; empty if no row has a label."""

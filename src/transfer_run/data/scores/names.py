@@ -24,8 +24,8 @@ PHRASES = {"loss": "running text"}
 OF_KIND = {
     "classes": ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews", *OF_GROUP),
     "values": ("pearson", "spearman", "mse", "mae"),
-    "texts": ("exact_match",),
-    "loss": (),
+    "texts": ("exact_match", "number_match", "rouge1", "rouge2", "rougeL"),
+    "loss": ("bits_per_byte",),
 }
 LOSSES = ("perplexity",)
 """What any form may be scored by that has a loss of tokens or classes."""

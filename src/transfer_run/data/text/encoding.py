@@ -120,8 +120,12 @@ class Windows:
 
     def __init__(self, rows: TextRows, tokenizer: Any, *, column: str, length: int) -> None:
         stream: list[int] = []
+        size = 0
         for row in rows.rows:
-            stream += token_ids(tokenizer, f"{row[column]}\n")
+            text = f"{row[column]}\n"
+            stream += token_ids(tokenizer, text)
+            size += len(text.encode())
+        self.bytes_a_token = size / max(1, len(stream))
         count = len(stream) // length
         self.left_out = len(stream) - count * length
         # 32 bit: half the memory of what a batch will hold

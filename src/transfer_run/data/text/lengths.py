@@ -29,7 +29,9 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
             `dataset.num_labels` nor from `dataset.label_names`.
     """
     form, row = family_of(backbone).form(dataset), asked(dataset)
-    metrics, written = ("perplexity",) if row.running else tuple(dataset["metrics"]), form == TEXT_TO_TEXT
+    metrics, written = tuple(dataset["metrics"]), form == TEXT_TO_TEXT
+    if row.running:
+        metrics = ("perplexity",) if row.noisy else ("perplexity", "bits_per_byte")
     names = tuple(dataset.get("label_names") or ())
     if row.named:
         count = class_count(dataset)

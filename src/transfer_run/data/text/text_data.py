@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -181,7 +182,9 @@ class TextData(DataModule):
         from transfer_run.data.scores.labels import Scores
 
         self.setup()
-        return Scores(self.task, self.answers)
+        encoder = self.encoders[split]
+        size = encoder.bytes_a_token if isinstance(encoder, Windows) else math.nan
+        return Scores(self.task, self.answers, size)
 
     @property
     def label_names(self) -> tuple[str, ...]:
