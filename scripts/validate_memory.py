@@ -3,6 +3,7 @@
     python scripts/validate_memory.py                     on CUDA: one JSON, a table, a picture; some minutes
     python scripts/validate_memory.py --list              the configurations with their plans; no GPU needed
     python scripts/validate_memory.py --device cpu --tiny the same code on tiny backbones, measured by the tracker
+    python scripts/validate_memory.py --device cpu --real on the two real backbones that a laptop trains in seconds
 
 Weights are random, batches are made up, nothing is read from the network. Plans are made in processes of their own,
 measurements one after the other in this one. Exit code 1: something broke, or the time ran out (`complete` is then
@@ -27,14 +28,19 @@ from pathlib import Path
 from typing import Any
 
 TEXT, TEXT_TO_TEXT, IMAGES = "dataset=glue/rte dataset.answers=head", "dataset=glue/rte", "dataset=vtab/cifar100"
+SHORT = "dataset=python_docs dataset.max_source_length=32"
 PAIRS = (
     ("t5-base", TEXT_TO_TEXT, (8, 16, 32), ("lst", "unipt", "sherl", "lora", "adapter", "full")),
     ("t5-large", TEXT_TO_TEXT, (4, 8, 16), ("lst", "unipt", "sherl", "lora", "adapter")),
     ("bert-base-uncased", TEXT, (8, 16, 32), ("lst", "unipt", "sherl", "lora", "adapter", "full")),
     ("vit_base_patch16_224", IMAGES, (16, 32, 64), ("lst", "unipt", "sherl", "hst", "vqt", "lora", "adapter", "full")),
     ("openai/clip-vit-base-patch32", IMAGES, (32, 64, 128), ("unipt", "sherl", "hst", "vqt", "lora", "full")),
+    ("sentence-transformers/all-MiniLM-L6-v2", SHORT, (8, 16), ("lst", "unipt", "vqt", "lora", "full")),
+    ("mobilenetv2_100", IMAGES, (4, 8), ("linear_probe", "unipt", "full")),
 )
-"""Backbone, data, three batch sizes, methods."""
+"""Backbone, data, two or three batch sizes, methods."""
+REAL = ("sentence-transformers/all-MiniLM-L6-v2", "mobilenetv2_100")
+"""Real ones that are small enough for a CPU as they are."""
 TINY = {
     "t5-base": "backbone=t5_tiny dataset=python_docs dataset.answers=digits",
     "t5-large": "backbone=t5_tiny dataset=python_docs dataset.answers=names",
@@ -61,9 +67,15 @@ class Point:
     error: str = ""
 
 
-def configurations(tiny: bool = False) -> Iterator[list[str]]:
-    """Words of every configuration: each method and backbone at three batch sizes, the precisions taking turns."""
+def configurations(tiny: bool = False, real: bool = False) -> Iterator[list[str]]:
+    """Words of every configuration: each method and backbone at its batch sizes, the precisions taking turns.
+
+    Args:
+        tiny: those that have a tiny backbone, on it; real: those that a CPU carries out as they are.
+    """
     for backbone, data, batches, methods in PAIRS:
+        if (tiny and backbone not in TINY) or (real and backbone not in REAL):
+            continue
         place = TINY[backbone] if tiny else f"backbone={backbone} {data}"
         for number, method in enumerate(methods):
             for size, batch in enumerate(TINY_BATCHES if tiny else batches):
@@ -281,13 +293,14 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     flags = _read(arguments)
-    every = list(configurations(flags.tiny))
+    every = list(configurations(flags.tiny, flags.real))
     chosen = [words for words in every if all(part in " ".join(words) for part in flags.only)][: flags.first]
     if flags.list:
         return _list(chosen, flags.device)
     if flags.device == "cuda" and not torch.cuda.is_available():
         print(f"There is no CUDA device: none of {len(chosen)} configurations was measured. --list shows their plans, "
-              "--device cpu --tiny runs the same code on tiny backbones.", file=sys.stderr)  # fmt: skip
+              "--device cpu --tiny runs the same code on tiny backbones, --device cpu --real on real small ones.",
+              file=sys.stderr)  # fmt: skip
         return 2
     begin = time.perf_counter()
     points: list[Point] = []
@@ -322,6 +335,7 @@ def _record(points: Sequence[Point], flags: argparse.Namespace, seconds: float, 
         "unit": "bytes",
         "device": flags.device,
         "tiny": flags.tiny,
+        "real": flags.real,
         "complete": complete,
         "seconds": round(seconds, 1),
         "environment": environment(),
@@ -340,7 +354,9 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the configurations with their plans")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny backbones and embedded data")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tiny", action="store_true", help="tiny backbones and embedded data")
+    which.add_argument("--real", action="store_true", help="MiniLM and MobileNetV2 alone, which a CPU carries out")
     parser.add_argument(
         "--only", action="append", default=[], help="part of the words, e.g. method=lst; may be repeated"
     )

@@ -24,13 +24,14 @@ def test_no_page_holds_a_place_to_be_filled_in(page: Path) -> None:
         assert (page.parent / picture).is_file(), picture
 
 
-def test_the_page_has_the_recorded_validation() -> None:
-    """docs/memory.md against tests/recorded/validate_memory_cpu.json."""
-    content = json.loads((ROOT / "tests" / "recorded" / "validate_memory_cpu.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("name", "digits"), [("cpu", "+.1f"), ("real", "+.2f")])
+def test_the_page_has_the_recorded_validation(name: str, digits: str) -> None:
+    """docs/memory.md against tests/recorded/validate_memory_*.json."""
+    content = json.loads((ROOT / "tests" / "recorded" / f"validate_memory_{name}.json").read_text(encoding="utf-8"))
     assert content.get("complete", False)
     found = content["summary"]
     page = " ".join((ROOT / "docs" / "memory.md").read_text(encoding="utf-8").split())
-    median, worst = (f"{100 * found[name]:{form}} %" for name, form in (("median", ".1f"), ("worst", "+.1f")))
+    median, worst = (f"{100 * found[name]:{form}} %" for name, form in (("median", ".1f"), ("worst", digits)))
     counts = f"{found['points']} of {len(content['points'])} configurations"
     assert f"{counts}: median difference {median}, worst {worst}" in page
 

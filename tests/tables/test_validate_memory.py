@@ -29,21 +29,28 @@ def values(words: list[list[str]], key: str) -> set[str]:
     return {word.partition("=")[2] for line in words for word in line if word.startswith(f"{key}=")}
 
 
-@pytest.mark.parametrize("tiny", [False, True])
-def test_what_is_measured(script: ModuleType, tiny: bool) -> None:
-    """Every method on every backbone at three batch sizes and in both precisions."""
+@pytest.mark.parametrize(("tiny", "count"), [(False, 109), (True, 93)])
+def test_what_is_measured(script: ModuleType, tiny: bool, count: int) -> None:
+    """Every method on every backbone at two or three batch sizes and in both precisions."""
     every = list(script.configurations(tiny))
-    assert len(every) == 93
+    assert len(every) == count
     assert len({tuple(words) for words in every}) == len(every)
     assert values(every, "method") >= {"lst", "unipt", "sherl", "hst", "vqt", "lora", "adapter", "full"}
     groups: dict[str, list[list[str]]] = {}
     for words in every:
         pair = [word for word in words if not word.startswith(("dataset.batch_size", "hardware.precision"))]
         groups.setdefault(" ".join(pair), []).append(words)
-    assert len(groups) == 31
+    assert len(groups) == (31 if tiny else 39)
     for here in groups.values():
-        assert len(values(here, "dataset.batch_size")) == 3
+        assert len(values(here, "dataset.batch_size")) in (2, 3)
         assert values(here, "hardware.precision") == {"32-true", "bf16-mixed"}
+
+
+def test_the_real_ones_are_those_that_a_cpu_carries_out(script: ModuleType) -> None:
+    every = list(script.configurations(real=True))
+    assert values(every, "backbone") == set(script.REAL)
+    assert len(every) == 16
+    assert all(words in list(script.configurations()) for words in every)
 
 
 def test_without_cuda_it_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
