@@ -278,9 +278,9 @@ class ExpertTrajectories(Judging):
             images.grad, rate.grad = found.images, found.rate
             taken.step()
             losses[number] = found.loss
-            if not float(rate) > 0:
+            if not float(rate.detach()) > 0:
                 raise UserError(
-                    f"The students' step size has become {float(rate):.3g} in outer step {number}.",
+                    f"The students' step size has become {float(rate.detach()):.3g} in outer step {number}.",
                     where=f"method.lr_lr={self.lr_lr}",
                     remedy="method.lr_lr a tenth of it, or method.lr_img smaller",
                 )
