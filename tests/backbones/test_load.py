@@ -541,6 +541,25 @@ def test_one_file_and_an_index_are_one_model(config_of: Configs, tmp_path: Path)
     assert torch.equal(merging.read(name, 0, 64), whole.model.state_dict()[name].flatten()[:64])
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_codes_are_no_weights_whatever_the_settings_say(
+    config_of: Configs, tmp_path: Path, kind: torch.dtype, place: str
+) -> None:
+    """A config.json without `quantization_config`, or none: they would be read as numbers, and scales averaged."""
+    build_backbone(config_of("llama")).model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    held = load_file(file)
+    name = next(each for each in held if each.endswith("q_proj.weight"))
+    save_file({**held, name: held[name].to(kind)}, file, metadata={"format": "pt"})
+    where = tmp_path if place == "folder" else file
+    with pytest.raises(UserError, match=rf"quantised \({name} are codes"):
+        open_checkpoint(where)
+    if place == "folder":
+        with pytest.raises(UserError, match=rf"quantised \({name} are codes"):
+            build_backbone(config_of("llama") | {"weights": str(where)})
+
+
 def test_quantised_weights_are_refused(config_of: Configs, tmp_path: Path) -> None:
     build_backbone(config_of("llama")).model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

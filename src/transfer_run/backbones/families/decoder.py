@@ -15,8 +15,9 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from transfer_run.backbones.attention import attend, split_heads
 from transfer_run.backbones.base import Backbone, Batch, State
-from transfer_run.backbones.weights.checkpoints import has_tensor, new_transformer, read_transformer
+from transfer_run.backbones.weights.checkpoints import new_transformer, read_transformer
 from transfer_run.backbones.weights.files import stored_config
+from transfer_run.backbones.weights.headers import has_tensor
 from transfer_run.backbones.weights.settings import TIED
 from transfer_run.errors import UserError, nearest_names
 

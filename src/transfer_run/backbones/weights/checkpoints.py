@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.weights.files import (
     WRAPPERS,
+    refuse_codes,
     refuse_quantised,
     stored_config,
     weight_files,
     without_wrapper,
 )
+from transfer_run.backbones.weights.headers import WIDE, narrow, readable
 from transfer_run.backbones.weights.settings import UNDECLARED, computing, refuse_other_timm, refuse_others
 from transfer_run.errors import UserError, nearest_names
 
@@ -75,6 +76,8 @@ def read_transformer(
             remedy="choose the backbone that goes with these weights",
         )
     refuse_quantised(folder)
+    for file in weight_files(folder):
+        refuse_codes(narrow(file), str(file))
     if not weight_files(folder):
         raise UserError(
             "The folder holds no weights (model.safetensors).",
@@ -220,22 +223,6 @@ def save_timm(model: Any, architecture: Mapping[str, Any], folder: Path) -> None
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
 
 
-def has_tensor(folder: Path, name: str) -> bool:
-    """Does the folder hold a tensor of this name, or of one that a wrapper has put more before?"""
-    from safetensors import safe_open
-
-    for file in weight_files(folder):
-        with readable(file):
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as opened:
-                    names = set(opened.keys())
-            else:
-                names = set(torch.load(file, map_location="meta", weights_only=True, mmap=False))
-        if any(each.endswith(name) for each in names):
-            return True
-    return False
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file, or of all those of a folder; UserError where there are none, or damaged."""
     from safetensors.torch import load_file
@@ -252,7 +239,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with readable(file):
             safe = file.suffix == ".safetensors"
             read = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
-            tensors |= _state(read, file)
+            state = _state(read, file)
+        refuse_codes((name for name, tensor in state.items() if tensor.dtype not in WIDE), str(file))
+        tensors |= state
     return {without_wrapper(name): tensor for name, tensor in tensors.items()}
 
 
@@ -292,33 +281,6 @@ def _meant(folder: Path) -> Iterator[None]:
             f"The config of the weights is refused: {reason}.",
             where=str(folder / "config.json"),
             remedy="mend the file",
-        ) from error
-
-
-@contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """One clear error for files that are damaged or hold more than tensors."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            "The weights are a pickle that holds more than tensors: it could run code and is not loaded.",
-            where=str(path),
-            remedy="convert it to safetensors where you trust it, or choose other weights",
-        ) from error
-    except KeyError as error:  # transformers' own, of an index
-        raise UserError(
-            f"The index of the weights lacks {error}.",
-            where=str(path),
-            remedy='write it as save_pretrained does: {"metadata": {}, "weight_map": {TENSOR: FILE}}',
-        ) from error
-    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
-        raise UserError(
-            f"The weights cannot be read: {error or 'the file is empty'}",
-            where=str(path),
-            remedy="the file is damaged or incomplete: fetch or copy it again",
         ) from error
 
 

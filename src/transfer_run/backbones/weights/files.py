@@ -7,7 +7,8 @@ adapter_model.safetensors    of an adapter (adapter_config.json)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transfer_run.files import read_json
 ADAPTER_SETTINGS, ADAPTER = "adapter_config.json", "adapter_model"
 SAFE = (("model", ".safetensors"),)
 PICKLED = (("pytorch_model", ".bin"),)
+CODES = re.compile(r"(^|\.)q?weight$")
+"""What holds the codes of a quantised layer, beside their scales; a model's counters and masks have other names."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What torch's wrappers (DataParallel, compile) put before the names of the tensors that they hold."""
 AGAIN = "the file is damaged: copy or download it again"
@@ -90,12 +93,31 @@ def refuse_quantised(folder: Path) -> None:
     if settings:
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         bits = [key for key in ("load_in_4bit", "load_in_8bit") if isinstance(settings, dict) and settings.get(key)]
-        raise UserError(
-            f"The weights are quantised ({' '.join(map(str, [method or 'quantization_config', *bits]))}).",
-            where=str(path),
-            remedy="name the model in full precision (backbone.load=nf4 packs it as it is loaded), or save it so: "
-            "from_pretrained(FOLDER).dequantize().save_pretrained(NEW) of transformers",
-        )
+        raise _quantised(" ".join(map(str, [method or "quantization_config", *bits])), str(path))
+
+
+def refuse_codes(names: Iterable[str], where: str) -> None:
+    """The same of a file whose settings are not beside it, or say nothing.
+
+    Args:
+        names: of its tensors that are whole numbers, or floats of 8 bits: weights among them are codes.
+
+    Raises:
+        UserError: naming the weights.
+    """
+    codes = sorted(name for name in names if CODES.search(name))
+    if codes:
+        more = f" and {len(codes) - 1} more" if len(codes) > 1 else ""
+        raise _quantised(f"{codes[0]}{more} are codes of few bits", where)
+
+
+def _quantised(how: str, where: str) -> UserError:
+    return UserError(
+        f"The weights are quantised ({how}).",
+        where=where,
+        remedy="name the model in full precision (backbone.load=nf4 packs it as it is loaded), or save it so: "
+        "from_pretrained(FOLDER).dequantize().save_pretrained(NEW) of transformers",
+    )
 
 
 def without_wrapper(name: str) -> str:

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfer_run.backbones.weights.files import ADAPTER, ADAPTER_SETTINGS, SAFE, refuse_quantised, weight_files
+from transfer_run.backbones.weights.files import (
+    ADAPTER,
+    ADAPTER_SETTINGS,
+    SAFE,
+    refuse_codes,
+    refuse_quantised,
+    weight_files,
+)
 from transfer_run.errors import UserError
 from transfer_run.run_folder import BODY_PREFIX, HEAD_PREFIX, WEIGHTS, has_model, model_folder, read_description
 
@@ -30,6 +37,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INDEX = ".safetensors.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself accepts
 
@@ -117,8 +125,9 @@ class SafetensorsCheckpoint(Checkpoint):
         self.where, self.entries, self.metadata = where or str(files[0]), {}, {}
         self._shards: dict[str, tuple[_Shard, str]] = {}
         for path in files:
-            shard = _Shard(path)
-            for raw, entry, offset in self._header(path):
+            shard, header = _Shard(path), self._header(path)
+            refuse_codes((raw for raw, entry, _ in header if entry.dtype not in WIDE), str(path))
+            for raw, entry, offset in header:
                 if only and not raw.startswith(prefix):
                     continue
                 name = raw.removeprefix(prefix)
