@@ -1,0 +1,1 @@
+"""References that outlive their batch, and losses over the nearest of them."""
