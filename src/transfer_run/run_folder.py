@@ -6,6 +6,7 @@ checkpoints/           the state to go on from, and in `model/` the finished mod
     model/model.json        what it is
     model/model.safetensors what it ships; its SHA-256 stands in model.json
     model/heads/            of a merged model: its tasks, and their heads
+confusion.png          which classes were taken for which (`dataset.metrics=[..., by_class]`)
 predictions.csv        what was answered of each test row; predictions-NAME.csv of a further test set
 tests/                 what the finished model reached on other test data afterwards
 result.json            written last: the run has finished
@@ -23,6 +24,7 @@ from transfer_run.files import read_json, read_yaml
 
 CONFIG, RESULT, LOG_FILE, METRICS = "config.yaml", "result.json", "run.log", "metrics.csv"
 CHECKPOINTS, TESTS = "checkpoints", "tests"
+CONFUSION = "confusion.png"
 MODEL = f"{CHECKPOINTS}/model"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 HEADS, TASKS = "heads", "tasks.json"

@@ -20,6 +20,7 @@ import torch
 from transfer_run.data.asked import refuse_without_classes
 from transfer_run.data.long_tail import LONG_TAIL, long_tailed, with_counts
 from transfer_run.data.loss import with_loss
+from transfer_run.data.oversample import OVERSAMPLE, topped_up
 from transfer_run.data.rows.beside import Beside
 from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.rows.subset import Rows, read_subset
@@ -54,7 +55,10 @@ class DataModule(ABC):
         """What a user should know of the data (unlabelled rows, cut texts), for the log."""
         self._sizes: dict[str, int] | None = None
         self.subset: dict[str, Rows] = {}
-        """Rows of the whole split that are read (`dataset.long_tail`, then `dataset.rows`); one not named is whole."""
+        """Rows of the whole split that are read (`dataset.long_tail`, then `dataset.rows`, then `dataset.oversample`,
+        which names rows again); one not named is whole."""
+        self.readings: dict[str, Rows] = {}
+        """Of each of these, which reading of its row it is, where `dataset.oversample` makes several."""
 
     # ---- from the configs alone
     @classmethod
@@ -128,17 +132,29 @@ class DataModule(ABC):
         def counts() -> list[int]:
             return self.class_counts.tolist()
 
-        return with_counts(with_loss(self.described, self.dataset, counts), self.dataset, counts)
+        def once() -> list[int]:
+            return self._counts(of_rows=True).tolist()
+
+        original = (self.dataset.get(OVERSAMPLE) or {}).get("weights") == "original"
+        task = with_loss(self.described, self.dataset, once if original else counts)
+        return with_counts(task, self.dataset, counts, once)
 
     @property
     def class_counts(self) -> Rows:
-        """Rows of each class in the training split as it is read (num_labels,); rows without a label do not count.
+        """Rows of each class in the training split as it is read (num_labels,), one that is read several times as often
+        as that; rows without a label do not count.
 
         Raises:
             UserError: its rows have no classes.
         """
+        return self._counts()
+
+    def _counts(self, *, of_rows: bool = False) -> Rows:
+        """As `class_counts`; `of_rows` counts a row once however often it is read."""
         refuse_without_classes(self.dataset)
         labels = self.labels("train")
+        if of_rows and "train" in self.readings:
+            labels = labels[self.readings["train"] == 0]
         return np.bincount(labels[labels >= 0], minlength=self.described.num_labels).astype(np.int64)
 
     def random_examples(self, split: str) -> bool:
@@ -159,6 +175,8 @@ class DataModule(ABC):
                 self._keep(
                     read_subset(str(self.dataset["rows"]), str(self.dataset["name"]), self.label_names, self._sizes)
                 )
+            if (to := (self.dataset.get(OVERSAMPLE) or {}).get("to")) is not None:
+                self._oversample(to)
             empty = [name for name, size in self._sizes.items() if size == 0]
             if empty:
                 raise UserError(
@@ -175,11 +193,24 @@ class DataModule(ABC):
             self._sizes[split] = len(kept)
 
     def _make_long_tailed(self, factor: float, kind: str) -> None:
-        before, names = self.sizes["train"], self.label_names
-        self._keep({"train": long_tailed(self.labels("train"), names, factor, kind)})
-        counts = ", ".join(f"{name} {n}" for name, n in list(zip(names, self.class_counts.tolist(), strict=True))[:12])
+        before, (labels, names) = self.sizes["train"], self.fine_labels("train")
+        rows = long_tailed(labels, names, factor, kind)
+        self._keep({"train": rows})
+        left = np.bincount(labels[rows], minlength=len(names)).tolist()
+        counts = ", ".join(f"{name} {n}" for name, n in list(zip(names, left, strict=True))[:12])
         more = ", ..." * (len(names) > 12)
         self.notes.append(f"train: {self.sizes['train']} of {before} rows, a long tail: {counts}{more}")
+
+    def _oversample(self, to: str | Sequence[float]) -> None:
+        before = self.sizes["train"]
+        rows, readings = topped_up(self.labels("train"), len(self.label_names), to)
+        self._keep({"train": rows})
+        self.readings["train"] = readings
+        counts = ", ".join(
+            f"{name} {n}" for name, n in list(zip(self.label_names, self.class_counts.tolist(), strict=True))[:12]
+        )
+        more = ", ..." * (len(self.label_names) > 12)
+        self.notes.append(f"train: {before} rows are read as {len(rows)}: {counts}{more}")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -205,6 +236,7 @@ class DataModule(ABC):
         found = copy(self)
         before = {split: self.subset.get(split, np.arange(self.sizes[split])) for split in rows}
         found.subset = self.subset | {split: before[split][kept] for split, kept in rows.items()}
+        found.readings = {split: readings[rows.get(split, slice(None))] for split, readings in self.readings.items()}
         found._sizes = self.sizes | {split: len(kept) for split, kept in rows.items()}
         return found
 
@@ -216,6 +248,10 @@ class DataModule(ABC):
         """
         rows = self.split(split)
         return np.array([int(rows[i]["labels"]) for i in range(len(rows))], dtype=np.int64)
+
+    def fine_labels(self, split: str) -> tuple[Rows, tuple[str, ...]]:
+        """The classes by which a long tail is cut, and their names: the labels, or finer ones of the same rows."""
+        return self.labels(split), self.label_names
 
     def row_id(self, split: str, row: int) -> str:
         """What a row of a split is known by besides its number: its own file, where it has one; else nothing."""
@@ -294,7 +330,11 @@ class Split(Sequence[Example]):
 
     def draw(self, draw: Draw) -> Example:
         """One row as a loader reads it; of a part of the split, row i is the i-th one that was kept."""
-        kept = self.data.subset.get(self.name)
+        kept, readings = self.data.subset.get(self.name), self.data.readings.get(self.name)
+        if readings is not None:
+            reading = int(readings[draw.row])
+            copies = self.data.dataset[OVERSAMPLE]["vary"] == "copies"
+            draw = draw._replace(reading=reading, augmented=draw.augmented and (reading > 0 or not copies))
         return self.data.example(self.name, draw if kept is None else draw._replace(row=int(kept[draw.row])))
 
     def augmented(self, draw: Draw) -> Example:

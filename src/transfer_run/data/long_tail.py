@@ -92,13 +92,19 @@ def group_of(rows: int, many: int, few: int) -> str:
     return "many" if rows > many else "few" if rows < few else "medium"
 
 
-def with_counts(task: Task, dataset: Mapping[str, Any], counts: Callable[[], Sequence[int]] | None = None) -> Task:
+def with_counts(
+    task: Task,
+    dataset: Mapping[str, Any],
+    counts: Callable[[], Sequence[int]] | None = None,
+    rows: Callable[[], Sequence[int]] | None = None,
+) -> Task:
     """The task with its classes' training rows, where the loss or the scores ask for them.
 
     A long-tailed version is scored by group without being asked; groups that no class is in are left out.
 
     Args:
-        counts: rows of each class in the training split; None (a plan): all classes alike.
+        counts: rows of each class in the training split, as often as they are read; None (a plan): all classes alike.
+        rows: the same, each row once: what a class's group is told by.
 
     Raises:
         UserError: a score of a group that no class is in; balanced softmax with a class that has no rows.
@@ -108,7 +114,8 @@ def with_counts(task: Task, dataset: Mapping[str, Any], counts: Callable[[], Seq
     if not (balanced or wanted or node.get("factor")):
         return task
     found = tuple(int(n) for n in counts()) if counts is not None else (1,) * task.num_labels
-    groups = tuple(group_of(n, node.get("many", 100), node.get("few", 20)) for n in found)
+    once = found if rows is None else rows()
+    groups = tuple(group_of(n, node.get("many", 100), node.get("few", 20)) for n in once)
     if counts is not None:
         _check_counts(task, found, groups, wanted, balanced)
     own = [name for name, group in OF_GROUP.items() if group in groups and node.get("factor")]

@@ -23,6 +23,7 @@ from transfer_run.experiment.sources.source import Tree
 from transfer_run.files import make_folder, no_room
 from transfer_run.run_folder import (
     CHECKPOINTS,
+    CONFUSION,
     LOG_FILE,
     METRICS,
     RESULT,
@@ -121,7 +122,8 @@ def _reason(error: Exception) -> str:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, the result first, so that nothing looks finished meanwhile."""
     (folder / RESULT).unlink(missing_ok=True)
-    for path in (folder / METRICS, *folder.glob(predictions_file("*")), *(folder / CHECKPOINTS).rglob("*")):
+    made = (folder / METRICS, folder / CONFUSION, *folder.glob(predictions_file("*")))
+    for path in (*made, *(folder / CHECKPOINTS).rglob("*")):
         if path.is_file():
             path.unlink()
 

@@ -20,6 +20,9 @@ from transfer_run.data.images.transform import Transform, image_node
 from transfer_run.errors import UserError
 
 View = Callable[[Any], Any]
+NOISE = "gaussian_noise"
+SOMETIMES = ("gaussian_blur", NOISE)
+"""What torchvision does to every image, and `p` to a share of them."""
 ON_TENSORS = ("random_erasing",)
 """What works on normalised pixels: what is erased gets the mean colour, 0."""
 
@@ -91,8 +94,22 @@ class Augment:
             more = {"size": size}
         elif name == "auto_augment" and "policy" in arguments:
             more = {"policy": v2.AutoAugmentPolicy(arguments["policy"])}
+        if name in SOMETIMES:
+            own = {key: value for key, value in arguments.items() if key != "p"}
+            return self._sometimes(getattr(v2, OPERATIONS[name].target)(**own), name, arguments.get("p", 1.0))
         view: View = getattr(v2, OPERATIONS[name].target)(**{**arguments, **more})
         return view
+
+    def _sometimes(self, view: View, name: str, p: float) -> View:
+        """A view that is taken of a share `p` of the images; noise is added to numbers, and they are pixels again."""
+        from torchvision.transforms import v2
+
+        steps = [view]
+        if name == NOISE:
+            there = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+            steps = [*there, view, v2.ToDtype(torch.uint8, scale=True), v2.ToPILImage()]
+        taken: View = v2.RandomApply(steps, p)
+        return taken
 
     def _of_timm(self, policy: str) -> View:
         """A policy by timm's own name; its moves and colours are those of timm's training pipeline."""

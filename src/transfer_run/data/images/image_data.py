@@ -158,7 +158,8 @@ class ImageData(DataModule):
     def example(self, split: str, draw: Draw) -> Example:
         if draw.augmented and self.augment is not None:
             image = self._once(f"{split}, converted", self.transform.convert, split, draw.row)
-            pixels = self.augment(image, (self.seed, draw.epoch, draw.row))
+            again = (draw.reading,) if draw.reading else ()
+            pixels = self.augment(image, (self.seed, draw.epoch, draw.row, *again))
         else:
             pixels = self._once(split, self.transform, split, draw.row)
         labels = np.asarray(self.images[split].labels[draw.row])

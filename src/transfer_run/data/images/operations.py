@@ -49,7 +49,8 @@ OPERATIONS = {
         defaults={"brightness": 0.4, "contrast": 0.4, "saturation": 0.4},  # timm's; without any it does nothing
     ),
     "grayscale": Operation("RandomGrayscale", ("p",)),
-    "gaussian_blur": Operation("GaussianBlur", ("kernel_size", "sigma"), ("kernel_size",)),
+    "gaussian_blur": Operation("GaussianBlur", ("kernel_size", "sigma", "p"), ("kernel_size",)),
+    "gaussian_noise": Operation("GaussianNoise", ("mean", "sigma", "p")),  # of pixels from 0 to 1
     "solarize": Operation("RandomSolarize", ("threshold", "p"), ("threshold",)),
     "posterize": Operation("RandomPosterize", ("bits", "p"), ("bits",)),
     "equalize": Operation("RandomEqualize", ("p",)),

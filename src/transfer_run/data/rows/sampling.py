@@ -27,12 +27,14 @@ class Draw(NamedTuple):
         scored: False for a row that was only repeated so that every rank has as many as the others in evaluation;
             its label is taken off, so that neither the loss nor a metric counts it.
         augmented: read as training reads it (`dataset.augment`), not as evaluation does.
+        reading: which one of the row it is in its epoch, where `dataset.oversample` makes several; each is varied anew.
     """
 
     row: int
     epoch: int = 0
     scored: bool = True
     augmented: bool = False
+    reading: int = 0
 
 
 class EpochBatches(Sampler[list[Draw]]):

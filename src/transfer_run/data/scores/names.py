@@ -18,11 +18,14 @@ OF_VIDEOS = {name.replace("image", "video"): name for name in RETRIEVAL}
 """What the scores are called where what is found, or looked for by a text, is a video."""
 
 
+BY_CLASS = "by_class"
+"""Precision, recall and F1 of each class, and which is taken for which: many numbers, so never the headline."""
+MOST_CLASSES = 100
 KINDS = {"classification": "classes", "regression": "values", "forecasting": "values", "language_modeling": "loss"}
 """What the metrics of a form compare, or sum; of all others texts."""
 PHRASES = {"loss": "running text"}
 OF_KIND = {
-    "classes": ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews", *OF_GROUP),
+    "classes": ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews", *OF_GROUP, BY_CLASS),
     "values": ("pearson", "spearman", "mse", "mae"),
     "texts": ("exact_match", "number_match", "rouge1", "rouge2", "rougeL"),
     "loss": ("bits_per_byte",),

@@ -10,7 +10,8 @@ from transfer_run.backbones.declared import HAS, PAIRS, TEXT, Family, families, 
 from transfer_run.data.images.operations import operations
 from transfer_run.data.long_tail import check_long_tail
 from transfer_run.data.loss import check_loss
-from transfer_run.data.scores.names import check_metrics
+from transfer_run.data.oversample import check_oversample
+from transfer_run.data.scores.names import BY_CLASS, MOST_CLASSES, check_metrics
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.reads import value_at
@@ -59,6 +60,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_augment(values, folders)
     _check_taps(values)
     check_long_tail(dataset)
+    check_oversample(dataset)
     if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
         check_loss(dataset, family_of(backbone).form(dataset))
 
@@ -155,6 +157,18 @@ def _check_scored(dataset: Mapping[str, Any]) -> None:
             f"dataset={dataset['name']} has no metric: nothing would be scored.",
             where="dataset.metrics",
             remedy="name at least one; the first is the headline",
+        )
+    if (dataset.get("metrics") or [""])[0] == BY_CLASS:
+        raise UserError(
+            f"{BY_CLASS} is many numbers, and the first metric is the one that a run is known and chosen by.",
+            where="dataset.metrics",
+            remedy=f"name another one first: dataset.metrics=[accuracy,{BY_CLASS}]",
+        )
+    if BY_CLASS in (dataset.get("metrics") or ()) and (dataset.get("num_labels") or 0) > MOST_CLASSES:
+        raise UserError(
+            f"{BY_CLASS} counts every pair of classes, and there are {dataset['num_labels']}: at most {MOST_CLASSES}.",
+            where="dataset.metrics",
+            remedy="leave it out; trainer.predictions=true writes every row's answer",
         )
 
 

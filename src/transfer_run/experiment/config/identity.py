@@ -36,6 +36,7 @@ SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("
 earlier identities stay."""
 AS_BEFORE: dict[tuple[str, str], Any] = {
     ("dataset", "balanced_softmax"): False,
+    ("dataset", "oversample"): {"to": None, "vary": "all", "weights": "effective"},
     ("dataset", "long_tail"): {"factor": None, "kind": "exp", "many": 100, "few": 20},
 }
 """Keys that say it by these values."""

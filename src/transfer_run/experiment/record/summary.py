@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from transfer_run.run_folder import read_result
+from transfer_run.run_folder import CONFUSION, read_result
 
 GIB = 2**30
+MATRIX = "/confusion/"
+"""In the names of scores that are cells of a matrix."""
 
 
 def size(bytes_: float) -> str:
@@ -31,6 +33,8 @@ def show_result(folder: Path) -> None:
     assert result is not None, f"{folder} has no result"
     table = Table(title=f"{result['method']} on {result['backbone']}, {result['dataset']}", show_header=False)
     for name, value in result["metrics"].items():
+        if MATRIX in name:
+            continue  # the picture shows it
         table.add_row(name, f"{value:.4f}")
     counts = result["parameters"]
     table.add_row(
@@ -46,6 +50,8 @@ def show_result(folder: Path) -> None:
     time = result["time"]
     if time["steps"]:
         table.add_row("training", f"{time['fit_seconds']:.1f} s, {time['samples_per_second']:.0f} samples/s")
+    if any(MATRIX in name for name in result["metrics"]):
+        table.add_row("classes taken for which", CONFUSION)
     for column in table.columns:
         column.overflow = "fold"
     console = Console()

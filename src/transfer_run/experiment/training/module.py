@@ -18,6 +18,7 @@ from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import others
 from transfer_run.data.rows.beside import Beside, with_beside
+from transfer_run.data.scores.by_class import OF_A_CLASS
 from transfer_run.experiment.record.predictions import Predictions
 from transfer_run.experiment.training.divergence import diverged
 from transfer_run.experiment.training.own_steps import TrainerSteps
@@ -298,6 +299,8 @@ class TransferModule(pl.LightningModule):
         """
         kind, _, name = split.partition("/")
         found = self.scores[split].compute()
+        if kind != "test":  # many numbers, told once
+            found = {metric: value for metric, value in found.items() if not metric.startswith(OF_A_CLASS)}
         values = {f"{kind}/{metric}{name and f'/{name}'}": float(value) for metric, value in found.items()}
         self.scores[split].reset()
         self.log_dict(values, logger=False)

@@ -11,11 +11,13 @@ import lightning.pytorch as pl
 
 from transfer_run.backbones.weights.checkpoints import not_finite
 from transfer_run.data.base import DataModule
+from transfer_run.data.scores.by_class import confusion
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.config.digests import refuse_changed
 from transfer_run.experiment.models.model_files import save_model
 from transfer_run.experiment.planning.plan import Plan, Target, plan_run
+from transfer_run.experiment.record.confusion import draw
 from transfer_run.experiment.record.log import LOG, environment
 from transfer_run.experiment.record.parameters import count_parameters
 from transfer_run.experiment.training.divergence import diverged
@@ -24,7 +26,7 @@ from transfer_run.files import write_json
 from transfer_run.hardware.devices import device_of
 from transfer_run.memory.callback import MemoryCallback
 from transfer_run.methods.base import Context, Method
-from transfer_run.run_folder import LOG_FILE, RESULT, model_folder
+from transfer_run.run_folder import CONFUSION, LOG_FILE, RESULT, model_folder
 
 
 def _record(
@@ -51,6 +53,8 @@ def _record(
     notes = [*module.data.notes, *(f"{name} is no finite number and left out" for name in lost)]
     extra |= {"notes": notes} if notes else {}
     scores = {name: value for name, value in scores.items() if name not in lost}
+    if counts := confusion(scores, module.data.task.label_names):
+        draw(folder / CONFUSION, module.data.task.label_names, counts)
     if method.tests:
         save_model(method, model_folder(folder), config, module.data.transform_description)
     target: Target = "cuda" if device_of(config["hardware"]).type == "cuda" else "cpu"

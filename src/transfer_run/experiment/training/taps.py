@@ -28,7 +28,7 @@ from transfer_run.task import ROWS
 
 TRAINING = ("augment", "class_weights", "label_smoothing", "balanced_softmax", "tests")
 """Keys of a data set that change how it is trained on and what else is tested, not what a row is."""
-PARTS = ("rows", "long_tail")
+PARTS = ("rows", "long_tail", "oversample")
 """Those that say which rows are read: what they leave is named by its numbers."""
 
 

@@ -83,7 +83,15 @@ def test_again(folder: Path, test: str) -> Path:
 
 def _dataset(own: Mapping[str, Any], names: list[str], test: str) -> dict[str, Any]:
     """The run's own data set, with nothing but rows to test on; its classes as the model numbers them."""
-    alone = {**own, "rows": None, "tests": {}, "beside": {}, "class_weights": None, "balanced_softmax": False}
+    alone = {
+        **own,
+        "rows": None,
+        "tests": {},
+        "beside": {},
+        "oversample": None,
+        "class_weights": None,
+        "balanced_softmax": False,
+    }
     if test == OWN:
         return alone
     # groups of classes are those of the training rows, which are not here

@@ -13,7 +13,7 @@ from transfer_run.errors import UserError
 from transfer_run.run_folder import has_model, model_folder, read_config, read_description, read_result
 
 READING = ("about", "batch_size", "max_source_length", "max_target_length", "keep_in_memory", "augment",
-           "class_weights", "label_smoothing", "balanced_softmax", "tests")  # fmt: skip
+           "class_weights", "label_smoothing", "balanced_softmax", "oversample", "tests")  # fmt: skip
 
 
 def given_accuracies(reference: Mapping[str, Any] | str | None) -> dict[str, float]:
