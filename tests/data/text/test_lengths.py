@@ -20,13 +20,18 @@ FOLDER = ROOT / "configs" / "dataset"
 SHIPPED = sorted(  # `none` stands for the absence of data
     f.relative_to(FOLDER).with_suffix("").as_posix()
     for f in FOLDER.rglob("*.yaml")
-    if f.name[0] != "_" and f.stem not in ("none", "sequence") and f.parent.name != "mtil"  # made of other data sets
+    if f.name[0] != "_"
+    and f.stem not in ("none", "sequence", "distilled")
+    and f.parent.name != "mtil"  # made of other data sets
 )
 BACKBONES = {
     "text": ("t5_tiny", "bert_tiny", "gpt2_tiny"),
     "images": ("vit_tiny", "cnn_tiny", "clip_tiny"),
     "pairs": ("clip_tiny",),
+    "series": ("dlinear_tiny", "ttm_tiny"),
 }
+GIVEN = {"series_file": {"channels": ["a", "b"]}}
+"""What a set of one's own files must be told."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -35,7 +40,8 @@ def test_every_dataset_has_a_task_and_shapes_without_data(name: str) -> None:
     beside = "feature_width" in nodes(f"dataset={name}")[0]  # visual features beside the text: a T5 alone reads them
     for backbone in ("t5_tiny",) if beside else BACKBONES[kind]:
         dataset, node = nodes(f"dataset={name}", f"backbone={backbone}")
-        if dataset["num_labels"] is None and name != "digits":
+        dataset |= GIVEN.get(name, {})
+        if dataset["num_labels"] is None and name not in ("digits", "breakhis"):
             dataset["num_labels"] = 3  # left to the data, which a plan does not read
         task, spec = build_task(dataset, node), batch_spec(dataset, node, 5)
         assert data_class(dataset).__module__.startswith("transfer_run.data.")

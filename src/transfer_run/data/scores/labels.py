@@ -22,10 +22,11 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from transfer_run.backbones.base import Batch
 from transfer_run.data.long_tail import OF_GROUP
+from transfer_run.data.scores.by_class import ByClass
 from transfer_run.data.scores.classes import CLASSES, ClassScore
 from transfer_run.data.scores.correlation import Correlation, pearson, spearman
 from transfer_run.data.scores.direction import Better
-from transfer_run.data.scores.names import KINDS, MEAN, PHRASES, check_names, scored_by
+from transfer_run.data.scores.names import BY_CLASS, KINDS, MEAN, PHRASES, check_names, scored_by
 from transfer_run.data.scores.texts import COMPARED
 from transfer_run.task import Task
 
@@ -136,6 +137,8 @@ class Scores(nn.Module):
         return "loss" if name in LOSSES else kind
 
     def _metric(self, name: str) -> Metric:
+        if name == BY_CLASS:
+            return ByClass(self.task.label_names)
         if name in CLASSES:
             group, groups = OF_GROUP.get(name), self.task.class_groups
             scored = None if group is None else [c for c, its in enumerate(groups) if its == group]
@@ -225,14 +228,16 @@ class Scores(nn.Module):
         with warnings.catch_warnings():
             # a rank may have had only unlabelled rows
             warnings.filterwarnings("ignore", message=".*before the ``update`` method.*")
-            values = {name: float(part.compute()) for name, part in self.parts.items()}  # type: ignore[operator]
+            found = {name: part.compute() for name, part in self.parts.items()}  # type: ignore[operator]
             scored = float(self.scored.compute())
         if not scored > 0:
             return {}
+        many = found.pop(BY_CLASS, {})
+        values = {name: float(value) for name, value in found.items()}
         if MEAN in self.task.metrics:
             values[MEAN] = sum(values.values()) / len(values)
         unseen = {name for name in OF_GROUP if values.get(name, 0.0) != values.get(name, 0.0)}  # no row of the group
-        return {name: values[name] for name in self.task.metrics if name not in unseen}
+        return {name: values[name] for name in self.task.metrics if name not in unseen and name != BY_CLASS} | many
 
     def reset(self) -> None:
         for part in (*self.parts.values(), self.scored):

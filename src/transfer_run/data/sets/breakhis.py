@@ -58,10 +58,10 @@ def parsed(name: str) -> Slide | None:
 class BreakHis(ImageData):
     """`dataset.path`: BreaKHis_v1, or any folder or .zip with its pictures.
 
-    `dataset.diagnosis`: `binary`, benign or malignant; `subtype`, one of eight. `dataset.split`: `image` draws pictures, so
-    that other pictures of a test patient are trained on; `patient` keeps all of a patient in one split. The split does
-    not depend on the label and not on the magnification: whoever goes on from benign and malignant to the subtypes
-    tests on pictures that were never trained on.
+    `dataset.diagnosis`: `binary`, benign or malignant; `subtype`, one of eight. `dataset.split`: `image` draws
+    pictures, so that other pictures of a test patient are trained on; `patient` keeps all of a patient in one split.
+    The split depends neither on the diagnosis nor on the magnification: whoever goes on from benign and malignant to
+    the subtypes tests on pictures that were never trained on.
     """
 
     @classmethod
@@ -70,7 +70,7 @@ class BreakHis(ImageData):
         for key, wanted in (("num_labels", len(names)), ("label_names", names)):
             if dataset.get(key) not in (None, wanted):
                 raise UserError(
-                    f"dataset.diagnosis={dataset['label']} has {len(names)} classes: {', '.join(names)}.",
+                    f"dataset.diagnosis={dataset['diagnosis']} has {len(names)} classes: {', '.join(names)}.",
                     where=f"dataset.{key}={dataset[key]}",
                     remedy=f"leave dataset.{key} out; dataset.diagnosis chooses the classes",
                 )

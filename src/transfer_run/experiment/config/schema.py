@@ -7,7 +7,7 @@ for a method's or a dataset's own keys `about.options` of its file, in one of tw
     reduction_factor: int >= 1        a type: int, float, str, bool, dict, any, list, list[int], list[float], list[str],
                                       with `?` where null is allowed (`int?`), and a bound: `>= 1`, `> 0`, `<= 1`,
                                       `< 1`, `in 0..1` (of a list: of each item); below a `dict` every key is free;
-                                      `list[float] of 2` has two items
+                                      `list[float] of 2` has two items, an item of `list[int*]` may be a list of such
 
 A group of keys that are all null takes the word `all` (`taps=all`, `side_layers=all`). `about.former` says what to
 write for a word of a paper's own code that a method does not have: `key: remedy`, or `key=value: remedy`.
@@ -35,7 +35,7 @@ _COMPARE: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _GRAMMAR = re.compile(
-    rf"(?P<name>int|float|str|bool|dict|list|any)(?:\[(?P<item>int|float|str|bool)\])?(?P<nullable>\?)?"
+    rf"(?P<name>int|float|str|bool|dict|list|any)(?:\[(?P<item>int|float|str|bool)(?P<nested>\*)?\])?(?P<nullable>\?)?"
     r"(?: of (?P<length>\d+))?"
     rf"(?: (?:(?P<sign>>=|>|<=|<) (?P<bound>{_NUMBER})|in (?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})))?"
 )
@@ -51,6 +51,7 @@ class Type:
         bounds: (`>=`, `>`, `<=` or `<`, number) pairs, all of which hold.
         choices: the only values, of a choice.
         length: items of a list; None: any number.
+        nested: may an item of a list be a list of such items?
     """
 
     name: str
@@ -59,6 +60,7 @@ class Type:
     bounds: tuple[tuple[str, float], ...] = ()
     choices: tuple[Any, ...] = ()
     length: int | None = None
+    nested: bool = False
 
     def __str__(self) -> str:
         if self.name == "choice":
@@ -66,7 +68,7 @@ class Type:
         text = _SCALARS.get(self.name, {"dict": "keys with values, as {a: 1}"}.get(self.name, "a list, as [1,2]"))
         if self.item:
             items = ("" if self.length is None else f"{self.length} ") + _SCALARS[self.item].removeprefix("a ")
-            text = f"a list of {items}{'' if self.item == 'str' else 's'}, as [1,2]"
+            text = f"a list of {items}{'' if self.item == 'str' else 's'}, as [1,2]{' or [[1,2],[3]]' * self.nested}"
         limits = " and ".join(f"{_COMPARE[sign][1]} {number:g}" for sign, number in self.bounds)
         return " ".join(part for part in (text, limits) if part) + (" or null" if self.nullable else "")
 
@@ -87,8 +89,13 @@ class Type:
         if self.name == "list":
             if not isinstance(value, list) or self.length not in (None, len(value)):
                 raise ValueError
-            return [self._within(_scalar(self.item, item)) if self.item else item for item in value]
+            return [self._item(item) for item in value]
         return self._within(_scalar(self.name, value))
+
+    def _item(self, value: Any) -> Any:
+        if self.nested and isinstance(value, list):
+            return [self._within(_scalar(str(self.item), each)) for each in value]
+        return self._within(_scalar(self.item, value)) if self.item else value
 
     def _choose(self, value: Any) -> Any:
         for choice in self.choices:
@@ -139,7 +146,9 @@ def parse_type(option: Any) -> Type:
     elif match["low"]:
         bounds = ((">=", float(match["low"])), ("<=", float(match["high"])))
     length = int(match["length"]) if match["length"] else None
-    return Type(match["name"], match["item"], bool(match["nullable"]), bounds, length=length)
+    return Type(
+        match["name"], match["item"], bool(match["nullable"]), bounds, length=length, nested=bool(match["nested"])
+    )
 
 
 def type_of(default: Any) -> Type:
