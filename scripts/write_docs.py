@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from transfer_run.backbones.declared import families, takes
+from transfer_run.backbones.declared import families, serves
 from transfer_run.experiment.config.registry import Entry, entries, names
 from transfer_run.tables.pages.describe import page
 from transfer_run.tables.pages.page import in_markdown
@@ -30,7 +30,7 @@ def line(entry: Entry) -> str:
     """One method: its key, family, shape, backbones and paper."""
     about = entry.content["method"]["about"]
     paper = f"[{about['title']}](https://arxiv.org/abs/{about['arxiv']})" if about.get("arxiv") else about["title"]
-    fitting = [name for name, family in families().items() if takes(about, family)]
+    fitting = [name for name, family in families().items() if serves(about, family)]
     works = ", ".join(fitting) if len(fitting) < len(families()) else "any"
     return f"| `{entry.name}` | {entry.family} | {about['shape']} | {works} | {paper} |"
 

@@ -112,6 +112,12 @@ def takes(about: Mapping[str, Any], family: Family) -> bool:
     return family.name in (about.get("backbones") or [family.name]) and not lacks(family, about)
 
 
+def serves(about: Mapping[str, Any], family: Family) -> bool:
+    """Is the method defined on the family, and does the family answer a form that the method trains?"""
+    forms = set(about.get("tasks") or family.answers)
+    return takes(about, family) and (not family.answers or bool(forms & set(family.answers)))
+
+
 DESCRIBES = ("title", "does", "choose", "commands", "published")
 """Keys of `about` that declare nothing of a family."""
 

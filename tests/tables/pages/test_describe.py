@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import USER
+from transfer_run.backbones.declared import families
 from transfer_run.cli.list import show
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import Composer
 from transfer_run.tables.pages import evidence
-from transfer_run.tables.pages.describe import commands, page
+from transfer_run.tables.pages.describe import TELL, commands, page
 from transfer_run.tables.pages.page import in_markdown, in_terminal
 from transfer_run.tables.spec import TableSpec, read
 
@@ -130,6 +131,17 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tab
         return read(name)
 
     return write
+
+
+def test_a_method_works_on_families_that_answer_what_it_trains() -> None:
+    """One of classification does not list forecasters, which have pooled features too."""
+    node = registry.entry("method", "batchformer").content["method"]
+    said = dict(TELL["method"]("batchformer", node, ()))
+    listed = {key.removeprefix("family ") for key in said if key.startswith("family ")}
+    assert {"vit", "encoder", "t5"} <= listed
+    assert not listed & {name for name, family in families().items() if family.answers == ("forecasting",)}
+    forecaster = registry.entry("backbone", "dlinear").content["backbone"]
+    assert "batchformer" not in dict(TELL["backbone"]("dlinear", forecaster, ()))["methods"]
 
 
 def test_recorded_figures_stand_on_the_pages_of_all_that_made_them(record: Callable[..., TableSpec]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_run.backbones.declared import HAS, Family, family_of, takes
+from transfer_run.backbones.declared import HAS, Family, family_of, serves
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compatibility import known_families, phrase, reads
 from transfer_run.experiment.config.registry import Entry, entries, entry
@@ -63,7 +63,7 @@ def _title(about: Mapping[str, Any]) -> str:
 
 def _of_method(name: str, node: Mapping[str, Any], folders: Sequence[Path]) -> list[tuple[str, str]]:
     about = node.get(ABOUT) or {}
-    families = [family for family in known_families(folders).values() if takes(about, family)]
+    families = [family for family in known_families(folders).values() if serves(about, family)]
     found = entries("backbone", folders)
     told = [(f"family {family.name}", _some([each.name for each in found if each.family == family.name], 5))
             for family in families]  # fmt: skip
@@ -94,7 +94,7 @@ def _form(node: Mapping[str, Any], form: str) -> str:
 
 def _of_backbone(name: str, node: Mapping[str, Any], folders: Sequence[Path]) -> list[tuple[str, str]]:
     family = family_of(node)
-    names = [each.name for each in entries("method", folders) if takes(_about(each, "method"), family)]
+    names = [each.name for each in entries("method", folders) if serves(_about(each, "method"), family)]
     told = [("family", family.name), ("reads", ", ".join(map(phrase, family.reads)) or "anything"),
             ("answers", ", ".join(family.answers) or "anything"),
             ("weights", _weights(node)), ("methods", _some(names))]  # fmt: skip
@@ -137,7 +137,7 @@ def commands(group: str, name: str, node: Mapping[str, Any], folders: Sequence[P
 
 def _method_for(family: Family, folders: Sequence[Path]) -> str:
     """The method that runs without any word, or the first that saves activations, where that one is not defined."""
-    fitting = [each for each in entries("method", folders) if takes(_about(each, "method"), family)]
+    fitting = [each for each in entries("method", folders) if serves(_about(each, "method"), family)]
     usual = {key: value for item in read_yaml(registry.config_root() / "run.yaml")["defaults"] if isinstance(item, dict)
              for key, value in item.items()}["method"]  # fmt: skip
     order = sorted(fitting, key=lambda each: (each.name != usual, not _about(each, "method").get("saves")))
@@ -150,7 +150,7 @@ def _families(group: str, node: Mapping[str, Any], folders: Sequence[Path]) -> l
         return [family_of(node)]
     known = known_families(folders)
     if group == "method":
-        return [family for family in known.values() if takes(node.get(ABOUT) or {}, family)]
+        return [family for family in known.values() if serves(node.get(ABOUT) or {}, family)]
     return [known[name] for name in _fitting(node, folders)]
 
 
