@@ -14,7 +14,11 @@ from tests.cli.conftest import TOY, USER, Answer
 SEVERAL = ["method=linear_probe", "backbone=bert_tiny", "dataset=text_files", "dataset.form=multi_label"]
 TEXTS = ["method=full", "backbone=t5_tiny", "dataset=text_files", "dataset.form=text_to_text"]
 EARLY: list[tuple[str, list[str], str]] = [
-    ("a form that the data set has not", ["dataset=digits", "dataset.form=regression"], "one of classification"),
+    (
+        "a form that the data set has not",
+        ["dataset=digits", "backbone=vit_tiny", "dataset.form=regression"],
+        "one of classification",
+    ),
     ("a metric of another form", [*SEVERAL, "dataset.metrics=[accuracy]"], "subset_accuracy"),
     ("several labels for a model that writes", [*SEVERAL, "backbone=t5_tiny"], "does not answer"),
     ("a metric of classes for numbers", ["dataset=glue/stsb", "dataset.metrics=[mcc]"], "pearson"),
@@ -108,7 +112,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     (
         "a tokenizer that is no name",
         ["backbone.tokenizer=run:method=full"],
-        "backbone.tokenizer=run:method=full does not",
+        "reads a tokenizer there",
     ),
     ("a file's name for a choice", ["experiment=full_rte.yaml"], "no experiment 'full_rte.yaml'"),
     ("a choice longer than a file's name", [f"experiment={'x' * 300}"], "no experiment 'xxx"),

@@ -72,11 +72,13 @@ def fitting_pair(method: str) -> tuple[str, str] | None:
     pairs = [(backbone, dataset) for backbone in tiny for dataset in shipped("dataset")]
     for backbone, dataset in sorted(pairs, key=lambda pair: pair[1] == "none"):  # an absence of data fits anything
         parts = (("method", method), ("backbone", backbone), ("dataset", dataset))
-        try:
-            check_fit({group: plain(group, name)[group] for group, name in parts})
-        except UserError:
-            continue
-        return backbone, dataset
+        nodes = {group: plain(group, name)[group] for group, name in parts}
+        for form in nodes["dataset"]["about"].get("options", {}).get("form") or [nodes["dataset"]["form"]]:
+            try:
+                check_fit({**nodes, "dataset": {**nodes["dataset"], "form": form}})
+            except UserError:
+                continue
+            return backbone, dataset
     return None
 
 

@@ -104,7 +104,7 @@ def test_a_recorded_score_is_known_and_a_papers_is_marked() -> None:
     papers = known_score(compose(["method=lst", "backbone=t5-base", "dataset=glue/rte", "backbone.weights=random"]))
     assert papers is not None
     assert papers["of"] in ("paper", "recalled")
-    assert known_score(compose(["method=full", *SMALL])) is None
+    assert known_score(compose(["method=layernorm", *SMALL])) is None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

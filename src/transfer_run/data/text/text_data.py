@@ -182,7 +182,7 @@ class TextData(DataModule):
         from transfer_run.data.scores.labels import Scores
 
         self.setup()
-        encoder = self.encoders[split]
+        encoder = self.encoders.get(split)  # none of a split that there is not
         size = encoder.bytes_a_token if isinstance(encoder, Windows) else math.nan
         return Scores(self.task, self.answers, size)
 
