@@ -67,7 +67,7 @@ def test_what_is_missing_is_taken_from_training_and_said(tmp_path: Path) -> None
         ({"train_labels": np.full(12, 0.5)}, "no whole number from 0"),
         ({"train_labels": None}, "no labels"),
         ({"train_images": None, "val_images": None, "test_images": None}, "no array of images"),
-        ({"train_labels": np.array([{}] * 12)}, "no .npz file of arrays"),
+        ({"train_labels": np.array([{}] * 12)}, "holds Python objects, which are never read"),
     ],
 )
 def test_what_cannot_be_read_is_one_message(tmp_path: Path, more: dict[str, Any], says: str) -> None:

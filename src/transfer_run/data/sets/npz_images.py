@@ -104,13 +104,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         UserError: it is none, is damaged, or holds Python objects, which are not read.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no archive")
         with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("one array without a name")
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = (
+            "it holds Python objects, which are never read" if "pickle" in str(error) else str(error).splitlines()[0]
+        )
         raise UserError(
-            f"This is no .npz file of arrays: {str(error).splitlines()[0].rstrip('.')}.",
+            f"This is no .npz file of arrays: {reason.rstrip('.')}.",
             where=str(path),
             remedy="fetch it again, or name a .npz file with train_images and train_labels",
         ) from error
