@@ -128,8 +128,8 @@ SOURCE_LACKS_DATA = re.compile(
 @pytest.mark.long
 @pytest.mark.parametrize("name", TABLES)
 def test_the_words_of_a_shipped_table_are_valid(name: str) -> None:
-    """At both scales; rows of methods that are not installed are left to their notes, and a source at the paper's scale,
-    or its data (`dataset.path=imagenet`), is the user's to name."""
+    """At both scales; rows of methods that are not installed are left to their notes, and a source at the paper's
+    scale, or its data (`dataset.path=imagenet`), is the user's to name."""
     table, methods = read(name), set(registry.names("method"))
     paper: set[tuple[str, ...]] = set()
     smoke: set[tuple[str, ...]] = set()
