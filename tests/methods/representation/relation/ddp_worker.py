@@ -45,14 +45,14 @@ def apart(one: Gradients, other: Gradients) -> float:
 
 
 def main() -> None:
-    rank, port = int(sys.argv[1]), sys.argv[2]
+    rank, store = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
     torch.manual_seed(1)
     rows, labels = torch.randn(8, 6), torch.randint(3, (8,))
     whole = gradients(Model(gather=True), rows, labels)
     halves = [gradients(Model(gather=False), rows[r::2], labels[r::2]) for r in (0, 1)]
     mean = [(a + b) / 2 for a, b in zip(*halves, strict=True)]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {}
     for name, gather, meant in (("gathered", True, whole), ("own", False, mean)):
         found[name] = apart(meant, gradients(DistributedDataParallel(Model(gather)), rows[rank::2], labels[rank::2]))

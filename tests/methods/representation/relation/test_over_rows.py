@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -78,15 +77,14 @@ def test_what_cannot_be_is_refused(more: dict[str, Any], says: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_processes() -> dict[str, float]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """They meet in a file: a port that was free may be taken when they begin."""
+    store = str(tmp_path_factory.mktemp("meeting") / "store")
     worker = Path(__file__).parent / "ddp_worker.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(worker)]
     workers = [
-        subprocess.Popen([*command, str(rank), port], stdout=subprocess.PIPE, env=environment, text=True)
+        subprocess.Popen([*command, str(rank), store], stdout=subprocess.PIPE, env=environment, text=True)
         for rank in (0, 1)
     ]
     outputs = [each.communicate(timeout=300)[0] for each in workers]
