@@ -16,7 +16,7 @@ TEXTS = ["method=full", "backbone=t5_tiny", "dataset=text_files", "dataset.form=
 EARLY: list[tuple[str, list[str], str]] = [
     (
         "a form that the data set has not",
-        ["dataset=digits", "backbone=vit_tiny", "dataset.form=regression"],
+        ["dataset=python_docs", "dataset.form=regression"],
         "one of classification",
     ),
     ("a metric of another form", [*SEVERAL, "dataset.metrics=[accuracy]"], "subset_accuracy"),
@@ -108,6 +108,13 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("no launcher", ["hydra/launcher=[]"], "chooses no hydra/launcher"),
     ("a launcher that is a number", ["hydra.launcher=1"], "hydra.launcher is a group of keys"),
     ("an axis without a sweep", ["hydra.sweeper.params.seed=1"], "where:   hydra.sweeper.params.seed=1"),
+    (
+        "first weights of stages",
+        ["backbone.tokenizer=null", "backbone.weights=nowhere", "stages=[[seed=1],[seed=2]]"],
+        "backbone.weights=nowhere does not exist",
+    ),
+    ("what a sweep reads", ["-m", "seed=1,2", "~sweep"], "sweep.name was taken out"),
+    ("what a launcher reads", ["hardware=slurm", "~hardware.slurm.minutes"], "hardware.slurm.minutes was taken out"),
     ("a stage without words", ["backbone.weights='stage:'"], "backbone.weights names no run"),
     (
         "a tokenizer that is no name",

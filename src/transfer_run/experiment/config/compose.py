@@ -82,6 +82,16 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, search_path
     return Composer(folders).compose(words)
 
 
+def _refuse_taken_out(cfg: DictConfig, whole: DictConfig) -> None:
+    """UserError for a key that `~` took out of what a sweep reads before any of its runs is composed."""
+    for node in ("sweep", "hardware"):
+        content: Any = OmegaConf.to_container(whole.get(node) or OmegaConf.create())
+        left: Any = OmegaConf.to_container(cfg.get(node) or OmegaConf.create())
+        for key in schema.flatten(content):
+            if not schema.has(left, key):
+                raise schema.taken_out(f"{node}.{key}")
+
+
 class Composer:
     """Composes runs from the packaged configs and the user's folders.
 
@@ -157,6 +167,7 @@ class Composer:
         name_subdatasets(values, self.folders)
         name_tests(values, self.folders)
         if before is not None:
+            check_weights(values["backbone"], "backbone.weights", where)  # the first stage's, which give way here
             start_from(values, before)
         write_sources(values)
         name_submethods(values, self.folders, words, contents)
@@ -212,10 +223,13 @@ class Composer:
         """Hydra's composition of normalised words, its own node included.
 
         Raises:
-            UserError: a choice does not exist, or Hydra cannot compose the words.
+            UserError: a choice does not exist, Hydra cannot compose the words, or what a sweep itself reads is missing.
         """
         with user_errors(words, self.folders):
             cfg = self.loader.load_configuration(CONFIG_NAME, list(words), mode)
+            kept = [word for word in words if not word.startswith("~")]
+            if mode == RunMode.MULTIRUN and len(kept) < len(words):  # of a run the schema says what is missing
+                _refuse_taken_out(cfg, self.loader.load_configuration(CONFIG_NAME, kept, mode))
         check_hydra(cfg, self.folders)
         return cfg
 

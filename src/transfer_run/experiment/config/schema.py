@@ -258,6 +258,11 @@ def _unknown(
             yield from _unknown(value, declared[key], types, f"{path}.")
 
 
+def taken_out(key: str, where: str | None = None) -> UserError:
+    """What `~KEY` is answered, where a run needs the key."""
+    return UserError(f"{key} was taken out, but a run needs it.", where=where or f"~{key}", remedy="leave it in")
+
+
 def _convert(
     values: dict[str, Any],
     declared: Mapping[str, Any],
@@ -270,7 +275,7 @@ def _convert(
         if key == ABOUT:
             continue
         if key not in values:
-            raise UserError(f"{path} was taken out, but a run needs it.", where=where(path), remedy="leave it in")
+            raise taken_out(path, where(path))
         kind = types.get(path)
         if kind is None and isinstance(default, Mapping):
             if values[key] == "all" and all(value is None for value in default.values()):
