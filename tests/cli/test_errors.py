@@ -110,8 +110,14 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("an axis without a sweep", ["hydra.sweeper.params.seed=1"], "where:   hydra.sweeper.params.seed=1"),
     (
         "first weights of stages",
-        ["backbone.tokenizer=null", "backbone.weights=nowhere", "stages=[[seed=1],[seed=2]]"],
-        "backbone.weights=nowhere does not exist",
+        [
+            "method=full",
+            "backbone=vit_tiny",
+            "dataset=digits",
+            "backbone.weights=nowhere",
+            "stages=[[seed=1],[seed=2]]",
+        ],
+        "backbone.weights=./nowhere does not exist",
     ),
     ("what a sweep reads", ["-m", "seed=1,2", "~sweep"], "sweep.name was taken out"),
     ("what a launcher reads", ["hardware=slurm", "~hardware.slurm.minutes"], "hardware.slurm.minutes was taken out"),
