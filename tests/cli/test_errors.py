@@ -117,7 +117,7 @@ WRONG: list[tuple[str, list[str], str]] = [
             "backbone.weights=nowhere",
             "stages=[[seed=1],[seed=2]]",
         ],
-        "backbone.weights=./nowhere does not exist",
+        "backbone.weights=nowhere does not exist",
     ),
     ("what a sweep reads", ["-m", "seed=1,2", "~sweep"], "sweep.name was taken out"),
     ("what a launcher reads", ["hardware=slurm", "~hardware.slurm.minutes"], "hardware.slurm.minutes was taken out"),

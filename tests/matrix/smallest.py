@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import sources_of
+from transfer_run.experiment.training import work as training_work
 from transfer_run.experiment.training.checkpoints import Checkpoints
 from transfer_run.methods.base import Method
 from transfer_run.methods.build import build_method
@@ -98,3 +100,19 @@ def carried_out_in_two(cfg: Run, step: int = 2) -> Path:
         with pytest.raises(Preempted):
             carry_out(cfg)
     return carry_out(cfg)
+
+
+def stopped_in_work(cfg: Run, seen: int) -> None:
+    """Carry a run out until step number `seen` of its long work (`context.work`), where a cluster stops it."""
+    ordinary, steps = training_work.seed_all, iter(range(100_000))
+
+    def stop(value: int) -> None:
+        if next(steps) == seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+        ordinary(value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_work, "seed_all", stop)
+        with pytest.raises(Preempted):
+            carry_out(cfg)
+    assert not (cfg.folder / "result.json").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.matrix.smallest import stopped_in_work
 from transfer_run.backbones.load import build_backbone
-from transfer_run.errors import Preempted, UserError
+from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.planning.plan import plan_run
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.training import work as training_work
 from transfer_run.methods.data_selection.expert_trajectories import ExpertTrajectories
 from transfer_run.methods.data_selection.trajectories.network import FlatNetwork
 from transfer_run.task import Task
@@ -197,23 +195,10 @@ def test_memory_grows_with_the_unrolled_steps_unless_they_are_taken_again() -> N
 
 
 @pytest.mark.parametrize("seen", [4, 13, 20])
-def test_a_stopped_run_goes_on_to_the_same_images(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: int
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_images(whole: Path, tmp_path: Path, seen: int) -> None:
     """In the middle of the first expert, in the middle of distilling, while a fresh network learns."""
     run = compose([*WORDS, f"output_dir={tmp_path}", "profiler=none"])
-    ordinary, steps = training_work.seed_all, iter(range(10_000))
-
-    def stop(value: int) -> None:
-        if next(steps) == seen:
-            os.kill(os.getpid(), signal.SIGTERM)
-        ordinary(value)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_work, "seed_all", stop)
-        with pytest.raises(Preempted):
-            carry_out(run)
-    assert not (run.folder / "result.json").exists()
+    stopped_in_work(run, seen)
     carry_out(run)
     for name in ("synthetic.safetensors", "losses.csv", "experts/expert-001.safetensors"):
         assert (run.folder / name).read_bytes() == (whole / name).read_bytes(), name

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.matrix.smallest import stopped_in_work
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.load import build_data
-from transfer_run.errors import Preempted, UserError
+from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
-from transfer_run.experiment.training import work as training_work
 from transfer_run.methods.base import Method
 from transfer_run.methods.data_selection.krr_st import OUTER, POOL, KrrSt
 from transfer_run.methods.work import Work
@@ -150,23 +148,10 @@ def test_a_later_run_begins_from_its_weights(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("seen", [1, 8, 14])
-def test_a_stopped_run_goes_on_to_the_same_pairs(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: int
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_pairs(whole: Path, tmp_path: Path, seen: int) -> None:
     """In the pool's first steps, in the middle of distilling, while the fresh network learns."""
     run = compose([*WORDS, f"output_dir={tmp_path}", "profiler=none"])
-    ordinary, steps = training_work.seed_all, iter(range(10_000))
-
-    def stop(value: int) -> None:
-        if next(steps) == seen:
-            os.kill(os.getpid(), signal.SIGTERM)
-        ordinary(value)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_work, "seed_all", stop)
-        with pytest.raises(Preempted):
-            carry_out(run)
-    assert not (run.folder / "result.json").exists()
+    stopped_in_work(run, seen)
     carry_out(run)
     for name in ("synthetic.safetensors", "targets.safetensors", "losses.csv", "weights/model.safetensors"):
         assert (run.folder / name).read_bytes() == (whole / name).read_bytes(), name

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ import yaml
 from torch import Tensor
 
 from tests import small
+from tests.matrix.smallest import stopped_in_work
 from transfer_run.backbones.base import Batch
 from transfer_run.backbones.declared import family_of, takes
 from transfer_run.backbones.layer_groups import stages
 from transfer_run.backbones.load import build_backbone
 from transfer_run.data.base import DataModule
 from transfer_run.data.load import build_data
-from transfer_run.errors import Preempted, UserError
+from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.training import work as training_work
@@ -401,21 +400,12 @@ def test_a_stopped_run_goes_on_to_the_same_curves(
 ) -> None:
     """In the middle of a base, and of a network of the second repeat, whose bases have been trained."""
     run = compose([*WORDS, f"output_dir={tmp_path}", "profiler=none"])
-    ordinary, steps = training_work.seed_all, iter(range(10_000))
-
-    def stop(value: int) -> None:
-        if next(steps) == seen:
-            os.kill(os.getpid(), signal.SIGTERM)
-        ordinary(value)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training_work, "seed_all", stop)
-        with pytest.raises(Preempted):
-            carry_out(run)
+    stopped_in_work(run, seen)
     written = {path.stem for path in (run.folder / "networks").glob("*.json")}
     assert len(written) == seen // 6
     taken = []
     with monkeypatch.context() as patch:
+        ordinary = training_work.seed_all
         patch.setattr(training_work, "seed_all", lambda value: (taken.append(value), ordinary(value)))
         carry_out(run)
     assert len(taken) == 42 * 6 - seen - 1

@@ -4,7 +4,7 @@
     new weights and waits for its next visit
 
 The release never sets a counter back: a student that has once had its steps gets new weights at every visit and is
-never trained again (`keep_bug`).
+never trained again (`keep_counter_bug`).
 """
 
 from __future__ import annotations
