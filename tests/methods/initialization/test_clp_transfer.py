@@ -220,7 +220,7 @@ def train(method: Method, steps: int, rate: float = 3e-3) -> float:
 
 
 def test_a_language_under_other_names_begins_lower_and_stays_lower(tokenizers: dict[str, str], tmp_path: Path) -> None:
-    """Check 9."""
+    """Check 9, with the guard: a helper of 16 numbers has cosines that nearly cancel, and begins at 32 without."""
     source, helper = speaker(tokenizers["old"]), speaker(tokenizers["new"], 5, n_embd=16)
     assert train(source, 200) < 2.0
     train(helper, 150, 1e-2)
@@ -228,7 +228,7 @@ def test_a_language_under_other_names_begins_lower_and_stays_lower(tokenizers: d
     held_out = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     losses: dict[str, list[float]] = {}
     for init in ("clp", "copy_overlap_random_rest", "random"):
-        method = transferred(tmp_path, source, tokenizers["new"], helper, init=init)
+        method = transferred(tmp_path, source, tokenizers["new"], helper, init=init, weights={"guard": 0.5})
         start = float(method.loss(held_out).detach())
         train(method, 15)
         losses[init] = [start, float(method.loss(held_out).detach())]

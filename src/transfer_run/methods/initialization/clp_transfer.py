@@ -27,8 +27,8 @@ from transfer_run.methods.initialization.vocabulary.overlap import LEAST, Compar
 from transfer_run.task import Task
 
 SOURCE, HELPER = "source", "helper"
-WEIGHTS = {"negative": "keep", "top_k": None, "temperature": None, "guard": 0.5}
-"""The paper's (all shared tokens, negative similarities too, divided by their sum) but for the guard."""
+WEIGHTS = {"negative": "keep", "top_k": None, "temperature": None, "guard": 1e-6}
+"""The paper's (all shared tokens, negative similarities too, divided by their sum); the guard catches a sum of zero."""
 VOCABULARY = ("vocab_size", "embed_tokens.weight", "wte.weight", "lm_head.weight")
 """Endings of the names of what has a row a token, or says how many rows."""
 NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -96,7 +96,7 @@ def test_rows_that_nearly_cancel_are_means_over_the_positive_ones_alone() -> Non
     source = torch.tensor([[1.0], [2.0]])
     helper = torch.tensor([[1.0, 0.0], [-0.8, 0.6], [0.9, 0.1]])
     kept, said = rebuilt([source], helper, 3, {0: 0, 1: 1}, [2], rule=PAPER)
-    guarded, told = rebuilt([source], helper, 3, {0: 0, 1: 1}, [2])
+    guarded, told = rebuilt([source], helper, 3, {0: 0, 1: 1}, [2], rule=Rule(guard=0.5))
     assert (said.guarded, told.guarded) == (0, 1)
     assert said.least_sum == told.least_sum > 0
     assert float(kept[0][2]) < -1  # outside of all

@@ -28,13 +28,13 @@ class Rule:
         top_k: of how many shared tokens the mean is taken; None: all (the paper).
         temperature: softmax of the similarities over it; None: they are divided by their sum (the paper).
         guard: where the sum of a row's similarities is at most this part of the sum of their sizes, the positive ones
-            alone are taken: a row that nearly cancels would be many times as long as any other. 0: only where it is 0.
+            alone are taken: a row that nearly cancels would be many times as long as any other. The paper has none.
     """
 
     negative: Negative = "keep"
     top_k: int | None = None
     temperature: float | None = None
-    guard: float = 0.5
+    guard: float = 1e-6
 
     def weights(self, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (M, O) that sum to one from similarities (M, O), changed in place; the sums (M,) before, and in which
