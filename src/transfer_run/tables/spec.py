@@ -68,7 +68,7 @@ class Row:
 
     Attributes:
         recalled: columns whose figure stands here from memory; derived: those computed from printed figures.
-        unit, divide, value: instead of those of the columns from plans, where a table collects figures of several papers.
+        unit, divide, value: instead of those of columns from plans, where a table collects figures of several papers.
         counter: what the paper's memory figure counts, e.g. `allocated`.
         compared: False leaves the row out of the summary of differences: its setting or counter is not ours.
         smoke: words of the row at smoke scale.
