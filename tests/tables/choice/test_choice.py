@@ -105,6 +105,8 @@ def test_a_recorded_score_is_known_and_a_papers_is_marked() -> None:
     assert papers is not None
     assert papers["of"] in ("paper", "recalled")
     assert known_score(compose(["method=layernorm", *SMALL])) is None
+    # another method's table has rows of full fine-tuning on digits, for few steps: none of them is full's score
+    assert known_score(compose(["method=full", "backbone=vit_tiny", "dataset=digits"])) is None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

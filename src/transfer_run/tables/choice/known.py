@@ -12,16 +12,21 @@ from transfer_run.tables.pages.evidence import tables_of
 from transfer_run.tables.spec import Column, Row, TableSpec, recorded_file
 
 GROUPS = ("method", "backbone", "dataset")
+EVIDENCE = "evidence/"  # this project's own tables that compare methods as they are
 
 
 def known_score(run: Run) -> dict[str, Any] | None:
     """`{value, spread, unit, label, table, of}`, `of` being `ours`, `paper` or `recalled` (a paper's figure from
-    memory); None where no table has one. Settings other than the three names may differ from the run's."""
+    memory); None where no table has one. Settings other than the three names may differ from the run's. Tables of
+    evidence come first; another method's table counts where its row bears this method's name (other rows are that
+    method's controls: few steps, random weights, a part of the data)."""
     chosen = {group: str(run.chosen(group)) for group in GROUPS}
     printed = None
-    for spec in tables_of("method", chosen["method"]):
+    for spec in sorted(tables_of("method", chosen["method"]), key=lambda spec: not spec.name.startswith(EVIDENCE)):
         recorded = _recorded(spec)
         for row in spec.rows:
+            if not (spec.name.startswith((EVIDENCE, f"{chosen['method']}/")) or row.name == chosen["method"]):
+                continue
             for column in spec.columns:
                 if not _is_score(spec, row, column, chosen):
                     continue
