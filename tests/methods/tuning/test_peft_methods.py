@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from transfer_run.backbones.load import build_backbone
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.methods.tuning.adalora import AdaLoRA
-from transfer_run.methods.tuning.attach.inject import peft_config
+from transfer_run.methods.tuning.attach.inject import inject, peft_config
 from transfer_run.methods.tuning.attach.peft_method import PeftMethod
 
 Make = Callable[..., Any]
@@ -82,11 +83,36 @@ def test_what_layers_share_is_in_the_state(build: Make, task: Make) -> None:
         ({"tuner": "LoraConfg", "settings": {}}, "peft has no 'LoraConfg'"),
         ({"tuner": "LoraConfig", "settings": {"rnk": 4}}, "no setting 'rnk'"),
         ({"tuner": "C3AConfig", "settings": {"block_size": 7}}, "does not fit bert-test"),
+        ({"tuner": "OFTConfig", "settings": {"r": 0, "oft_block_size": 7}}, "Invalid `oft_block_size`"),
     ],
 )
 def test_refusals_name_what_is_wrong(words: dict[str, Any], message: str, build: Make, task: Make) -> None:
     with pytest.raises(UserError, match=message):
         PeftMethod(build("bert"), task("bert"), targets=["q"], **words)
+
+
+@pytest.mark.parametrize(
+    ("tuner", "settings"),
+    [
+        ("GraloraConfig", {"r": 4, "alpha": 8, "gralora_k": 2}),
+        ("OFTConfig", {"r": 0, "oft_block_size": 4}),
+        ("BOFTConfig", {"boft_block_size": 4}),
+    ],
+)
+def test_a_tuner_of_sequences_takes_inputs_of_more_dimensions(tuner: str, settings: dict[str, Any]) -> None:
+    """A mixer's states are (B, channels, patches, D), such layers take (B, L, D): each channel is a sequence."""
+    config = dict(registry.entry("backbone", "ttm_tiny").content["backbone"])
+    backbone = build_backbone({**config, "weights": "random"})
+    path = backbone.parts(backbone.stacks[0], 0)["mlp_in"]
+    inject(backbone, peft_config(tuner, settings), [path])
+    layer = backbone.get_submodule(path)
+    for parameter in layer.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 4, layer.in_features)
+    assert layer(x).shape == (2, 3, 4, layer.out_features)
+    torch.testing.assert_close(layer(x)[1, 2], layer(x[1, 2:])[0])
+    torch.testing.assert_close(layer(x[0, 0]), layer(x)[0, 0])  # and of fewer
 
 
 def test_every_listed_tuner_is_in_the_lowest_peft_that_is_allowed() -> None:

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import peft
 import torch
@@ -21,6 +21,7 @@ from transfer_run.errors import UserError, nearest_names
 from transfer_run.methods.tuning.attach.without_values import without_values
 
 ADAPTER = "default"
+_OF_SEQUENCES = {"GRALORA", "OFT"}  # their linear layers take no more than (B, L, D), or take that for pictures
 _READERS = {"BOFT", "DEFT", "GLORA", "HIRA", "HRA", "LOHA", "LOKR", "PEANUT"}
 _ROOT = "model."
 
@@ -77,18 +78,43 @@ def inject(backbone: Backbone, config: Any, paths: Sequence[str]) -> BaseTuner:
     tuner_class = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        warnings.filterwarnings("error", message=".*Adjusted.*")  # a setting is made to fit, and trains something else
         try:
             with without_values(on_meta):
                 tuner: BaseTuner = tuner_class(backbone.model, config, ADAPTER, low_cpu_mem_usage=on_meta)
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, NotImplementedError, UserWarning) as error:
             raise UserError(
                 f"peft's {type(config).__name__} does not fit {backbone.config.get('name')}: {error}",
                 where="method.settings, method.targets, backbone",
                 remedy="change the settings, or choose another backbone (most tuners refuse GPT-2's Conv1D)",
             ) from error
+    if config.peft_type.value in _OF_SEQUENCES:
+        for layer in _layers(backbone):
+            if isinstance(layer.get_base_layer(), nn.Linear):
+                _as_sequences(layer)
     if backbone.in_bf16:
         _widen(backbone, tuner)
     return tuner
+
+
+def _layers(backbone: Backbone) -> list[Any]:
+    return [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _as_sequences(layer: nn.Module) -> None:
+    """Inputs (..., L, D) of more than three dimensions pass `layer` as (B, L, D)."""
+    shapes: list[torch.Size] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(args[0].shape)
+        return (args[0].flatten(0, -3) if args[0].dim() > 3 else args[0], *args[1:])
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        shape = shapes.pop()
+        return output.unflatten(0, shape[:-2]) if len(shape) > 3 else output
+
+    layer.register_forward_pre_hook(before)
+    layer.register_forward_hook(after)
 
 
 def _widen(backbone: Backbone, tuner: BaseTuner) -> None:
@@ -98,8 +124,7 @@ def _widen(backbone: Backbone, tuner: BaseTuner) -> None:
     for parameter in backbone.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    layers = [module for module in backbone.model.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in cast("list[Any]", layers):
+    for layer in _layers(backbone):
         if not isinstance(layer.get_base_layer(), nn.Linear | Conv1D):
             layer.register_forward_pre_hook(_in_float32)  # CUDA's norms want one type for all that they read
         layer.register_forward_hook(_in_stream)
