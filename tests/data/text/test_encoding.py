@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import ByT5Tokenizer
+from transformers import BertTokenizer, ByT5Tokenizer
 
 from tests.data.conftest import data_of, nodes
 from transfer_run.data.load import batch_spec
 from transfer_run.data.rows.sampling import Draw
-from transfer_run.data.text.encoding import Corrupted, TextRows, Windows
+from transfer_run.data.text.encoding import Corrupted, Labelled, TextRows, Windows
 from transfer_run.data.text.tokens import padded, pair_ids, token_ids, written_out
+from transfer_run.errors import UserError
 
 TOKENIZER = ByT5Tokenizer()
+WORDS = BertTokenizer(
+    vocab={word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "who", "what"])}
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,6 +44,21 @@ def test_the_longer_text_of_a_pair_is_cut_first() -> None:
     ids = pair_ids(TOKENIZER, ["a" * 50, "bc"], 10)["input_ids"]
     assert TOKENIZER.decode([i for i in ids if i > 2]) == "aaaaaabc"
     assert ids[6] == ids[-1] == TOKENIZER.eos_token_id
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "words"])
+@pytest.mark.parametrize(
+    ("columns", "least"), [(["a"], {"bytes": 2, "words": 3}), (["a", "b"], {"bytes": 4, "words": 5})]
+)
+def test_no_room_for_a_text_is_refused(tokenizer: str, columns: list[str], least: dict[str, int]) -> None:
+    """As many tokens as the model's marks take, and one of each text: fewer make all rows alike."""
+    rows = TextRows([{"a": "who", "b": "what"}], np.array([0]))
+    reads = TOKENIZER if tokenizer == "bytes" else WORDS
+    with pytest.raises(UserError, match="leave no room") as caught:
+        Labelled(rows, reads, columns=columns, limit=least[tokenizer] - 1, pairs=True)
+    assert f"max_source_length={least[tokenizer]} " in str(caught.value.remedy)
+    example = Labelled(rows, reads, columns=columns, limit=least[tokenizer], pairs=True)(Draw(0, 0, 0, True))
+    assert len(example["input_ids"]) == least[tokenizer]
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,8 @@ from transfer_run.data.reading.labels import is_unlabelled
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.lengths import span_sizes
-from transfer_run.data.text.tokens import is_longer, pair_ids, token_ids, written_out
+from transfer_run.data.text.tokens import is_bytes, is_longer, pair_ids, token_ids, written_out
+from transfer_run.errors import UserError
 
 Example = dict[str, Any]
 
@@ -54,6 +55,9 @@ class Labelled:
         prompt: template over the columns, for models that read one text; None: `column: value` pairs.
         pairs: give two columns to the tokenizer as a pair (encoders), without a prompt.
         several: number of classes, of which a row may have several; 0: it has one label.
+
+    Raises:
+        UserError: `limit` leaves no token to each text beside the marks that the model reads around them.
     """
 
     def __init__(
@@ -72,6 +76,25 @@ class Labelled:
         self.answers, self.prompt, self.pairs, self.several = answers, prompt, pairs, several
         self.values = isinstance(rows.labels, np.ndarray) and rows.labels.dtype.kind == "f"
         self._read: dict[int, Example] = {}
+        self._check_room()
+
+    def _check_room(self) -> None:
+        texts = len(self.columns) if self._paired else 1
+        if self.answers is not None or is_bytes(self.tokenizer):
+            marks = texts
+        else:
+            marks = self.tokenizer.num_special_tokens_to_add(texts > 1)
+        if self.limit < texts + marks:
+            raise UserError(
+                f"{self.limit} tokens leave no room for {'two texts' if texts > 1 else 'a text'}: the marks that the"
+                f" model reads around it are {marks}.",
+                where="dataset.max_source_length",
+                remedy=f"dataset.max_source_length={texts + marks} at the very least",
+            )
+
+    @property
+    def _paired(self) -> bool:
+        return self.pairs and len(self.columns) <= 2
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,7 +107,7 @@ class Labelled:
         return self._read[draw.row] | self._label(label)
 
     def _tokens(self, row: Mapping[str, Any]) -> Example:
-        if self.pairs and len(self.columns) <= 2:
+        if self._paired:
             return pair_ids(self.tokenizer, [str(row[c]) for c in self.columns], self.limit)
         text = written_out(row, self.columns, self.prompt)
         if self.answers is None:
@@ -97,8 +120,7 @@ class Labelled:
         return sum(self._is_cut(self.rows.rows[row]) for row in range(looked)), looked
 
     def _is_cut(self, row: Mapping[str, Any]) -> bool:
-        paired = self.pairs and len(self.columns) <= 2
-        texts = [str(row[c]) for c in self.columns] if paired else [written_out(row, self.columns, self.prompt)]
+        texts = [str(row[c]) for c in self.columns] if self._paired else [written_out(row, self.columns, self.prompt)]
         return is_longer(self.tokenizer, texts, self.limit)
 
     def _label(self, label: Any) -> Example:

@@ -14,6 +14,7 @@ from typing import Any
 from transfer_run.backbones.declared import TEXT_TO_TEXT, family_of
 from transfer_run.backbones.weights.names import uses_bytes
 from transfer_run.data.asked import asked
+from transfer_run.data.text.template import check_template
 from transfer_run.errors import UserError
 from transfer_run.task import Task, class_count
 
@@ -26,9 +27,12 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
 
     Raises:
         UserError: the form does not fit the backbone, or the number of classes is known neither from
-            `dataset.num_labels` nor from `dataset.label_names`.
+            `dataset.num_labels` nor from `dataset.label_names`, or the prompt names what is no column.
     """
-    form, row = family_of(backbone).form(dataset), asked(dataset)
+    family, row = family_of(backbone), asked(dataset)
+    form = family.form(dataset)
+    if dataset.get("prompt") and dataset["text_columns"] and not (family.pairs or row.running):
+        check_template(dataset["prompt"], dataset["text_columns"])
     metrics, written = tuple(dataset["metrics"]), form == TEXT_TO_TEXT
     if row.running:
         metrics = ("perplexity",) if row.noisy else ("perplexity", "bits_per_byte")

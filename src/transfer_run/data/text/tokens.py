@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transfer_run.data.text.template import filled
+
 
 def token_ids(tokenizer: Any, text: str, *, end: bool = False, limit: int | None = None) -> list[int]:
     """Token ids of one text; with `end` the end token stands last, also where the text was cut at `limit`.
@@ -52,7 +54,7 @@ def pair_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> dict[str, list
 def written_out(row: Mapping[str, Any], columns: Sequence[str], template: str | None) -> str:
     """The one text of a row: the template filled in, or its columns as `name: value`; a single column as it stands."""
     if template:
-        return template.format_map({column: row[column] for column in columns})
+        return filled(template, row)
     if len(columns) == 1:
         return str(row[columns[0]])
     return " ".join(f"{column}: {row[column]}" for column in columns)
