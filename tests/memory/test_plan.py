@@ -13,6 +13,8 @@ import pytest
 
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.plan import HELP, plan
+from transfer_run.data.load import build_data
+from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.planning.plan import plan_run
@@ -178,3 +180,15 @@ def test_three_billion_parameters_in_two_gibibytes() -> None:
     )
     assert json.loads(done.stdout)["memory"]["by_kind"]["parameters"] > 10 * 2**30
     assert int(done.stderr.split()[-1]) * 1024 < 2 * 2**30
+
+
+def test_running_text_is_planned_as_it_is_read_and_as_others_read_it() -> None:
+    """Full windows need no mask, and heads that share keys none of their own: rows that are padded need both."""
+    words = ["method=full", "backbone=llama_tiny", "backbone.weights=random:0", "dataset=python_docs",
+             "dataset.task=language_modeling", "hardware=cpu"]  # fmt: skip
+    plain, padded = (plan_run(compose([*words, *more])).memory["phases"]["forward"]["by_kind"]["activations"]
+                     for more in ([], ["plan.padded=true"]))  # fmt: skip
+    assert plain < padded
+    data = build_data(*(compose(words).config[node] for node in ("dataset", "backbone")), 0)
+    data.setup()
+    assert set(data.collate([data.example("train", Draw(0, 0, True))])) == {"input_ids", "labels"}

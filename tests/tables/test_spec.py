@@ -120,7 +120,7 @@ def refused(words: list[str]) -> str:
 
 
 SOURCE_LACKS_DATA = re.compile(
-    r"^dataset\.path=\S+ does not exist\.\n  where:   (backbone\.weights|sources\.\w+|stages): "
+    r"^dataset\.path=\S+ does not exist\.\n  where:   (backbone\.weights|sources\.\w+|stages|dataset\.tasks\[0\]): "
     r"|^method=\w+ works without data only where .*sources"  # the models that a paper merged
 )
 

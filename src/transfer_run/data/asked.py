@@ -31,6 +31,11 @@ class Asked:
     noisy: bool = False
 
     @property
+    def full(self) -> bool:
+        """Are all rows full windows of text? They need no mask, and attention without one keeps less."""
+        return self.running and not self.noisy
+
+    @property
     def labelled(self) -> bool:
         """Has a row one label, which is a number?"""
         return self.classes or self.value

@@ -57,7 +57,7 @@ def test_no_room_for_a_text_is_refused(tokenizer: str, columns: list[str], least
     with pytest.raises(UserError, match="leave no room") as caught:
         Labelled(rows, reads, columns=columns, limit=least[tokenizer] - 1, pairs=True)
     assert f"max_source_length={least[tokenizer]} " in str(caught.value.remedy)
-    example = Labelled(rows, reads, columns=columns, limit=least[tokenizer], pairs=True)(Draw(0, 0, 0, True))
+    example = Labelled(rows, reads, columns=columns, limit=least[tokenizer], pairs=True)(Draw(0, 0, True))
     assert len(example["input_ids"]) == least[tokenizer]
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
+from transfer_run.data.images.some_classes import WHERE as CLASSES
+from transfer_run.data.images.some_classes import chosen, count_of, numbers_of, only
 from transfer_run.data.reading.archive import place_of
 from transfer_run.data.reading.labels import UNLABELLED, class_labels, shortened
 from transfer_run.data.reading.pictures import (
@@ -46,7 +49,7 @@ class ImageFolder(ImageData):
     or tables. Several labels a picture (`dataset.form=multi_label`) stand in tables.
 
     A split that is missing is taken from train (`dataset.split_shares`). Class names come from the config
-    (`label_names`, which also fixes their order), else from the data.
+    (`label_names`, which also fixes their order), else from the data; `dataset.classes` takes some of them.
     """
 
     _names: tuple[str, ...] | None = None
@@ -55,10 +58,28 @@ class ImageFolder(ImageData):
     def described(self) -> Task:
         """Class names and their number come from the data where the config leaves them open."""
         found = self._names or self.dataset.get("label_names")
-        if self.dataset.get("num_labels") is None and not found:
+        some = self.dataset.get("classes") is not None
+        if not self._names and (some or (self.dataset.get("num_labels") is None and not found)):
             self.setup()
         names = list(self._names or self.dataset.get("label_names") or ()) or None
+        if some:
+            return self.describe({**self.dataset, "classes": names}, self.backbone)
         return self.describe({**self.dataset, "label_names": names}, self.backbone)
+
+    @classmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        """`num_labels` and `label_names` are those of all classes of the data, where only some of them are taken."""
+        classes = dataset.get("classes")
+        if classes is None:
+            return super().describe(dataset, backbone)
+        if asked(dataset).several:
+            raise UserError(
+                "Of pictures with several labels no classes are chosen.",
+                where=f"{CLASSES}, dataset.form={dataset['form']}",
+                remedy=f"{CLASSES}=null, or a table of fewer labels",
+            )
+        names = [str(name) for name in classes] if not isinstance(classes, str) else None
+        return super().describe({**dataset, "num_labels": count_of(classes), "label_names": names}, backbone)
 
     def read_images(self) -> dict[str, ImageRows]:
         path = path_of(self.dataset)
@@ -66,7 +87,17 @@ class ImageFolder(ImageData):
         found = self._fitting(place) if is_pattern(place) else self.found_images(existing(place))
         strata = {n: rows.labels if rows.labels.ndim == 1 else np.zeros(len(rows.labels)) for n, rows in found.items()}
         parts = completed(strata, self.dataset["split_shares"], path)
-        return {name: chosen(found[source], rows) for name, (source, rows) in parts.items()}
+        return self.of_classes({name: chosen(found[source], rows) for name, (source, rows) in parts.items()})
+
+    def of_classes(self, images: dict[str, ImageRows]) -> dict[str, ImageRows]:
+        """The rows of `dataset.classes` alone; all where it names none."""
+        if self.dataset.get("classes") is None:
+            return images
+        names = list(self._names or self.dataset.get("label_names") or ())
+        numbers = numbers_of(self.dataset["classes"], names)
+        self._names = tuple(names[number] for number in numbers)
+        self.notes.append(f"{len(numbers)} of {len(names)} classes are taken (dataset.classes)")
+        return {split: only(rows, numbers) for split, rows in images.items()}
 
     def found_images(self, folder: Path) -> dict[str, ImageRows]:
         """The splits that stand in `folder`, under the names that they have there."""
@@ -253,15 +284,6 @@ def split_folders(folder: Path) -> dict[str, Path]:
             remedy="give every split a folder a class",
         )
     return {} if classes else {split: found[split][0] for split in SPLITS if split in found}
-
-
-def chosen(images: ImageRows, rows: list[int]) -> ImageRows:
-    """Some rows of a split."""
-    if isinstance(images, FileImages):
-        return FileImages([images.paths[row] for row in rows], images.labels[rows])
-    if isinstance(images, TableImages):
-        return TableImages(images.table.select(rows), images.column, images.labels[rows], images.root)
-    raise TypeError(f"cannot choose rows of {type(images).__name__}")
 
 
 def list_file(file: Path, root: Path, classes: int) -> FileImages:

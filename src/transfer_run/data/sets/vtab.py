@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from transfer_run.data.images.image_data import ImageRows
+from transfer_run.data.images.some_classes import chosen
 from transfer_run.data.reading.table import existing, read_hub
 from transfer_run.data.rows.splits import SPLITS, shuffled
-from transfer_run.data.sets.image_folder import ImageFolder, chosen, list_file
+from transfer_run.data.sets.image_folder import ImageFolder, list_file
 from transfer_run.errors import UserError
 
 LISTS = {"train": "train800.txt", "validation": "val200.txt", "both": "train800val200.txt", "test": "test.txt"}

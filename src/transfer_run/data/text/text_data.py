@@ -65,7 +65,9 @@ class TextData(DataModule):
     def batch_spec(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any], batch_size: int) -> BatchSpec:
         task, row = cls.describe(dataset, backbone), asked(dataset)
         source = (batch_size, source_length(dataset, backbone))
-        spec: BatchSpec = {"input_ids": (source, torch.int64), "attention_mask": (source, torch.int64)}
+        spec: BatchSpec = {"input_ids": (source, torch.int64)}
+        if not row.full:
+            spec["attention_mask"] = (source, torch.int64)
         value = torch.float32 if row.value else torch.int64
         if task.written:
             spec["labels"] = ((batch_size, task.max_target_length), torch.int64)
@@ -161,9 +163,10 @@ class TextData(DataModule):
         multiple, limit = self.dataset.get("pad_to_multiple_of"), source_length(self.dataset, self.backbone)
         ids = [example["input_ids"] for example in examples]
         tokens = padded(ids, self.tokenizer.pad_token_id, multiple, limit)
-        lengths = torch.tensor([len(row) for row in ids])
-        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-        batch: Batch = {"input_ids": tokens, "attention_mask": mask}
+        batch: Batch = {"input_ids": tokens}
+        if not asked(self.dataset).full:
+            lengths = torch.tensor([len(row) for row in ids])
+            batch["attention_mask"] = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
         if uses_token_types(self.backbone) and "token_type_ids" in examples[0]:
             batch["token_type_ids"] = padded([e["token_type_ids"] for e in examples], 0, multiple, limit)
         for name in ("labels", "targets"):

@@ -34,6 +34,8 @@ SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("
           ("dataset", "beside"))  # fmt: skip
 """Keys whose null, or empty list or group, says what was so before there were such keys; it is left out, so that
 earlier identities stay."""
+SILENT_IN_MEMBERS = ("classes",)
+"""Such keys of data sets, of those too that the run's own is made of, is tested on or has beside it."""
 AS_BEFORE: dict[tuple[str, str], Any] = {
     ("dataset", "balanced_softmax"): False,
     ("dataset", "oversample"): {"to": None, "vary": "all", "weights": "effective"},
@@ -61,6 +63,7 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
     for node, key in SILENT:
         if _below(significant, [node]).get(key) in (None, [], {}):
             _below(significant, [node]).pop(key, None)
+    _without_silent(significant.get("dataset"))
     for (node, key), value in AS_BEFORE.items():
         if _below(significant, [node]).get(key) == value:
             _below(significant, [node]).pop(key)
@@ -77,6 +80,16 @@ def identity(config: Mapping[str, Any], told: Mapping[Reference, str], backbones
     if not significant.get("contents"):  # no files are named
         significant.pop("contents", None)
     return hashlib.sha256(canonical(significant).encode()).hexdigest()
+
+
+def _without_silent(node: Any) -> None:
+    """Leave `SILENT_IN_MEMBERS` that are null out of a data set's node and of all nodes in it."""
+    if isinstance(node, dict):
+        for key in SILENT_IN_MEMBERS:
+            if key in node and node[key] is None:
+                del node[key]
+        for below in node.values():
+            _without_silent(below)
 
 
 def data_read(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,6 +233,8 @@ class _Planned:
 
     def shapes(self, batch_size: int) -> Shapes:
         spec: Shapes = batch_spec(self.config["dataset"], self.config["backbone"], batch_size, self.devices)
+        if self.config["plan"]["padded"] and "input_ids" in spec:
+            spec = {"attention_mask": spec["input_ids"], **spec}
         return {**spec, ROWS: ((batch_size,), torch.int64)} if self.numbered else spec
 
     def memory(self, batch_size: int) -> dict[str, Any]:
