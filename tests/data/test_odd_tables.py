@@ -236,6 +236,38 @@ def test_one_class_alone_is_said(tmp_path: Path) -> None:
     assert "train: every row has the label 'spam': nothing can be learned from it" in data.notes
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("yes", "Yes"), "'Yes', 'yes' are classes of their own"),
+        ((" no", "no"), "' no', 'no' are classes of their own"),
+        (("caf\u00e9", "cafe\u0301"), "are classes of their own"),
+        (("1", "nan"), "'nan' is taken for the name of a class"),
+        (("N/A", "b"), "'N/A' is taken for the name of a class"),
+        (("yes", "no"), None),
+    ],
+)
+def test_names_that_may_be_slips_are_said(labels: tuple[str, str], said: str | None, tmp_path: Path) -> None:
+    rows = "".join(f"text {i},{labels[i % 2]}\n" for i in range(40))
+    data = texts(table(tmp_path, "t.csv", "text,label\n" + rows))
+    assert len(data.label_names) == 2
+    found = [note for note in data.notes if "class" in note]
+    assert found == [] if said is None else said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dataset.text_columns=[text,text]", "'text' is named twice"),
+        ("dataset.text_columns=[text,label]", "every row would tell its own answer"),
+        ("dataset.text_columns=[label]", "every row would tell its own answer"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(words: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        texts(table(tmp_path, "t.csv", GOOD), words)
+
+
 def test_a_test_without_labels_is_predicted_alone(tmp_path: Path) -> None:
     table(tmp_path, "train.csv", GOOD)
     table(tmp_path, "test.csv", "text\n" + "what is it\n" * 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,12 +98,28 @@ def _of_numbers(
     return np.array([index[float(n)] for n in numbers], dtype=np.int64), known
 
 
+MISSING = {"nan", "na", "n/a", "null", "none", "<na>", "?"}
+"""Words that other programs write where there is no value."""
+
+
 def said_of_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:
     """What a user may not expect of the training labels (n,)."""
     found = np.unique(labels[labels >= 0])
+    notes = []
     if len(found) == 1:
-        return [f"train: every row has the label '{names[int(found[0])]}': nothing can be learned from it"]
-    return []
+        notes.append(f"train: every row has the label '{names[int(found[0])]}': nothing can be learned from it")
+    plain: dict[str, list[str]] = {}
+    for name in names:
+        plain.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    for alike in plain.values():
+        if len(alike) > 1:
+            notes.append(
+                f"{', '.join(map(repr, alike))} are classes of their own, though they are written nearly alike"
+            )
+    missing = [repr(name) for name in names if name.casefold() in MISSING]
+    if missing:
+        notes.append(f"{', '.join(missing)} is taken for the name of a class; a row without a label has an empty field")
+    return notes
 
 
 def _no_label(table: Table, row: int, column: str, value: str, known: Sequence[str]) -> UserError:

@@ -31,6 +31,7 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
     """
     family, row = family_of(backbone), asked(dataset)
     form = family.form(dataset)
+    check_columns(dataset)
     if dataset.get("prompt") and dataset["text_columns"] and not (family.pairs or row.running):
         check_template(dataset["prompt"], dataset["text_columns"])
     metrics, written = tuple(dataset["metrics"]), form == TEXT_TO_TEXT
@@ -46,6 +47,27 @@ def describe_text(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Ta
     if written:
         return Task(form, 0, (), metrics, answer_length(dataset, backbone, ()))
     return Task(form, int(row.value), (), metrics)
+
+
+def check_columns(dataset: Mapping[str, Any]) -> None:
+    """Each column is read once, and what is asked for is not among what is read.
+
+    Raises:
+        UserError: `dataset.text_columns` holds a column twice, or that of the label.
+    """
+    columns = list(dataset.get("text_columns") or ())
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"The column {twice!r} is named twice.", where="dataset.text_columns", remedy="name each column once"
+        )
+    if not asked(dataset).running and dataset.get("label_column") in columns:
+        raise UserError(
+            f"The column {dataset['label_column']!r} is what is asked for and stands among the texts that are read:"
+            " every row would tell its own answer.",
+            where="dataset.text_columns, dataset.label_column",
+            remedy="leave it out of dataset.text_columns",
+        )
 
 
 def answer_words(dataset: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.cuts import longest_number, said_of_answers, said_of_cuts
 from transfer_run.data.text.encoding import Corrupted, Encoder, Example, Labelled, TextRows, Windows
 from transfer_run.data.text.lengths import (
+    check_columns,
     corrupted_lengths,
     cut_lengths,
     describe_text,
@@ -83,6 +84,7 @@ class TextData(DataModule):
 
     # ---- reading
     def read(self) -> dict[str, int]:
+        check_columns(self.dataset)
         rows = self.read_rows()
         self.notes += cut_lengths(self.dataset, self.backbone)
         if self.described.written:
