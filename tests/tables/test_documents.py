@@ -42,10 +42,15 @@ def test_the_page_on_methods_names_all_that_its_table_has() -> None:
         assert f"| `{row.name}` |" in page
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/evidence.md"])
-def test_the_page_has_the_recorded_evidence(page: str) -> None:
-    """Line by line what `transfer-table evidence/python_docs --source recorded` prints."""
-    table = read("evidence/python_docs")
+EVIDENCE = ["python_docs", "mqp", "mrpc", "stsb", "rte", "sst2", "cola", "cifar10", "cifar10_resnet56", "stories"]
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "python_docs"), *(("docs/evidence.md", name) for name in EVIDENCE)]
+)
+def test_the_page_has_the_recorded_evidence(page: str, name: str) -> None:
+    """Line by line what `transfer-table evidence/NAME --source recorded` prints."""
+    table = read(f"evidence/{name}")
     lines = [line for line in as_markdown(table, recorded(table)).splitlines() if line.startswith("|")]
     assert len(lines) == len(table.rows) + 2
     assert "\n".join(lines) in (ROOT / page).read_text(encoding="utf-8")

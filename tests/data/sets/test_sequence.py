@@ -206,3 +206,11 @@ def test_real_photographs_are_a_task() -> None:
     batch = next(iter(loader))
     assert batch["class_ids"].shape[0] == 10
     assert batch["pixel_values"].std() > 0.1
+
+
+def test_prompts_that_are_cut_are_said_and_two_that_are_alike_refused() -> None:
+    data = models.data_of(TWO, 'dataset.templates={default:["a photo of the number {} that somebody wrote"]}',
+                       "dataset.prompt_length=24")  # fmt: skip
+    assert "a: 2 of 2 prompts are cut at 24 tokens" in data.notes
+    with pytest.raises(UserError, match="'0' and '1' are the same 12 tokens"):
+        models.data_of(TWO, 'dataset.templates={default:["a photo of the number {}"]}', "dataset.prompt_length=12")

@@ -28,6 +28,7 @@ from transfer_run.data.rows.sampling import Draw, EpochBatches, Loader
 from transfer_run.data.rows.splits import SPLITS, shuffled
 from transfer_run.data.rows.task_batches import StageBatches, TaskByTask
 from transfer_run.data.text.class_texts import prompt_length, prompts, random_ids, templates_of, text_ids
+from transfer_run.data.text.cuts import said_of_captions
 from transfer_run.data.text.text_data import TextData
 from transfer_run.errors import UserError
 from transfer_run.task import Batch, BatchSpec, Task, named_beside
@@ -95,11 +96,29 @@ class TaskSequence(DataModule):
         length = prompt_length(self.dataset, self.backbone)
         for name in self.members:
             names, templates = self.class_names(name), templates_of(self.dataset["templates"], name)
-            ids = text_ids(self.tokenizer, prompts(names, templates), length)
-            self.texts.append(ids.view(len(names), len(templates), length))
+            ids = self._ids(name, prompts(names, templates), length, "prompts").view(len(names), len(templates), length)
+            self._refuse_equal(name, names, ids[:, 0])
+            self.texts.append(ids)
         self.sentences = self._read_sentences(length)
         self.offsets = {split: [0, *accumulate(self._sizes_of(split))] for split in SPLITS}
         return {split: offsets[-1] for split, offsets in self.offsets.items()}
+
+    def _ids(self, what: str, texts: Sequence[str], length: int, called: str) -> Tensor:
+        """(N, length); how many texts are longer than that becomes a note."""
+        self.notes += said_of_captions(what, texts, self.tokenizer, length, called)
+        return text_ids(self.tokenizer, texts, length)
+
+    def _refuse_equal(self, task: str, names: Sequence[str], ids: Tensor) -> None:
+        """Two classes of a task whose prompts are the same tokens cannot be told apart."""
+        seen: dict[tuple[int, ...], str] = {}
+        for name, row in zip(names, ids.tolist(), strict=True):
+            other = seen.setdefault(tuple(row), name)
+            if other is not name:
+                raise UserError(
+                    f"The prompts of {other!r} and {name!r} are the same {ids.shape[1]} tokens.",
+                    where=f"dataset.tasks, {task}; dataset.templates, dataset.prompt_length",
+                    remedy="a shorter template, other names (dataset.class_names), or a larger dataset.prompt_length",
+                )
 
     def class_names(self, task: str) -> tuple[str, ...]:
         """The classes of a task in words, in the order of their numbers."""
@@ -131,8 +150,8 @@ class TaskSequence(DataModule):
                     remedy='dataset.reference.images="image_folder path=FOLDER"',
                 )
             first = templates_of(self.dataset["templates"], "reference")[:1]
-            return text_ids(self.tokenizer, prompts(self.referred.label_names, first), length)
-        return text_ids(self.tokenizer, self._captions()[:count], length)
+            return self._ids("reference", prompts(self.referred.label_names, first), length, "prompts")
+        return self._ids("reference", self._captions()[:count], length, "sentences")
 
     def _captions(self) -> list[str]:
         node = self.dataset["nodes"]["texts"]

@@ -28,11 +28,13 @@ def said_of_cuts(split: str, encoder: Encoder) -> list[str]:
     return []
 
 
-def said_of_captions(split: str, captions: Sequence[str], tokenizer: Any, limit: int) -> list[str]:
+def said_of_captions(
+    split: str, captions: Sequence[str], tokenizer: Any, limit: int, called: str = "captions"
+) -> list[str]:
     """Which captions are longer than is read."""
     looked = captions[:COUNTED]
     cut = sum(is_longer(tokenizer, [caption], limit) for caption in looked)
-    of = f"{len(looked)} captions" if len(looked) == len(captions) else f"the first {len(looked)} captions"
+    of = f"{len(looked)} {called}" if len(looked) == len(captions) else f"the first {len(looked)} {called}"
     return [f"{split}: {cut} of {of} are cut at {limit} tokens"] if cut else []
 
 
