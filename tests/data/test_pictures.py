@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,19 @@ def test_several_labels_stand_in_a_table(tmp_path: Path) -> None:
 def test_several_labels_fill_the_planned_batch(tmp_path: Path) -> None:
     node, model = nodes("dataset=image_folder", "backbone=vit_tiny", "dataset.form=multi_label", "dataset.num_labels=3")
     assert batch_spec(node, model, 5)["labels"] == ((5, 3), torch.float32)
+
+
+def test_what_is_not_read_of_a_picture_is_said(tmp_path: Path) -> None:
+    """Transparency and all frames but the first: by headers alone, in files and in tables."""
+    first, second = Image.new("RGBA", (4, 4), (9, 9, 9, 0)), Image.new("L", (4, 4), 7)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            first.save(tmp_path / name / f"{i}.png") if i < 3 else second.save(tmp_path / name / f"{i}.png")
+    second.save(tmp_path / "dog" / "film.gif", save_all=True, append_images=[Image.new("L", (4, 4), 200)])
+    second.convert("P").save(tmp_path / "dog" / "palette.png", transparency=0)
+    data = read(tmp_path)
+    said = "\n".join(data.notes)
+    counts = [int(n) for n in re.findall(r"(\d+) of \d+ pictures have transparent places", said)]
+    assert sum(counts) == 7
+    assert said.count("the first frame is read, and no other") == 1

@@ -19,6 +19,7 @@ from transfer_run.data.base import DataModule, Example
 from transfer_run.data.images.augment import build_augment
 from transfer_run.data.images.transform import Transform, image_node
 from transfer_run.data.reading.labels import said_of_classes, said_of_unlabelled
+from transfer_run.data.reading.pictures import said_of_contents
 from transfer_run.data.reading.table import Table
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.errors import UserError
@@ -144,6 +145,8 @@ class ImageData(DataModule):
             unknown = np.asarray(rows.labels) < 0
             missing = int((unknown if unknown.ndim == 1 else unknown.any(1)).sum())
             self.notes += said_of_unlabelled(name, missing, len(rows.labels))
+            if isinstance(rows, FileImages | TableImages):
+                self.notes += said_of_contents(name, rows.image, len(rows.labels))
         if "train" in self.images and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(self.images["train"].labels), self.label_names)
         return {name: len(rows.labels) for name, rows in self.images.items()}

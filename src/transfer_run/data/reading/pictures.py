@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ ENDS = {b"\x89PNG": b"IEND", b"\xff\xd8\xff": b"\xff\xd9"}
 """What a whole file of a kind ends with, by what it begins with."""
 CHECKED = 50_000
 """Files of an evaluation split that are looked at before training; more would take minutes on a network's disk."""
+
+LOOKED = 2_000
+"""Pictures of a split whose headers are looked at for what is not read of them."""
 
 
 def is_leftover(name: str) -> bool:
@@ -124,6 +127,26 @@ def check_whole(files: Sequence[Path]) -> None:
                 where=str(file),
                 remedy="repair the file, or take it out of the data",
             ) from error
+
+
+def said_of_contents(split: str, open_image: Callable[[int], Image.Image], count: int) -> list[str]:
+    """What of the pictures of a split is not read, as notes: transparency, and all frames of a film but the first.
+    Headers alone are looked at, of the first `LOOKED` pictures."""
+    looked, clear, films = min(count, LOOKED), 0, 0
+    for row in range(looked):
+        try:
+            with open_image(row) as image:
+                clear += image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+                films += getattr(image, "n_frames", 1) > 1
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # what cannot be read is refused, and named, where it is decoded
+    of = f"{looked} pictures" if looked == count else f"the first {looked} pictures"
+    notes = []
+    if clear:
+        notes.append(f"{split}: {clear} of {of} have transparent places, which are read as the colours beneath")
+    if films:
+        notes.append(f"{split}: of {films} of {of} the first frame is read, and no other")
+    return notes
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
