@@ -61,8 +61,8 @@ def test_the_evidence_takes_the_recorded_rates() -> None:
 
 @pytest.mark.parametrize("name", ["mqp", "rte", "mrpc", "stsb", "cola", "sst2"])
 def test_the_other_evidence_takes_those_of_mqp(name: str) -> None:
-    """Each row says the words of that search and its rate; its score, but not its peak, is read of kept outputs of frozen
-    blocks. mqp itself has all words of the search."""
+    """Each row says the words of that search and its rate; its score, but not its peak, is read of what frozen blocks
+    left. mqp itself has all words of the search."""
     recorded = json.loads((search_rates.RECORDED / "mqp.json").read_text(encoding="utf-8"))
     table = read(f"evidence/{name}")
     if name == "mqp":
