@@ -73,10 +73,15 @@ SEARCHES = {
         {
             "full": ("1e-4",),
             "linear_probe": ("1e-1",),
+            "bitfit": ("3e-3",),
+            "adapter": ("1e-3",),
+            "prompt_tuning": ("3e-2",),
+            "prefix_tuning": ("1e-3",),
             "lora": ("1e-3",),
             "lst": ("3e-3", STILL, "method.init_samples=256"),
             "unipt": ("3e-3", STILL),
             "sherl": ("3e-3", STILL),
+            "vqt": ("3e-2",),
         },
     ),
     "digits": Search(

@@ -73,7 +73,57 @@ def test_the_bound_of_merged_files_holds(method: str, files: list[str], tmp_path
 
 
 def test_what_depends_on_whole_layers_has_no_bound(files: list[str]) -> None:
+    gram = files[2].removeprefix("method.base=")  # a square of the right width
     with pytest.raises(UserError, match="largest layers"):
-        plan_run(compose(["method=regmean", f"method.grams=[{__file__}]", *files]))
+        plan_run(compose(["method=regmean", f"method.grams=[{gram},{gram},{gram}]", *files]))
     with pytest.raises(UserError, match="needs a data set"):
         plan_run(compose(["method=full", "dataset=none"]))
+
+
+def folder_of(parent: Path, name: str, shapes: dict[str, tuple[int, ...]], *, lora: bool = False) -> Path:
+    folder = parent / name
+    folder.mkdir()
+    stem = "adapter_model" if lora else "model"
+    save_file({key: torch.ones(shape) for key, shape in shapes.items()}, folder / f"{stem}.safetensors")
+    if lora:
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "target_modules": ["a"]}')
+    return folder
+
+
+PLAIN = {"a.weight": (4, 3), "b.weight": (2, 2)}
+UNFIT = {
+    "adapters without their start": (["lora", "lora"], (), "Adapters say nothing of where they started"),
+    "another shape": (["one", "odd"], (), "do not fit each other"),
+    "other names": (["one", "other"], ("method=ties", "method.base=one"), "do not fit each other"),
+    "a weight too many": (["one", "one"], ("method.weights=[1,2,3]",), "There are 2 models and the weights"),
+    "weights without a mean": (["one", "one"], ("method.weights=[1,-1]",), "sum to zero"),
+    "nothing to search on": (["one", "one"], ("method=ties", "method.base=one", "method.lambda=[1,2]"), "no task to"),
+    "coefficients": (["one", "one"], ("method=fisher_merging", "method.coefficients=[1,1,1]"), "as many coefficients"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_files_that_do_not_fit_are_refused_before_the_run(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path, "one", PLAIN)
+    folder_of(tmp_path, "odd", PLAIN | {"a.weight": (5, 3)})
+    folder_of(tmp_path, "other", {"c.weight": (4, 3)})
+    factors = {"base_model.model.a.lora_A.weight": (2, 3), "base_model.model.a.lora_B.weight": (4, 2)}
+    folder_of(tmp_path, "lora", factors, lora=True)
+    models, words, said = UNFIT[case]
+    run = compose(["method=average", "dataset=none", f"method.models=[{','.join(models)}]", *words])
+    for look in (plan_run, show_dry_run):
+        with pytest.raises(UserError, match=said):
+            look(run)
+    fitting = compose(["method=average", "dataset=none", "method.models=[one,one]"])
+    assert plan_run(fitting).memory["peak"] > 0
+
+
+def test_what_must_be_fetched_or_carried_out_first_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = folder_of(tmp_path, "one", PLAIN)
+    words = ["method=average", "dataset=none", f"output_dir={tmp_path}"]
+    for more in (f"method.models=[{one},nobody/nothing]", f"sources={{a: {one}, b: nobody/nothing}}"):
+        show_dry_run(compose([*words, more]))
+        assert "was not looked at" in " ".join(capsys.readouterr().out.split())

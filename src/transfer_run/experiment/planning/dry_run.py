@@ -9,6 +9,7 @@ from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
 from transfer_run.experiment.planning.plan import Plan, plan_run
 from transfer_run.experiment.record.summary import size
+from transfer_run.experiment.sources.combine import NotPlanned
 from transfer_run.experiment.sources.resolve import source_tree
 from transfer_run.experiment.sources.source import Tree
 
@@ -28,9 +29,7 @@ def show_dry_run(run: Run) -> None:
     console.print(table)
     try:
         _show_plan(plan_run(run), console)
-    except UserError as error:
-        if run.has_data:
-            raise
+    except NotPlanned as error:
         console.print(f"no plan: {error.what}", highlight=False)
     console.print(f"folder:  {tree.folder}")
     console.print("dry_run=true: nothing was carried out")

@@ -27,6 +27,10 @@ from transfer_run.methods.build import method_class, method_settings
 from transfer_run.run_folder import RESULT, has_model, is_run, model_folder, read_description
 
 
+class NotPlanned(UserError):
+    """The run can be carried out, but what it takes is not known before."""
+
+
 def on_first_source(run: Run, sources: Mapping[str, Path]) -> Run | None:
     """The run with backbone, weights and dataset of its first source that is a run; None where none is.
 
@@ -59,13 +63,16 @@ def memory_of_files(run: Run) -> tuple[dict[str, Any], list[str]]:
     """What a merge of files takes at most (`memory` as in `result.json`), and that in words.
 
     Raises:
-        UserError: the method does not merge files, or not piece by piece.
+        NotPlanned: it does not work piece by piece.
+        UserError: the method does not merge files, or the files that are there do not fit.
     """
     config = run.config
     make_importable(run)
-    found = _of_files(config).memory_of_files(len(config["sources"]))
+    method = _of_files(config)
+    unseen = _check_files(method, run)
+    found = method.memory_of_files(len(config["sources"]))
     if found is None:
-        raise UserError(
+        raise NotPlanned(
             f"What method={run.chosen('method')} takes to merge files depends on their largest layers.",
             where="dataset=none",
             remedy="carry it out: its result says what was measured",
@@ -74,7 +81,18 @@ def memory_of_files(run: Run) -> tuple[dict[str, Any], list[str]]:
     kinds = dict.fromkeys(KINDS, 0) | {"other": size}
     memory = MemoryReport(size, PREPARE, "", kinds, {PREPARE: PhasePeak(size, "", kinds)}).as_dict("plan")
     line = f"{pieces}, on the CPU: at most {amount(size)} are in memory at once, whatever the models' size."
-    return {**memory, "predicted_peak": size}, [line]
+    return {**memory, "predicted_peak": size}, [line, *unseen]
+
+
+def _check_files(method: Any, run: Run) -> list[str]:
+    """Let the method look at the names and shapes of what is there; what was not looked at, in a line."""
+    sources = sources_of(run)
+    absent = [source.where for source in sources if source.folder is None]
+    if absent:
+        return [f"{', '.join(absent)}: not here yet, so whether the files fit each other was not looked at."]
+    folders = {source.name: source.folder for source in sources if source.folder is not None}
+    unseen = method.check_files(Context(run.config["seed"], run.folder, _no_batches, folders, _silent))
+    return [] if unseen is None else [f"{unseen}."]
 
 
 def _of_files(config: Mapping[str, Any]) -> Any:
@@ -119,8 +137,12 @@ def combine_files(run: Run, folder: Path, sources: dict[str, Path]) -> None:
 def _predicted(run: Run) -> int | None:
     try:
         return int(memory_of_files(run)[0]["peak"])
-    except UserError:
+    except NotPlanned:
         return None
+
+
+def _silent(line: str) -> None:
+    """A plan's context: the run's log is not written."""
 
 
 def _no_batches(split: str, batch_size: int) -> NoReturn:

@@ -22,7 +22,7 @@ class AverageRule(Rule):
     def __init__(self, weights: Sequence[float] | None = None) -> None:
         self.weights = weights
 
-    def survey(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
         if sum(self.factors) == 0:
             raise UserError(

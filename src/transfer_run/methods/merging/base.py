@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.backbones.weights.files import ADAPTER, adapter_config
+from transfer_run.backbones.weights.names import is_hub_name
 from transfer_run.data.scores.direction import Better, first_best
 from transfer_run.errors import UserError
 from transfer_run.methods.base import Context, Method
 from transfer_run.methods.form import find_form
 from transfer_run.methods.merging.engine.checkpoint import Checkpoint, StateDict
-from transfer_run.methods.merging.engine.opening import ONES, local_path, open_base, open_model, open_models
+from transfer_run.methods.merging.engine.opening import ONES, is_at_hand, local_path, open_base, open_model, open_models
 from transfer_run.methods.merging.engine.stream import TASK_VECTOR, Job, Rule, merge_to_folder, piece_length, run
 from transfer_run.methods.merging.engine.tied import tie_as
 from transfer_run.methods.merging.engine.writer import Live, copy_companions
@@ -180,7 +181,25 @@ class Merging(Method, ABC):
         )  # fmt: skip
 
     # ---- files in, a file out
-    def _merge_files(self, context: Context) -> None:
+    def check_files(self, context: Context) -> str | None:
+        """Refuse what the merge would refuse, as far as names, shapes and settings say it; no values are read.
+
+        Returns:
+            What was not looked at, because it would have to be fetched; None: all was.
+
+        Raises:
+            UserError: a model does not exist or cannot be read, or they do not fit each other, the base or the rule.
+        """
+        named = [*self.models, *([] if self.base in (None, ONES) else [str(self.base)])]
+        if absent := [name for name in named if is_hub_name(name) and not is_at_hand(name)]:
+            return f"{', '.join(absent)} would be fetched: whether the models fit each other was not looked at"
+        *_, options = self._opened_files(context)
+        options[0].rule.check(options[0].job)
+        return None
+
+    def _opened_files(
+        self, context: Context
+    ) -> tuple[list[Path], list[Checkpoint], Checkpoint | None, Job, list[Option]]:
         folders, models, base = self.open_files(context)
         job = self._job(models, base)
         options = self.options(job, context, ())
@@ -190,6 +209,10 @@ class Merging(Method, ABC):
                 where=f"method.{next(iter(options[0].label))}",
                 remedy="give one value, or merge finished runs: sources={a: 'method=full ...', b: ...}",
             )
+        return folders, models, base, job, options
+
+    def _merge_files(self, context: Context) -> None:
+        folders, models, base, job, options = self._opened_files(context)
         stem = "model" if adapter_config(self.described_by(job, folders)) is None else ADAPTER
         out = context.folder / MODEL
         merge_to_folder(options[0].job, options[0].rule, out, max_shard_bytes=self.max_shard_bytes, stem=stem)

@@ -58,7 +58,7 @@ class FisherRule(Rule):
         self.floor, self.favor_target, self.normalize = floor, favor_target, normalize
         self.norms: list[float] = []
 
-    def survey(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
         given = [len(self.coefficients), *([] if self.fishers is None else [len(self.fishers)])]
         if any(count != job.count for count in given) or min(self.coefficients) < 0 or not sum(self.coefficients):
             raise UserError(
@@ -68,8 +68,11 @@ class FisherRule(Rule):
             )
         if self.fishers is not None:
             _check(job, self.fishers)
-            if self.normalize and not self.norms:
-                self.norms = [_norm(job, fisher) for fisher in self.fishers]
+
+    def survey(self, job: Job) -> None:
+        super().survey(job)
+        if self.fishers is not None and self.normalize and not self.norms:
+            self.norms = [_norm(job, fisher) for fisher in self.fishers]
 
     def merge(self, job: Job, piece: Piece) -> Tensor:
         merged = job.values(piece, 0)

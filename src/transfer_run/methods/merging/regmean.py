@@ -59,8 +59,8 @@ class RegMeanRule(AverageRule):
         self.grams, self.off_diagonal, self.ridge, self.transposed = grams, off_diagonal, ridge, transposed
         self._prepared: tuple[str, list[Tensor], Tensor] | None = None
 
-    def survey(self, job: Job) -> None:
-        super().survey(job)
+    def check(self, job: Job) -> None:
+        super().check(job)
         if len(self.grams) != job.count:
             raise UserError(
                 f"There are {job.count} models and {len(self.grams)} files of Gram matrices.",

@@ -105,7 +105,7 @@ class TaskArithmeticRule(TaskVectorRule):
         super().__init__(scale)
         self.weights = weights
 
-    def survey(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
 
     def change(self, job: Job, piece: Piece, model: int, base: Tensor) -> Tensor:

@@ -73,8 +73,11 @@ class TiesRule(TaskVectorRule):
         self._cancelled: list[Piece] = []
 
     # ---- before the merge
-    def survey(self, job: Job) -> None:
+    def check(self, job: Job) -> None:
         self.factors = model_weights(self.weights, job.count)
+
+    def survey(self, job: Job) -> None:
+        super().survey(job)
         self.majority, self._balance, self._cancelled = None, 0, []
         self.trim.survey(job)
         self.norms = self._square_norms(job) if self.resolve in ("normfrac", "normmass") else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_run.backbones.weights.files import adapter_config
-from transfer_run.backbones.weights.hub import fetch_weights
+from transfer_run.backbones.weights.hub import cached_weights, fetch_weights
 from transfer_run.backbones.weights.names import is_hub_name
 from transfer_run.backbones.weights.settings import differences, folder_computing
 from transfer_run.errors import UserError
@@ -15,6 +15,12 @@ from transfer_run.methods.merging.engine.checkpoint import Checkpoint, Ones, ope
 from transfer_run.methods.merging.engine.names import under_names_of
 
 ONES = "ones"
+
+
+def is_at_hand(name: str) -> bool:
+    """Is the folder, the file or the hub's model on this machine?"""
+    hub, _, revision = name.partition("@")
+    return Path(name).expanduser().exists() or cached_weights(hub, revision or None) is not None
 
 
 def local_path(name: str) -> Path:

@@ -129,8 +129,16 @@ class Job:
 class Rule(ABC):
     """How the values of n models become those of one."""
 
-    def survey(self, job: Job) -> None:  # noqa: B027 - most rules look at nothing before
+    def check(self, job: Job) -> None:  # noqa: B027 - most rules take all that fit each other
+        """What the rule asks of the number of models and of their tensors' shapes; no values are read.
+
+        Raises:
+            UserError: they are others.
+        """
+
+    def survey(self, job: Job) -> None:
         """Passes over the models before the merge (thresholds, norms)."""
+        self.check(job)
 
     def step(self, job: Job, name: str) -> int | None:
         """Elements a piece of this tensor; None: the job's own."""
