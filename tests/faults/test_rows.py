@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -32,3 +33,14 @@ def test_the_tests_of_a_fault_are_there(row: str) -> None:
             missing.append(named)
     assert ROWS[row]
     assert not missing
+
+
+COUNTS = {"A": 9, "B": 7, "E": 16, "S": 12, "P": 23}
+"""Faults that were found, numbered from 1 in each part."""
+
+
+def test_every_fault_that_was_found_has_a_row() -> None:
+    named = {word for row in ROWS for word in re.findall(r"(?:[ABEPS][0-9]+|[CD])(?= )", row.partition(": ")[2])}
+    found = {f"{part}{number}" for part, count in COUNTS.items() for number in range(1, count + 1)} | {"C", "D"}
+    assert found - named == set()
+    assert named - found == set()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+
+from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.compose import compose
 from transfer_run.tables.spec import Row, TableSpec, names, read
+
+RECORDED = Path(__file__).resolve().parents[1] / "recorded" / "tables"
 
 
 def rows(tables: str, row: str) -> Iterator[tuple[TableSpec, Row]]:
@@ -43,3 +50,25 @@ def test_icarl_distils_from_the_task_before() -> None:
     for spec, row in found:
         method = compose(list(spec.cell_words(row, spec.columns[0], "paper"))).config["method"]
         assert method["distill"]["teacher"] == "previous", spec.name
+
+
+def recorded(name: str) -> dict[tuple[str, str], float]:
+    """What a recorded table found, by row and column."""
+    cells = json.loads((RECORDED / f"{name}.json").read_text(encoding="utf-8"))["cells"]
+    return {(cell["row"], cell["column"]): cell["ours"] for cell in cells}
+
+
+def test_an_intermediate_task_of_the_domain_helps() -> None:
+    found = recorded("double_finetuning_docs")
+    scores = {row: value for (row, column), value in found.items() if column == "accuracy"}
+    matched = scores.pop("answers to questions first, 800 pairs")
+    assert len(scores) == 2
+    assert matched > max(scores.values()) + 2
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("dp4tl", "does not beat a random one"), ("ties", "keep=0.2 trails the plain average")],
+)
+def test_pages_own_up_to_choices_that_lose(method: str, says: str) -> None:
+    assert says in " ".join(registry.entry("method", method).content["method"]["about"]["choose"].split())

@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.declared import HAS
+from transfer_run.backbones.later import later
 from transfer_run.backbones.precise import in_half, precise, restore
 from transfer_run.backbones.stream import BlockStream, all_but_streamed
 from transfer_run.backbones.taps.replay import Replay
@@ -92,6 +93,8 @@ class Backbone(nn.Module, ABC):
         self.source_head: tuple[Tensor, Tensor] | None = None
         self.source_labels: tuple[str, ...] = ()  # its classes' names, where the weights tell them
         self.activation_checkpointing = False
+        self.loss_chunk: int | None = None  # tokens whose vocabulary logits a loss makes at once; None: all
+        self.words_later = False  # `language_logits` are made when the loss asks for them (`later.py`)
         self.replay: Replay | None = None  # answers a frozen stream from stored taps
         self.in_bf16 = False  # weights and stream in bfloat16 (`backbone.load`)
         self.stream: BlockStream | None = None  # brings blocks from CPU memory (`backbone.offload`)
@@ -379,6 +382,10 @@ class Backbone(nn.Module, ABC):
 
     def language_logits(self, last: Tensor) -> Tensor:
         """Vocabulary logits (B, T, V) from the finished hidden state, through the pretrained language head."""
+        return later(last, self._words) if self.words_later else self._words(last)
+
+    def _words(self, last: Tensor) -> Tensor:
+        """The language head (..., D) -> (..., V)."""
         raise self._lacks("language_head")
 
     def untie_language_head(self) -> nn.Module:

@@ -54,7 +54,12 @@ def backbone_class(config: Mapping[str, Any], folder: Path | None = None) -> typ
 
 
 def build_backbone(
-    config: dict[str, Any], *, weights: bool = True, device: str = "cpu", checkpointing: bool = False
+    config: dict[str, Any],
+    *,
+    weights: bool = True,
+    device: str = "cpu",
+    checkpointing: bool = False,
+    loss_chunk: int | None = None,
 ) -> Backbone:
     """The backbone that `config` describes, kept as its `load` and `offload` say.
 
@@ -63,6 +68,7 @@ def build_backbone(
         weights: False builds the architecture with random weights, whatever `config` says.
         device: where it shall be; on `meta` it takes no memory and no weights are read.
         checkpointing: keep one hidden state a block for backward, and compute the rest again.
+        loss_chunk: make the vocabulary logits of so many tokens at once in a loss, and again in backward; None: of all.
 
     Returns:
         The backbone in train mode, its `provenance` telling what was loaded: `source` (random, folder, run, hub),
@@ -87,7 +93,7 @@ def build_backbone(
         if source.kind != RANDOM:
             refuse_not_finite(backbone.model.state_dict(), str(provenance["weights"]))
         backbone.provenance = {**provenance, "checksum": checksum(backbone.model)}
-    backbone.activation_checkpointing = checkpointing
+    backbone.activation_checkpointing, backbone.loss_chunk = checkpointing, loss_chunk
     if config.get("load"):
         backbone.to(torch.bfloat16)
         backbone.in_bf16 = True

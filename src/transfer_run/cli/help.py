@@ -28,6 +28,7 @@ transfer-run [KEY=VALUE ...]    compose, train, test and record one transfer-lea
   transfer-run method=full 'stages=[[dataset=A],[dataset=B]]'       runs that go on from each other, B from A's model
   transfer-run run=FOLDER export=DIR                                a finished run's model, for peft, transformers, timm
   transfer-run run=FOLDER test=PATH                                 its model tested again, on other data (or test=own)
+  transfer-run run=FOLDER match=TEXT among=FILE                     which known text asks the same (runs on pairs)
   transfer-run run=FOLDER report=html                               a page of a finished run: curves, memory, comparison
 
 Choices, as GROUP=NAME (`transfer-list methods` explains them, likewise backbones, datasets, ...):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_run.cli.carry import carry
 from transfer_run.cli.exits import exit_code
 from transfer_run.cli.flags import read_flags
-from transfer_run.errors import DONE, RunFailed, UserError, nearest_names
-from transfer_run.files import user_path
-from transfer_run.run_folder import is_run
+from transfer_run.errors import DONE, UserError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -45,7 +42,9 @@ def run(arguments: Sequence[str]) -> int:
         answer(flags.words)
         return DONE
     if any(word.startswith("run=") for word in flags.words):
-        return _of_finished(flags.words, flags.multirun)
+        from transfer_run.cli.finished import of_finished
+
+        return of_finished(flags.words, flags.multirun)
     if any(word.startswith("sweep.status=") for word in flags.words):
         return _status(flags.words)
     if named := next((word for word in flags.words if word.startswith("test=")), ""):
@@ -81,48 +80,6 @@ def _carry(run: Run) -> int:
     return DONE
 
 
-def _of_finished(words: Sequence[str], multirun: bool) -> int:
-    """`run=FOLDER` with `export=DIR`, `test=PATH` or `report=html`: of a finished run, whatever its words were."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    run = user_path(given.get("run", ""), "run")
-    if set(given) not in ({"run", "export"}, {"run", "test"}, {"run", "report"}) or len(words) != 2 or multirun:
-        raise UserError(
-            "run=FOLDER is about a finished run, and goes with export=DIR, test=PATH or report=html alone.",
-            where=" ".join(["-m"] * multirun + list(words)),
-            remedy="transfer-run run=outputs/runs/... export=DIR, or test=PATH, or test=own, or report=html",
-        )
-    if given.get("report", "html") != "html":
-        raise UserError(f"A report is html, not {given['report']!r}.", where="report", nearest=["report=html"])
-    from transfer_run.run_folder import read_result
-
-    if read_result(run) is None:
-        what = "has not finished" if run.is_dir() else "does not exist"
-        near = [] if run.is_dir() else _runs_like(run)
-        raise UserError(
-            f"The run {run} {what}.", where=f"run={run}", nearest=near, remedy="name the folder of a finished run"
-        )
-    if "test" in given:
-        return _test(run, given["test"])
-    if "report" in given:
-        from transfer_run.tables.html.runs import write_report
-
-        print(f"report: {write_report(run)}")
-        return DONE
-    from transfer_run.experiment.models.export import export_run
-
-    print(f"exported to {export_run(run, Path(given['export']))}")
-    return DONE
-
-
-def _runs_like(run: Path) -> list[str]:
-    """Folders of runs, beside the one that is named or where runs land, whose names are near."""
-    places = [run.parent, *Path("outputs/runs").glob("*")]
-    folders = [folder for place in places if place.is_dir() for folder in sorted(place.iterdir()) if is_run(folder)]
-    named = {folder.name: str(folder) for folder in folders}
-    held = [name for name in named if run.name and run.name in name]  # an identity, or a part of the name
-    return [named[name] for name in (held or nearest_names(run.name, named))][:3]
-
-
 def _status(words: Sequence[str]) -> int:
     """`sweep.status=NAME`: how far a sweep is, whatever its words were."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
@@ -135,40 +92,6 @@ def _status(words: Sequence[str]) -> int:
     from transfer_run.cli.sweep import status
 
     return status(given["sweep.status"], Path(given.get("output_dir", "outputs")))
-
-
-def _test(run: Path, test: str) -> int:
-    """Scores and answers of the model, beside its record."""
-    if test != "own" and not user_path(test, "test").exists() and not has_magic(test):
-        raise UserError(
-            "There is no such file or folder.",
-            where=f"test={test}",
-            remedy="name the test data, or the run's own: test=own",
-        )
-    import traceback
-
-    from transfer_run.experiment.training.tested_again import test_again
-    from transfer_run.files import read_json
-    from transfer_run.run_folder import LOG_FILE, TESTS, read_config
-
-    sys.path += [folder for folder in read_config(run).get("search_path") or () if folder not in sys.path]
-    try:
-        path = test_again(run, test)
-    except UserError as error:
-        if "dataset." not in error.remedy:
-            raise
-        remedy = "write these data as the run's own are written: it is tested with its own config"
-        raise UserError(error.what, where=error.where, nearest=error.nearest, remedy=remedy) from error
-    except Exception as error:
-        log = run / TESTS / LOG_FILE
-        with log.open("a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        raise RunFailed(log, f"{type(error).__name__}: {error}") from error
-    found = read_json(path, "test again")
-    for name, value in found["metrics"].items():
-        print(f"{name}  {value}")
-    print(f"{found['rows']} rows tested: {path}")
-    return DONE
 
 
 def _wants_launcher(composer: Composer, words: Sequence[str]) -> bool:

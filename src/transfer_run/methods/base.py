@@ -21,6 +21,7 @@ from torch import Size, Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch, State
 from transfer_run.data.base import DataModule
+from transfer_run.errors import UserError
 from transfer_run.hardware.optimization import Optimization
 from transfer_run.hardware.steps import Steps
 from transfer_run.methods.form import find_form
@@ -158,6 +159,12 @@ class Method(nn.Module):
         self.form = find_form(task.form)
         self.form.check(self)
         self.backbone = backbone.with_head(self.form.head(backbone, task) if head is None else head)
+        if backbone.loss_chunk is not None and not self.form.speaks:
+            raise UserError(
+                f"A task of {task.form} has no words, whose logits could be made a chunk at a time.",
+                where=f"hardware.loss_chunk={backbone.loss_chunk}",
+                remedy="hardware.loss_chunk=null",
+            )
         self.task = task
         self.backbone_dropout = backbone_dropout
 
@@ -348,7 +355,15 @@ class Method(nn.Module):
         """`loss`; with `use_cache` decoder keys and values are kept until it is there (the paper profile's setting)."""
         if use_cache and self.form.writes:
             batch = {**batch, "cache": self.new_cache()}
-        return self.loss(batch)
+        return self._loss_in_chunks(batch)
+
+    def _loss_in_chunks(self, batch: Batch) -> Tensor:
+        """`loss`; of vocabulary logits `hardware.loss_chunk` tokens at a time, where that is set."""
+        self.backbone.words_later = self.backbone.loss_chunk is not None
+        try:
+            return self.loss(batch)
+        finally:
+            self.backbone.words_later = False
 
     def step(self, batch: Batch, steps: Steps) -> Tensor:
         """One training step: losses, gradients and updates. Override it for several optimizers, for losses in turn, for
@@ -384,7 +399,7 @@ class Method(nn.Module):
     def score(self, batch: Batch, scores: Scores) -> Tensor | None:
         """Count one batch of a split in its scores; returns the predictions, where these need them."""
         predictions = self.predict(batch) if scores.needs_predictions else None
-        loss = self.loss(batch) if scores.needs_loss else None
+        loss = self._loss_in_chunks(batch) if scores.needs_loss else None
         scores.update(predictions, batch, loss, self.form.counted(batch["labels"]) if scores.needs_loss else None)
         return predictions
 

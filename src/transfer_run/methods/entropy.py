@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from transfer_run.backbones.later import Later
+from transfer_run.errors import UserError
 from transfer_run.task import Task
 
 
@@ -21,3 +24,30 @@ def cross_entropy(logits: Tensor, labels: Tensor, task: Task, training: bool) ->
         logits = logits.float() + logits.new_tensor(task.class_counts, dtype=torch.float32).log()
     weights = logits.new_tensor(task.class_weights).float() if task.class_weights else None
     return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=task.label_smoothing)
+
+
+def in_chunks(logits: Later, labels: Tensor, task: Task, training: bool, chunk: int) -> Tensor:
+    """`cross_entropy` of labels (...) under logits that are still to be made, which are made again in backward.
+
+    Args:
+        chunk: so many tokens at a time.
+
+    Raises:
+        UserError: labels are weighted by classes, which words are not.
+    """
+    if training and (task.class_weights or task.balanced_softmax):
+        raise UserError(
+            "Classes have weights, and the loss is made of chunks of words.",
+            where="hardware.loss_chunk, dataset.class_weights",
+            remedy="leave one of them out",
+        )
+    smoothing = task.label_smoothing if training else 0.0
+
+    def summed(last: Tensor, right: Tensor) -> Tensor:
+        return F.cross_entropy(logits.words(last).float(), right, label_smoothing=smoothing, reduction="sum")
+
+    last, right = logits.last.flatten(0, -2), labels.flatten()
+    total = torch.zeros((), device=last.device)
+    for each, its in zip(last.split(chunk), right.split(chunk), strict=True):
+        total = total + checkpoint(summed, each, its, use_reentrant=False)
+    return total / (right != -100).sum()

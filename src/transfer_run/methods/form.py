@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
+from transfer_run.backbones.later import Later
 from transfer_run.backbones.precise import as_head
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
 from transfer_run.methods.answers import Answer
-from transfer_run.methods.entropy import cross_entropy
+from transfer_run.methods.entropy import cross_entropy, in_chunks
 from transfer_run.methods.known_forms import check_form, target_of
 from transfer_run.targets import load_class
 from transfer_run.task import Task
@@ -154,6 +155,8 @@ class Form(ABC):
     @staticmethod
     def entropy(method: Answering, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of labels (...) under logits (..., classes), weighted and smoothed as the data set asks."""
+        if isinstance(logits, Later):
+            return in_chunks(logits, labels, method.task, method.training, method.backbone.loss_chunk)
         return cross_entropy(logits.flatten(0, -2), labels.flatten(), method.task, method.training)
 
     # ---- likelihoods of one example (Fisher information)

@@ -219,6 +219,7 @@ def test_names_that_are_refused_early_are_those_that_there_are() -> None:
     from transfer_run.data.scores.classes import CLASSES
     from transfer_run.data.scores.texts import COMPARED
 
-    kinds = {"classes": {*CLASSES, names.BY_CLASS}, "values": labels.VALUES, "texts": COMPARED, "loss": labels.RUNNING}
+    of_classes = {*CLASSES, names.BY_CLASS, *names.ORDERED}
+    kinds = {"classes": of_classes, "values": labels.VALUES, "texts": COMPARED, "loss": labels.RUNNING}
     assert {kind: set(known) for kind, known in names.OF_KIND.items()} == {k: set(v) for k, v in kinds.items()}
     assert set(names.LOSSES) == set(labels.LOSSES)

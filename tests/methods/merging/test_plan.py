@@ -91,6 +91,7 @@ def folder_of(parent: Path, name: str, shapes: dict[str, tuple[int, ...]], *, lo
 
 
 PLAIN = {"a.weight": (4, 3), "b.weight": (2, 2)}
+THREE = ("method.coefficients=[1,1,1]",)
 UNFIT = {
     "adapters without their start": (["lora", "lora"], (), "Adapters say nothing of where they started"),
     "another shape": (["one", "odd"], (), "do not fit each other"),
@@ -98,7 +99,11 @@ UNFIT = {
     "a weight too many": (["one", "one"], ("method.weights=[1,2,3]",), "There are 2 models and the weights"),
     "weights without a mean": (["one", "one"], ("method.weights=[1,-1]",), "sum to zero"),
     "nothing to search on": (["one", "one"], ("method=ties", "method.base=one", "method.lambda=[1,2]"), "no task to"),
-    "coefficients": (["one", "one"], ("method=fisher_merging", "method.coefficients=[1,1,1]"), "as many coefficients"),
+    "coefficients": (
+        ["one", "one"],
+        ("method=fisher_merging", "method.isotropic=true", "method.coefficients=[1,1,1]"),
+        "as many coefficients",
+    ),
 }
 
 

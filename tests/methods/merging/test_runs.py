@@ -24,7 +24,7 @@ from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
 from transfer_run.methods.merging.runs.source_task import SourceTask
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
 from transfer_run.methods.merging.ties import TiesRule
-from transfer_run.run_folder import BODY_PREFIX, read_config
+from transfer_run.run_folder import BODY_PREFIX, model_folder, read_config
 
 START = "backbone=vit_tiny backbone.weights=random:0 dataset=digits trainer.max_steps=6"
 LOW = f"method=full {START} dataset.classes=[5,6]"
@@ -286,3 +286,37 @@ def test_sources_that_cannot_be_merged(runs: Path) -> None:
     adapter = f"method=adapter {START} dataset.classes=[5,6]"
     with pytest.raises(UserError, match="merging would lose"):
         merged_runs(runs, "method=ties", f"sources.other='{adapter}'")
+
+
+# ---- the pretrained model among the models
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_tuned_model_is_drawn_back_towards_the_pretrained_one(share: float, shared_runs: Path) -> None:
+    own = ("method.isotropic=true", "method.pretrained=true", f"method.coefficients=[{share},{1 - share}]")
+    folder, result = carried_out(shared_runs, "method=fisher_merging", "dataset=none", f"sources.low='{LOW}'", *own)
+    source = next(p for p in (shared_runs / "runs" / "digits").glob("full-*") if _is(p, LOW, shared_runs))
+    tuned, merged = (load_model(model_folder(p)).backbone.state_dict() for p in (source, folder))
+    start = build_backbone(dict(read_config(source)["backbone"])).state_dict()
+    body = [name for name in start if not name.startswith("head")]
+    for name in body:
+        wanted = share * tuned[name] + (1 - share) * start[name]
+        assert torch.allclose(merged[name], wanted, atol=1e-6), name
+    assert result["extra"]["merge"]["models"] == 2
+    assert any(not torch.equal(tuned[name], start[name]) for name in body)
+
+
+def _is(folder: Path, words: str, root: Path) -> bool:
+    return folder.name == compose([*words.split(), f"output_dir={root}", "hardware=cpu"]).folder.name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("dataset=none", f"sources.low='{LOW}'", "method.pretrained=true"), "no Fisher"),
+        (("dataset=none", "method.models=[.]", "method.isotropic=true", "method.pretrained=true"), "no weights of its"),
+    ],
+)
+def test_the_pretrained_model_has_no_fisher_and_files_have_no_backbone(words: tuple[str, ...], said: str) -> None:
+    from transfer_run.experiment.planning.plan import plan_run
+
+    with pytest.raises(UserError, match=said):
+        plan_run(compose(["method=fisher_merging", *words]))

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 import transfer_run
 from transfer_run.backbones.load import build_backbone
-from transfer_run.backbones.tokenizer import build_tokenizer
 from transfer_run.data.load import build_data
 from transfer_run.data.reading.table import table_of
 from transfer_run.data.sets.mqp import grouped_parts, parsed
@@ -27,7 +26,7 @@ from transfer_run.experiment.config.compose import compose
 from transfer_run.experiment.config.stages import stage_words
 from transfer_run.experiment.run import carry_out
 from transfer_run.experiment.sources.resolve import source_tree
-from transfer_run.methods.task_transfer.double_finetuning import DoubleFineTuning, FaqMatcher, pair_scorer
+from transfer_run.methods.task_transfer.double_finetuning import DoubleFineTuning
 from transfer_run.tables.spec import read
 from transfer_run.task import Task
 
@@ -238,30 +237,6 @@ class TestHandOver:
     def test_any_method_can_be_the_inner_one(self, tmp_path: Path) -> None:
         _, second, _ = chained(tmp_path, "method=lora")
         assert any("lora_A" in name for name in second)
-
-
-class TestMatcher:
-    KNOWN = ("Is aspirin safe?", "How long is flu contagious?", "May I swim with a cold?")
-
-    def test_the_identical_question_is_found(self) -> None:
-        def same(pairs: Any) -> torch.Tensor:
-            return torch.tensor([float(a == b) for a, b in pairs])
-
-        matcher = FaqMatcher(same, self.KNOWN)
-        assert [matcher(question) for question in self.KNOWN] == [0, 1, 2]
-        assert matcher("Something else?") is None
-        assert FaqMatcher(same, self.KNOWN, threshold=1.01)(self.KNOWN[0]) is None
-        assert FaqMatcher(same, [])(self.KNOWN[0]) is None
-
-    def test_a_models_probabilities_do_not_depend_on_the_batch(self) -> None:
-        backbone = dict(registry.entry("backbone", "bert_tiny").content["backbone"])
-        torch.manual_seed(0)
-        method = DoubleFineTuning(build_backbone(backbone), Task("classification", 2, ("different", "similar")))
-        pairs = [("a?", known) for known in self.KNOWN]
-        whole, single = (pair_scorer(method, build_tokenizer(backbone), batch_size=n)(pairs) for n in (32, 1))
-        assert torch.allclose(whole, single, atol=1e-5)
-        assert whole.shape == (3,)
-        assert FaqMatcher(pair_scorer(method, build_tokenizer(backbone)), self.KNOWN, 0.0)("a?") == int(whole.argmax())
 
 
 def trained(method: DoubleFineTuning, rows: torch.Tensor, labels: torch.Tensor, steps: int, seed: int) -> None:

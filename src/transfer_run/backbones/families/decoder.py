@@ -243,7 +243,7 @@ class Decoder(Backbone):
         head, table = self.model.lm_head.weight, self._body.get_input_embeddings().weight
         return [head] if not speaks and head is not table else []
 
-    def language_logits(self, last: Tensor) -> Tensor:
+    def _words(self, last: Tensor) -> Tensor:
         return self.model.lm_head(last)
 
     def new_cache(self) -> DynamicCache:

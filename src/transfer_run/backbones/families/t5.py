@@ -206,7 +206,7 @@ class T5(Backbone):
         used = {id(p) for p in self.model.encoder.parameters()}
         return [p for p in self.model.parameters() if id(p) not in used]
 
-    def language_logits(self, last: Tensor) -> Tensor:
+    def _words(self, last: Tensor) -> Tensor:
         if self.model.config.scale_decoder_outputs:  # the library ties always and keeps what v1.1 says of it here
             last = last * self.model.config.d_model**-0.5
         return self.model.lm_head(last)

@@ -29,7 +29,8 @@ def _ranks(values: Tensor) -> Tensor:
 class Correlation(Metric):
     """A coefficient of predictions and targets; 0 where one of them is the same in all rows.
 
-    Keeps all pairs, so that ranks may hold different numbers of them, none included.
+    Of classes it is that of their numbers: they must have an order, and steps of one width. Keeps all pairs, so that
+    ranks may hold different numbers of them, none included.
     """
 
     higher_is_better = True
@@ -40,7 +41,7 @@ class Correlation(Metric):
         self.add_state("pairs", default=[], dist_reduce_fx="cat")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        self.pairs.append(torch.stack([predictions, targets], dim=1))  # type: ignore[union-attr, operator]
+        self.pairs.append(torch.stack([predictions, targets], dim=1).double())  # type: ignore[union-attr, operator]
 
     def compute(self) -> Tensor:
         pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) else self.pairs

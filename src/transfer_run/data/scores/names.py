@@ -24,9 +24,11 @@ MOST_CLASSES = 100
 KINDS = {"classification": "classes", "regression": "values", "forecasting": "values", "language_modeling": "loss"}
 """What the metrics of a form compare, or sum; of all others texts."""
 PHRASES = {"loss": "running text"}
+ORDERED = ("pearson", "spearman")
+"""Correlations: of values, or of the numbers of classes that have an order."""
 OF_KIND = {
-    "classes": ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews", *OF_GROUP, BY_CLASS),
-    "values": ("pearson", "spearman", "mse", "mae"),
+    "classes": ("accuracy", "mean_class_accuracy", "f1", "f1_macro", "matthews", *ORDERED, *OF_GROUP, BY_CLASS),
+    "values": (*ORDERED, "mse", "mae"),
     "texts": ("exact_match", "number_match", "rouge1", "rouge2", "rougeL"),
     "loss": ("bits_per_byte",),
 }

@@ -43,6 +43,9 @@ ANY = {
     "choose": Fact("str", "when to choose it, and when not"),
     "commands": Fact("list[str]", "command lines that its page shows; left out: those of its family's `usual` words"),
     "options": Fact("dict", "types and choices of its own keys, where the default does not tell (`schema.py`)"),
+    "later": Fact(
+        "dict", "keys that came after others' runs, and the value of each that changes nothing: identities stay"
+    ),
     "former": Fact("dict", "words of a paper's own code, and what to write here instead"),
 }
 """What every node may say."""

@@ -59,10 +59,21 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
     _check_taps(values)
+    _check_chunk(values["hardware"])
     check_long_tail(dataset)
     check_oversample(dataset)
     if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
         check_loss(dataset, family_of(backbone).form(dataset))
+
+
+def _check_chunk(hardware: Mapping[str, Any]) -> None:
+    """Shards are gathered where a module is called once a pass; chunks of a loss call the language head often."""
+    if hardware.get("loss_chunk") is not None and hardware.get("strategy") == "fsdp":
+        raise UserError(
+            "The language head's shards are gathered once a pass, and chunks of a loss call it many times.",
+            where="hardware.loss_chunk, hardware.strategy=fsdp",
+            remedy="hardware.loss_chunk=null, or hardware.strategy=ddp",
+        )
 
 
 def _check_without_data(method: Mapping[str, Any], sources: Mapping[str, Any]) -> None:

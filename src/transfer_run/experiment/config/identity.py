@@ -31,7 +31,7 @@ NEUTRAL = (
 SILENT = (("dataset", "rows"), ("backbone", "load"), ("trainer", "patience"), ("trainer", "validate_steps"),
           ("trainer", "drop_last"), ("trainer", "skip_nan"), ("dataset", "augment"), ("dataset", "delimiter"),
           ("dataset", "value_step"), ("dataset", "class_weights"), ("dataset", "label_smoothing"), ("dataset", "tests"),
-          ("dataset", "beside"))  # fmt: skip
+          ("dataset", "beside"), ("hardware", "loss_chunk"))  # fmt: skip
 """Keys whose null, or empty list or group, says what was so before there were such keys; it is left out, so that
 earlier identities stay."""
 SILENT_IN_MEMBERS = ("classes",)
@@ -135,11 +135,12 @@ def canonical(values: Any) -> str:
 
 
 def _significant(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """A copy without neutral keys and without the nodes that only describe."""
+    """A copy without neutral keys, without the nodes that only describe, and without what came later and is off."""
+    later = (values.get(ABOUT) or {}).get("later") or {}
     return {
         key: _significant(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if key != ABOUT and f"{prefix}{key}" not in NEUTRAL
+        if key != ABOUT and f"{prefix}{key}" not in NEUTRAL and not (key in later and later[key] == value)
     }
 
 

@@ -12,11 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transfer_run.backbones.declared import family_of, takes
+from transfer_run.data.load import build_task
+from transfer_run.data.text.lengths import source_length
 from transfer_run.errors import UserError
 from transfer_run.experiment.config import registry
 from transfer_run.experiment.config.composed import Run
 from transfer_run.memory.report import amount
+from transfer_run.methods.form import find_form
 
+CHUNK = 1024
+LOSS_CHUNK = f"hardware.loss_chunk={CHUNK}"
+"""Tokens whose logits over a vocabulary are made at once: a matrix product of this height keeps a GPU busy."""
 WORTH = 0.05
 """Share of the peak from which on a saving is worth a line."""
 
@@ -79,6 +85,9 @@ def changes(run: Run, kinds: Mapping[str, int], through_backbone: bool) -> Itera
     if not hardware["activation_checkpointing"]:
         again = run.changed(hardware={"activation_checkpointing": True})
         yield Change("hardware.activation_checkpointing=true", again, kinds["activations"], "for more time")
+    if hardware.get("loss_chunk") is None and _words_of_a_loss(config) > CHUNK:
+        chunked = run.changed(hardware={"loss_chunk": CHUNK})
+        yield Change(LOSS_CHUNK, chunked, kinds["activations"] + kinds["other"], "for more time")
     for precision in {"32-true": ("bf16-mixed", "bf16-true")}.get(str(hardware["precision"]), ("bf16-true",)):
         if precision != hardware["precision"]:
             price = "with trained weights in half precision" if precision == "bf16-true" else ""
@@ -97,6 +106,16 @@ def changes(run: Run, kinds: Mapping[str, int], through_backbone: bool) -> Itera
                 yield Change(f"method={name}", _other(run, "method", name), kinds["activations"])
         for name in _methods_that_save("states", run)[:1]:
             yield Change(f"method={name}", _other(run, "method", name), states)
+
+
+def _words_of_a_loss(config: Mapping[str, Any]) -> int:
+    """Places whose logits over a vocabulary one loss is of; 0 where a fresh head answers."""
+    dataset, backbone = config["dataset"], config["backbone"]
+    form = find_form(family_of(backbone).form(dataset))
+    if not form.speaks:
+        return 0
+    length = build_task(dataset, backbone).max_target_length if form.writes else source_length(dataset, backbone)
+    return int(dataset["batch_size"]) * int(length)
 
 
 def _kept_smaller(run: Run, kinds: Mapping[str, int], backbone: Mapping[str, Any]) -> Iterator[Change]:

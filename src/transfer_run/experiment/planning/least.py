@@ -15,13 +15,14 @@ from typing import Any
 
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.composed import Run
-from transfer_run.experiment.planning.advice import Change, changes
+from transfer_run.experiment.planning.advice import LOSS_CHUNK, Change, changes
 
 CHEAPEST_FIRST = (
     "trainer.grads_to_none=true",
     "optimizer=adamw_fused",
     "hardware.precision=bf16-mixed",
     "backbone.load=bf16",
+    LOSS_CHUNK,
     "hardware.activation_checkpointing=true",
     "optimizer=adafactor",
     "backbone.load=nf4",

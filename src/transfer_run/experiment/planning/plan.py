@@ -330,7 +330,10 @@ def _method_on_meta(run: Run, *, paper: bool) -> Method:
 
     def build() -> Method:
         checkpointing = config["hardware"]["activation_checkpointing"]
-        backbone = build_backbone(config["backbone"], weights=False, device="meta", checkpointing=checkpointing)
+        chunk = config["hardware"].get("loss_chunk")  # runs of earlier versions have none
+        backbone = build_backbone(
+            config["backbone"], weights=False, device="meta", checkpointing=checkpointing, loss_chunk=chunk
+        )
         method = build_method(settings, backbone, task)
         method.take_sources(lambda name: source_on_meta(name, run, task))
         return method

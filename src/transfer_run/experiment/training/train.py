@@ -152,6 +152,7 @@ def _build(config: dict[str, Any], sources: dict[str, Path], data: DataModule) -
         starting_backbone(config, sources),
         weights=method_needs_weights(config),
         checkpointing=config["hardware"]["activation_checkpointing"],
+        loss_chunk=config["hardware"].get("loss_chunk"),
     )
     return build_method(config["method"], backbone, data.task)
 

@@ -5,26 +5,19 @@
 
 McCreery, Katariya, Kannan, Chablani, Amatriain 2020 (arXiv 2008.13546). Both stages train everything, with cross
 entropy on the pooled pair. A stage is a run of its own (`stages=[...]`, experiment/stages.py); what the first one
-learns from is a dataset (`dataset=qa_pairs`, data/qa_pairs.py). This class adds what the two stages share, and the
-use that the paper makes of the result: matching a user's question with a list of answered ones.
+learns from is a dataset (`dataset=qa_pairs`, data/qa_pairs.py). This class adds what the two stages share. The use that
+the paper makes of the result, matching a user's question with a list of answered ones, is `transfer-run run=FOLDER
+match=QUESTION among=FILE` (experiment/models/matching.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from transfer_run.backbones.base import Backbone
-from transfer_run.data.text.tokens import padded, pair_ids
 from transfer_run.methods.base import Context, Method
-from transfer_run.methods.work import alone
 from transfer_run.run_folder import read_result
 from transfer_run.task import Task
-
-Pairs = Sequence[tuple[str, str]]
 
 
 class DoubleFineTuning(Method):
@@ -56,49 +49,3 @@ class DoubleFineTuning(Method):
         for line in lines:
             context.log(f"the stage before learned from {line}")
         return {"before": lines} if lines else {}
-
-
-class FaqMatcher:
-    """Finds the answered question that a user's question asks again (the paper's live system).
-
-    Args:
-        score: pairs of texts -> the probability (K,) of each that they ask the same; see `pair_scorer`.
-        questions: the answered ones, F_1 ... F_K; K forward passes a user's question.
-        threshold: the least probability of a match.
-    """
-
-    def __init__(self, score: Callable[[Pairs], Tensor], questions: Sequence[str], threshold: float = 0.5) -> None:
-        self.score, self.questions, self.threshold = score, list(questions), threshold
-
-    def __call__(self, question: str) -> int | None:
-        """The number of the most probable match; None where none passes the threshold."""
-        if not self.questions:
-            return None
-        scores = self.score([(question, known) for known in self.questions])
-        best = int(scores.argmax())
-        return best if float(scores[best]) >= self.threshold else None
-
-
-def pair_scorer(method: Method, tokenizer: Any, limit: int = 200, batch_size: int = 32) -> Callable[[Pairs], Tensor]:
-    """The probability of the last class (`similar`) that a finished model gives to pairs of texts.
-
-    Args:
-        tokenizer: the backbone's (`backbones.tokenizer.build_tokenizer`).
-        limit: tokens of a pair.
-    """
-    method.eval()
-    device = next(method.parameters()).device
-
-    @torch.no_grad()
-    def score(pairs: Pairs) -> Tensor:
-        found = []
-        for start in range(0, len(pairs), batch_size):
-            rows = [pair_ids(tokenizer, pair, limit) for pair in pairs[start : start + batch_size]]
-            batch = {name: padded([row[name] for row in rows], 0).to(device) for name in rows[0]}
-            lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
-            places = torch.arange(batch["input_ids"].shape[1], device=device)
-            batch["attention_mask"] = (places < lengths[:, None]).long()
-            found.append(alone(method(batch).float().softmax(-1)[:, -1]))
-        return torch.cat(found)
-
-    return score
