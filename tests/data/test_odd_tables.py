@@ -256,6 +256,38 @@ def test_names_that_may_be_slips_are_said(labels: tuple[str, str], said: str | N
 
 
 @pytest.mark.parametrize(
+    ("labels", "words", "said"),
+    [
+        (("1", "0001"), (), "'0001', '1' are one label, the number 1"),
+        (("1", "1.0"), (), "'1', '1.0' are one label, the number 1"),
+        (("1", "-1"), (), "-1 is taken for no label"),
+        (("1", "-1"), ("dataset.label_names=['-1','1']",), None),
+        (("1.0", "2.0"), (), None),
+        (("1", "one"), (), None),
+        (("0", "1"), (), None),
+    ],
+)
+def test_numbers_that_are_written_in_two_ways_or_mean_no_label_are_said(
+    labels: tuple[str, str], words: tuple[str, ...], said: str | None, tmp_path: Path
+) -> None:
+    rows = "".join(f"text {i},{(*labels, '0')[i % 3]}\n" for i in range(42) if not words or i % 3 < 2)
+    data = texts(table(tmp_path, "t.csv", "text,label\n" + rows), *words)
+    found = [note for note in data.notes if "label" in note and note.startswith("t.csv: ")]
+    assert found == [] if said is None else said in found[0]
+    if words:
+        assert data.label_names == ("-1", "1")
+        assert set(data.labels("train").tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("values", [("2.5", "2.5"), ("2.5", "2.75")])
+def test_one_value_alone_is_said(values: tuple[str, str], tmp_path: Path) -> None:
+    rows = "".join(f"text {i},{values[i % 2]}\n" for i in range(40))
+    data = texts(table(tmp_path, "t.csv", "text,label\n" + rows), "dataset.form=regression", "dataset.metrics=[mae]")
+    said = "train: every row has the value 2.5: nothing can be learned from it" in data.notes
+    assert said == (values[1] != "2.75")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ("dataset.text_columns=[text,text]", "'text' is named twice"),

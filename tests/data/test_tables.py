@@ -166,7 +166,8 @@ def test_unlabelled_test_rows_are_noted(write: Write) -> None:
         write(f"d/{name}.csv", GOOD)
     file = write("d/test.csv", "text,label\nx,-1\ny,1\n")
     data = read(file.parent)
-    assert data.notes == ["test: 1 of 2 rows have no label; predicted, not scored"]
+    taken = "test.csv: -1 is taken for no label; a class that is called so is named: dataset.label_names=['-1', ...]"
+    assert data.notes == [taken, "test: 1 of 2 rows have no label; predicted, not scored"]
     batch = next(iter(data.loader("test", batch_size=2)))
     assert batch["labels"].tolist() == [-100, 1]
     words = read(file.parent, backbone="t5_tiny")

@@ -31,7 +31,7 @@ from transfer_run.data.reading.pictures import in_8_bits
 from transfer_run.data.reading.text_tables import Dialect, read_text_table
 from transfer_run.errors import UserError
 
-TABLES, PICTURES, MODELS = (1200, 500, 300) if WHOLE else (100, 40, 15)
+TABLES, EXAMPLES, PICTURES, MODELS = (900, 500, 400, 300) if WHOLE else (100, 50, 40, 15)
 SEEDS = st.integers(0, 2**32 - 1)
 Recorder = Callable[[str, Any], None]
 
@@ -98,6 +98,91 @@ def test_a_table_is_what_pythons_own_reader_reads(record_property: Recorder) -> 
     record_property("cases", TABLES)
 
 
+LABELS = [["0", "1"], ["1", "2", "3"], ["good", "bad"], ["yes", "no", ""], ["Yes", "yes"], ["0", "1", "0001"],
+          ["1.0", "2.0"], ["-1", "0", "1"], ["a", "b ", " b"], ["NaN", "x"], ["true", "false"], ["é", "e\u0301"],
+          ["1", "one"], ["3", "40000"], FIELDS]  # fmt: skip
+
+
+def odd_examples(dice: random.Random, folder: Path) -> list[dict[str, Any]] | None:
+    """Write a table of texts and labels as train, validation and test; the rows that somebody else reads in it, None
+    where that one refuses it."""
+    header = ["text", "label", *dice.sample(["id", "x y", "Text", "2", "é"], dice.randint(0, 2))]
+    dice.shuffle(header)
+    if dice.random() < 0.04:
+        header.remove(dice.choice(["text", "label"]))
+    pool = dice.choice(LABELS)
+    rows = [[dice.choice(pool if name == "label" else FIELDS) for name in header] for _ in range(dice.randint(0, 9))]
+    ending, encoding = dice.choice([".csv", ".csv", ".tsv", ".json", ".jsonl"]), "utf-8"
+    if ending.startswith(".json"):
+        examples: list[dict[str, Any]] = [dict(zip(header, row, strict=True)) for row in rows]
+        for example in examples:
+            if dice.random() < 0.3 and example.get("label", "").isascii() and example.get("label", "").isdigit():
+                example["label"] = int(example["label"])
+            if dice.random() < 0.05:
+                example["text"] = dice.choice([None, 3, 2.5, True, ["a"], {"a": 1}])
+        content = json.dumps(examples) if ending == ".json" else "".join(f"{json.dumps(row)}\n" for row in examples)
+    else:
+        delimiter = "\t" if ending == ".tsv" else ","
+        text = io.StringIO()
+        csv.writer(text, delimiter=delimiter, lineterminator=dice.choice(["\n", "\r\n"])).writerows([header, *rows])
+        content, encoding = text.getvalue(), dice.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])
+        content = content[: dice.randint(0, len(content))] if dice.random() < 0.06 else content
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}{ending}").write_bytes(content.encode(encoding, errors="replace"))
+    if ending.startswith(".json"):
+        return examples
+    decoding = "utf-8-sig" if encoding.startswith("utf-8") else encoding
+    try:
+        with (folder / f"train{ending}").open(encoding=decoding, newline="") as file:
+            lines = [row for row in csv.reader(file, delimiter=delimiter, strict=True) if row]
+        return [dict(zip(lines[0], row, strict=True)) for row in lines[1:]]
+    except (csv.Error, ValueError, IndexError):
+        return None
+
+
+def same_number(one: Any, other: Any) -> bool:
+    """Are these the same number, however it is written?"""
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError):
+        return False
+
+
+def test_labelled_texts_are_read_as_they_stand(record_property: Recorder) -> None:
+    """From the words of a command to the rows: every text, every label, or one message; what is meant otherwise than
+    it is written is said."""
+
+    @tried(EXAMPLES)
+    @given(SEEDS)
+    def one(seed: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            examples = odd_examples(random.Random(seed), Path(folder))
+            words = ("dataset=text_files", "backbone=bert_tiny", "dataset.text_columns=[text]")
+            try:
+                data: Any = build_data(*composed(*words, f"dataset.path={folder}"), 0)
+                data.setup()
+            except UserError:
+                return
+        assert examples is not None, "a damaged table was read"
+        rows = data.encoders["train"].rows
+        assert len(rows) == len(examples)
+        notes = " ".join(data.notes)
+        for example, row, label in zip(examples, rows.rows, rows.labels, strict=True):
+            text = example["text"]
+            assert row["text"] == text or str(row["text"]) == (text if isinstance(text, str) else json.dumps(text))
+            written = str(example.get("label", "")) if example.get("label") is not None else ""
+            if label < 0:
+                assert not written.strip() or ("-1 is taken for no label" in notes and same_number(written, -1))
+                continue
+            name = data.label_names[label]
+            assert written == name or same_number(written, name), (written, name)
+            alike = {str(e["label"]).strip() for e in examples if same_number(e.get("label"), name)}
+            assert len(alike) < 2 or f"are one label, the number {float(name):g}" in notes
+
+    one()
+    record_property("cases", EXAMPLES)
+
+
 # ---- pictures
 MODES = ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA", "I;16", "F", "I"]
 
@@ -141,8 +226,6 @@ def right_picture(file: Path) -> np.ndarray:
 
 
 def test_a_folder_of_pictures_is_what_pil_reads(record_property: Recorder) -> None:
-    dataset, backbone = composed("dataset=image_folder", "backbone=cnn_tiny", "dataset.path=.")
-
     @tried(PICTURES)
     @given(SEEDS)
     def one(seed: int) -> None:
@@ -154,7 +237,8 @@ def test_a_folder_of_pictures_is_what_pil_reads(record_property: Recorder) -> No
                     for number in range(2):
                         odd_picture(dice, Path(folder) / split / label, str(number))
             try:
-                data: Any = build_data({**dataset, "path": folder}, backbone, 0)
+                words = ("dataset=image_folder", "backbone=cnn_tiny", f"dataset.path={folder}")
+                data: Any = build_data(*composed(*words), 0)
                 data.setup()
                 read = {(split, row): decoded(in_colours, data.images[split], row)
                         for split in data.sizes for row in range(data.sizes[split])}  # fmt: skip

@@ -6,6 +6,7 @@ Another byte of any of their files that makes other values is another run, or th
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transfer_run.methods.merging.engine.opening import open_models
 from transfer_run.methods.merging.engine.stream import Job, merge_in_memory
 from transfer_run.methods.merging.runs.bodies import body_tensors
 from transfer_run.methods.merging.task_arithmetic import TaskArithmeticRule
+from transfer_run.run_folder import check_model, model_folder
 from transfer_run.task import Task
 
 SIZES: Any = {"vocab_size": 384, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -169,3 +171,61 @@ def test_what_lies_beside_changes_nothing(
         (folder / "README.md").write_text("read by nobody", encoding="utf-8")
         (folder / ".hidden.json").write_text("{}", encoding="utf-8")
     assert compose(list(words)).identity == before
+
+
+def finished(method: str, folder: Path, shared: Path) -> Path:
+    """A copy of a finished run's folder."""
+    own = ("method.reduction_factor=2",) if method == "lst" else ()
+    words = (f"method={method}", *TINY, *own, "backbone.weights=random:0", "hardware=cpu", "profiler=none",
+             "trainer.max_steps=1", "trainer.progress=none", "dataset.batch_size=4",
+             f"output_dir={shared}")  # fmt: skip
+    run = carry_out(compose(list(words)))
+    shutil.copytree(run, folder / run.name)
+    return folder / run.name
+
+
+def weights_of_a_run(folder: Path, shared: Path) -> Reader:
+    run = finished("full", folder, shared)
+    words = ("method=full", *TINY, f"backbone.weights=run:{run}")
+
+    def read() -> torch.Tensor:
+        check_model(model_folder(run))  # as the runner does before it hands a source on
+        node = compose(list(words)).config["backbone"]
+        return flat(body_tensors(build_backbone(resolved_backbone(node, {"backbone": run}))))
+
+    return words, read
+
+
+def a_run_that_teaches(method: str) -> Callable[[Path, Path], Reader]:
+    """Its head and what it trained in its blocks answer, too."""
+
+    def made(folder: Path, shared: Path) -> Reader:
+        run = finished(method, folder, shared)
+        return ("method=distiller", *TINY, "backbone.weights=random:0", f"sources.teacher={run}"), lambda: answers(run)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "reader", [weights_of_a_run, a_run_that_teaches("full"), a_run_that_teaches("lora"), a_run_that_teaches("lst")]
+)
+def test_another_byte_of_a_finished_run_is_refused_or_another_run(
+    reader: Callable[[Path, Path], Reader], tmp_path: Path, shared_runs: Path
+) -> None:
+    """A run says of its model which bytes it wrote: others are not read, whatever the identity."""
+    words, read = reader(tmp_path / "runs", shared_runs)
+    before, values, heard = compose(list(words)).identity, told(read), set()
+    assert len(values) == 64, f"the run as it is must be read: {values}"
+    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        for place in {len(content) // 3, len(content) // 2, max(0, len(content) - 9)} if content else ():
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            answer = told(read)
+            if answer != values:
+                heard.add(file.name)
+                silent = len(answer) == 64 and identity(words) == before
+                assert not silent, f"{file.name}: other values are read under the same identity"
+        file.write_bytes(content)
+    assert heard >= {"model.safetensors", "model.json"}
+    assert compose(list(words)).identity == before
+    assert told(read) == values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,35 @@ def said_of_classes(labels: np.ndarray, names: Sequence[str]) -> list[str]:
     if missing:
         notes.append(f"{', '.join(missing)} is taken for the name of a class; a row without a label has an empty field")
     return notes
+
+
+def said_of_values(values: np.ndarray) -> list[str]:
+    """What a user may not expect of the training values (n,), NaN where a row has none."""
+    found = np.unique(values[~np.isnan(values)])
+    alike = len(found) == 1 and len(values) > 1
+    return [f"train: every row has the value {found[0]:g}: nothing can be learned from it"] if alike else []
+
+
+def said_of_numbers(table: Table, column: str, names: Sequence[str] | None) -> list[str]:
+    """What a user may not expect of classes that are written as numbers.
+
+    Args:
+        names: `dataset.label_names`.
+    """
+    values = table.rows[column][:]
+    written = {v.strip() if isinstance(v, str) else v for v in values if isinstance(v, str | int | float)} - {""}
+    texts = {str(v) for v in written if v == v}
+    if getattr(table.rows.features[column], "names", None) or not all(map(_is_number, texts)):
+        return []
+    notes, spelled = [], dict[float, list[str]]()
+    for text in sorted(texts):
+        spelled.setdefault(float(text), []).append(text)
+    for number, alike in spelled.items():
+        if len(alike) > 1:
+            notes.append(f"{', '.join(map(repr, alike))} are one label, the number {number:g}")
+    if UNLABELLED in spelled and not (names and "-1" in map(str, names)):
+        notes.append("-1 is taken for no label; a class that is called so is named: dataset.label_names=['-1', ...]")
+    return [f"{Path(table.source).name}: {note}" for note in notes]
 
 
 def _no_label(table: Table, row: int, column: str, value: str, known: Sequence[str]) -> UserError:

@@ -14,7 +14,7 @@ from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows
 from transfer_run.data.images.some_classes import WHERE as CLASSES
 from transfer_run.data.images.some_classes import chosen, count_of, numbers_of, only
 from transfer_run.data.reading.archive import place_of
-from transfer_run.data.reading.labels import UNLABELLED, class_labels, shortened
+from transfer_run.data.reading.labels import UNLABELLED, class_labels, said_of_numbers, shortened
 from transfer_run.data.reading.pictures import (
     SUFFIXES,
     check_whole,
@@ -149,6 +149,7 @@ class ImageFolder(ImageData):
             several, self._names = several_labels(table, label, names, count)
             return TableImages(table, image, _matrix(several, len(self._names)), root)
         labels, self._names = class_labels(table, label, names, count)
+        self.notes += said_of_numbers(table, label, self.dataset.get("label_names"))
         return TableImages(table, image, labels, root)
 
     def _class_names(self, found: list[str], where: str) -> list[str]:

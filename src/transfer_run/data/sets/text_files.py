@@ -7,7 +7,14 @@ import math
 import numpy as np
 
 from transfer_run.data.asked import asked
-from transfer_run.data.reading.labels import UNLABELLED, check_texts, check_trained, class_labels, value_labels
+from transfer_run.data.reading.labels import (
+    UNLABELLED,
+    check_texts,
+    check_trained,
+    class_labels,
+    said_of_numbers,
+    value_labels,
+)
 from transfer_run.data.reading.several import several_labels
 from transfer_run.data.reading.table import Table, path_of, split_tables
 from transfer_run.data.rows.splits import SPLITS, completed
@@ -61,6 +68,7 @@ class TextFiles(TextData):
         if row.classes:
             names = self._names or self.dataset.get("label_names")
             labels, self._names = class_labels(table, label, names, self.dataset.get("num_labels"))
+            self.notes += said_of_numbers(table, label, self.dataset.get("label_names"))
             return TextRows(rows, labels)
         if row.several:
             names = self._names or self.dataset.get("label_names")

@@ -15,7 +15,7 @@ import torch
 from transfer_run.backbones.declared import family_of
 from transfer_run.data.asked import asked, refuse_without_classes
 from transfer_run.data.base import DataModule
-from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled
+from transfer_run.data.reading.labels import is_unlabelled, said_of_classes, said_of_unlabelled, said_of_values
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.answers import Answers
 from transfer_run.data.text.cuts import longest_number, said_of_answers, said_of_cuts
@@ -98,6 +98,8 @@ class TextData(DataModule):
             self.notes += said_of_unlabelled(name, missing, len(split))
         if "train" in rows and asked(self.dataset).classes:
             self.notes += said_of_classes(np.asarray(rows["train"].labels), self.label_names)
+        if "train" in rows and asked(self.dataset).value:
+            self.notes += said_of_values(np.asarray(rows["train"].labels))
         return {name: len(encoder) for name, encoder in self.encoders.items()}
 
     def _answers(self, rows: Mapping[str, TextRows]) -> Answers:
