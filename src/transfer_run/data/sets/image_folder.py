@@ -11,6 +11,7 @@ import numpy as np
 
 from transfer_run.data.asked import asked
 from transfer_run.data.images.image_data import FileImages, ImageData, ImageRows, TableImages, table_images
+from transfer_run.data.images.levels import BOTH, CLASS, below_outer, both_names, by_domain, check_levels
 from transfer_run.data.images.some_classes import WHERE as CLASSES
 from transfer_run.data.images.some_classes import chosen, count_of, numbers_of, only
 from transfer_run.data.reading.archive import place_of
@@ -83,6 +84,7 @@ class ImageFolder(ImageData):
 
     def read_images(self) -> dict[str, ImageRows]:
         path = path_of(self.dataset)
+        check_levels(self.dataset)
         place = place_of(path, self.notes)
         found = self._fitting(place) if is_pattern(place) else self.found_images(existing(place))
         strata = {n: rows.labels if rows.labels.ndim == 1 else np.zeros(len(rows.labels)) for n, rows in found.items()}
@@ -101,6 +103,8 @@ class ImageFolder(ImageData):
 
     def found_images(self, folder: Path) -> dict[str, ImageRows]:
         """The splits that stand in `folder`, under the names that they have there."""
+        if (levels := self.dataset.get("levels") or CLASS) != CLASS:
+            return self._of_levels(folder, levels)
         if folder.is_file():
             return {"train": self._of_table(read_files([folder], dialect_of(self.dataset)), folder.parent)}
         splits = split_folders(folder)
@@ -113,6 +117,29 @@ class ImageFolder(ImageData):
             tables = read_folder(str(folder), SPLITS, dialect_of(self.dataset))
             return {name: self._of_table(table, folder, name) for name, table in tables.items()}
         return self._of_folders({"train": folder})
+
+    def _of_levels(self, folder: Path, levels: str) -> dict[str, ImageRows]:
+        """Pictures two folders deep."""
+        if folder.is_file() or split_folders(folder):
+            raise UserError(
+                f"dataset.levels={levels} is of a folder of folders of classes, which "
+                f"{'a file' if folder.is_file() else 'a folder of splits'} is not.",
+                where=f"dataset.path={folder}",
+                remedy="dataset.levels=class, or the folder that holds the outer folders",
+            )
+        found, left_out = below_outer(folder)
+        if levels == BOTH:
+            splits = {"train": both_names(found)}
+        else:
+            splits = by_domain(found, list(self.dataset["held_out"]), folder)
+            tested = [name for name in found if name in self.dataset["held_out"]]
+            trained = [name for name in found if name not in tested]
+            self.notes.append(f"domains: {', '.join(trained)} are trained on, {', '.join(tested)} tested")
+        names = self._class_names(sorted(splits["train"]), str(folder))
+        return {
+            split: self._of_pictures(split, classes, names, left_out if split == "train" else {}, folder)
+            for split, classes in splits.items()
+        }
 
     def _fitting(self, pattern: str) -> dict[str, ImageRows]:
         """The pictures, or the tables of them, that a pattern fits."""
