@@ -15,7 +15,7 @@ from transfer_run.errors import UserError
 
 OVERRIDES = {
     "blocks": "_step", "parts": "parts", "attention": "heads", "prefix": "prepend", "queries": "attend_queries",
-    "pool": "pool", "memory": "with_memory", "language_head": "language_logits", "cache": "new_cache",
+    "pool": "pool", "memory": "with_memory", "language_head": "_words", "cache": "new_cache",
     "projection": "projection", "forecast": "forecast",
 }  # fmt: skip
 """The method of `Backbone` that a class overrides where it has it."""

@@ -59,7 +59,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     _check_features(method, dataset, folders)
     _check_augment(values, folders)
     _check_taps(values)
-    _check_chunk(values["hardware"])
+    _check_chunk(values.get("hardware") or {})
     check_long_tail(dataset)
     check_oversample(dataset)
     if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
