@@ -128,6 +128,27 @@ def test_two_devices_make_one_folder_and_the_same_model(strategy: str, alone: Pa
             assert other[number][name].sub(value).abs().max() < 1e-5, f"what it goes on with: {number} {name}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dataset.class_weights=[1,5,1,1,9]",),
+        ("backbone=t5_tiny", "dataset=python_docs", "dataset.max_source_length=32", "dataset.label_smoothing=0.1"),
+    ],
+    ids=["weights of classes", "answers of several lengths"],
+)  # fmt: skip
+def test_two_devices_weigh_every_label_as_one_does(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Labels that count differently are not spread evenly: a mean over each process's own would be another loss."""
+    two = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.num_workers=0")
+    alone, both = (carry_out(config(tmp_path / name, *words, "trainer.max_steps=4", "trainer.log_every=1", *more))
+                   for name, more in (("alone", ()), ("both", two)))  # fmt: skip
+    first, second = (load_file(f / "checkpoints" / "model" / "model.safetensors") for f in (alone, both))
+    for name, tensor in first.items():
+        assert second[name].sub(tensor).abs().max() < 1e-5, name
+    losses = [[float(row["train/loss"]) for row in rows_of(folder) if row["train/loss"]] for folder in (alone, both)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
 def optimizer_of(folder: Path) -> list[dict[str, torch.Tensor]]:
     """The states of each trained parameter in a run's last checkpoint."""
     saved = torch.load(folder / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)

@@ -9,21 +9,31 @@ from torch.utils.checkpoint import checkpoint
 
 from transfer_run.backbones.later import Later
 from transfer_run.errors import UserError
+from transfer_run.methods.means import divisor, is_shared
 from transfer_run.task import Task
+
+IGNORED = -100
+"""The label that no loss counts."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, task: Task, training: bool) -> Tensor:
     """The mean over labels (N,) other than -100 of their cross-entropy under logits (N, classes), in float32.
 
-    In training each label counts by the weight of its class, the mean divided by their sum (as in PyTorch); evaluation
-    knows neither weights nor smoothing nor class counts, so that a loss or a perplexity stays comparable.
+    In training each label counts by the weight of its class, the mean divided by their sum (as in PyTorch), over all
+    processes that share the batch (`means.py`); evaluation knows neither weights nor smoothing nor class counts, so
+    that a loss or a perplexity stays comparable.
     """
     if not training:
         return F.cross_entropy(logits.float(), labels)
     if task.balanced_softmax:
         logits = logits.float() + logits.new_tensor(task.class_counts, dtype=torch.float32).log()
     weights = logits.new_tensor(task.class_weights).float() if task.class_weights else None
-    return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=task.label_smoothing)
+    smoothing = task.label_smoothing
+    if not is_shared():
+        return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
+    total = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+    known = labels[labels != IGNORED]
+    return total / divisor(known.new_tensor(len(known)) if weights is None else weights[known].sum())
 
 
 def in_chunks(logits: Later, labels: Tensor, task: Task, training: bool, chunk: int) -> Tensor:
@@ -50,4 +60,5 @@ def in_chunks(logits: Later, labels: Tensor, task: Task, training: bool, chunk: 
     total = torch.zeros((), device=last.device)
     for each, its in zip(last.split(chunk), right.split(chunk), strict=True):
         total = total + checkpoint(summed, each, its, use_reentrant=False)
-    return total / (right != -100).sum()
+    known = (right != IGNORED).sum()
+    return total / (divisor(known) if is_shared() else known)

@@ -25,16 +25,13 @@ from transfer_run.backbones.precise import as_head
 from transfer_run.data.base import DataModule
 from transfer_run.errors import UserError
 from transfer_run.methods.answers import Answer
-from transfer_run.methods.entropy import cross_entropy, in_chunks
+from transfer_run.methods.entropy import IGNORED, cross_entropy, in_chunks
 from transfer_run.methods.known_forms import check_form, target_of
 from transfer_run.targets import load_class
 from transfer_run.task import Task
 
 if TYPE_CHECKING:
     from transfer_run.data.scores.labels import Scores
-
-IGNORED = -100
-"""The label that no loss counts."""
 
 
 class Answering(Protocol):

@@ -27,6 +27,7 @@ from transfer_run.experiment.training.taps import first_row, numbered
 from transfer_run.hardware.optimization import Optimization, build_optimizers, build_schedule
 from transfer_run.hardware.sharded import sharded
 from transfer_run.methods.base import Method
+from transfer_run.methods.means import of_all_processes
 from transfer_run.run_folder import LOG_FILE, predictions_file
 from transfer_run.task import ROWS
 
@@ -178,11 +179,8 @@ class TransferModule(pl.LightningModule):
         self._seed_step()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self.automatic_optimization:
-            loss = self._in_parts(batch)
-        else:
-            loss = self._own_step(batch, batch_idx)
-        return loss
+        with of_all_processes(self.trainer.world_size > 1):
+            return self._in_parts(batch) if self.automatic_optimization else self._own_step(batch, batch_idx)
 
     def _in_parts(self, batch: Batch) -> Tensor:
         """The loss of a batch (scalar); of one that is trained on in parts, the gradients of all but the last are there

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.data.base import DataModule
 from transfer_run.methods.form import Answering, Form
+from transfer_run.methods.means import divisor
 
 SHOWN = 4
 """Targets on a picture."""
@@ -86,4 +87,4 @@ def as_known(labels: Tensor) -> Tensor:
 def mean_over_known(losses: Tensor, labels: Tensor) -> Tensor:
     """The mean of the losses (...) where a label was measured; 0 where none was."""
     known = ~labels.isnan()
-    return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+    return torch.where(known, losses, 0.0).sum() / divisor(known.sum())

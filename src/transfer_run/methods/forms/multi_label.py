@@ -13,6 +13,7 @@ from transfer_run.backbones.base import Batch
 from transfer_run.data.base import DataModule
 from transfer_run.methods.answers import Answer, shown
 from transfer_run.methods.form import Answering, Form
+from transfer_run.methods.means import divisor
 
 BETWEEN = "|"
 
@@ -27,7 +28,7 @@ class MultiLabel(Form):
         """The mean over all labels of the rows that have some."""
         known = (labels >= 0).float()
         losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float().clamp(min=0), reduction="none")
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return (losses * known).sum() / divisor(known.sum())
 
     def predict(self, method: Answering, batch: Batch) -> Tensor:
         return method(batch).float().sigmoid()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transfer_run.errors import UserError
+from transfer_run.methods.means import divisor
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -26,7 +27,7 @@ def wide(x: Tensor) -> Tensor:
 def _over_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of (B, L) values over real tokens."""
     mask = mask.to(values)
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+    return (values * mask).sum() / divisor(mask.sum())
 
 
 # ---- hidden states -------------------------------------------------------------------------------------------------
