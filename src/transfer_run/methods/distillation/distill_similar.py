@@ -35,6 +35,7 @@ from transfer_run.methods.distillation.zoo.similarity import (
     weights,
 )
 from transfer_run.methods.form import IGNORED
+from transfer_run.methods.means import is_shared
 from transfer_run.methods.teacher import Reader, reader_of
 from transfer_run.task import ROWS, Task, beside
 
@@ -312,6 +313,8 @@ class DistillSimilar(Method):
         labels = batch["labels"]
         if len(self.labelled) > 1:  # known from the first step on
             labels = torch.where(self.labelled[batch[ROWS]], labels, IGNORED)
+        if is_shared():  # over all processes there are some
+            return self.task_loss(logits, labels)
         known = (labels != IGNORED).any()  # of no labels the mean is no number: then of any, which weigh nothing
         return self.task_loss(logits, torch.where(known, labels, labels.clamp(min=0))) * known
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from transfer_run.backbones.base import Backbone, Batch
 from transfer_run.methods.base import Method
+from transfer_run.methods.means import divisor
 from transfer_run.task import Task
 
 
@@ -56,4 +57,4 @@ class BreastEffNet(Method):
             return loss
         known = labels != -100
         of_rows = logits.new_tensor(weights).float()[labels.clamp(min=0)] * known
-        return loss * of_rows.sum() / known.sum()
+        return loss * divisor(of_rows.sum()) / divisor(known.sum())
