@@ -62,12 +62,13 @@ def test_the_evidence_takes_the_recorded_rates() -> None:
 @pytest.mark.parametrize("name", ["mqp", "rte", "mrpc", "stsb", "cola", "sst2"])
 def test_the_other_evidence_takes_those_of_mqp(name: str) -> None:
     """Each row says the words of that search and its rate; its score, but not its peak, is read of what frozen blocks
-    left. mqp itself has all words of the search."""
+    left. mqp itself has all words of the search, and all its methods."""
     recorded = json.loads((search_rates.RECORDED / "mqp.json").read_text(encoding="utf-8"))
     table = read(f"evidence/{name}")
     if name == "mqp":
         assert set(recorded["words"]) <= set(table.words)
-    assert {row.name for row in table.rows} == recorded["methods"].keys()
+    rows = {row.name for row in table.rows}
+    assert rows == recorded["methods"].keys() if name == "mqp" else rows <= recorded["methods"].keys()
     for row in table.rows:
         entry = recorded["methods"][row.name]
         assert set(row.words or ()) == {f"method={row.name}", f"optimizer.lr={entry['rate']}", *entry["words"]}

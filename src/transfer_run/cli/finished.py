@@ -23,7 +23,7 @@ def of_finished(words: Sequence[str], multirun: bool) -> int:
     """
     given = dict(word.split("=", 1) for word in words if "=" in word)
     run = user_path(given.get("run", ""), "run")
-    asked = set(given) - {"run"} - ({"threshold"} if "match" in given else set())
+    asked = set(given) - {"run"} - ({"minimum"} if "match" in given else set())
     if asked not in ({"export"}, {"test"}, {"report"}, {"match", "among"}) or len(words) != len(given) or multirun:
         raise UserError(
             "run=FOLDER is about a finished run, and goes with export=DIR, test=PATH, report=html, or match=TEXT and "
@@ -45,7 +45,7 @@ def of_finished(words: Sequence[str], multirun: bool) -> int:
     if "test" in given:
         return _test(run, given["test"])
     if "match" in given:
-        return _match(run, given["match"], given["among"], given.get("threshold", "0.5"))
+        return _match(run, given["match"], given["among"], given.get("minimum", "0.5"))
     if "report" in given:
         from transfer_run.tables.html.runs import write_report
 
@@ -100,9 +100,9 @@ def _test(run: Path, test: str) -> int:
     return DONE
 
 
-def _match(run: Path, question: str, among: str, threshold: str) -> int:
+def _match(run: Path, question: str, among: str, minimum: str) -> int:
     """The known texts that come nearest, and the one that is the answer, if there is one."""
-    least = _probability(threshold)
+    least = _probability(minimum)
     _find_own_files(run)
     from rich.console import Console
     from rich.progress import Progress
@@ -127,13 +127,11 @@ def _match(run: Path, question: str, among: str, threshold: str) -> int:
     return DONE
 
 
-def _probability(threshold: str) -> float:
+def _probability(minimum: str) -> float:
     try:
-        return float(threshold)
+        return float(minimum)
     except ValueError:
-        raise UserError(
-            f"{threshold!r} is no number.", where="threshold", remedy="a probability: threshold=0.5"
-        ) from None
+        raise UserError(f"{minimum!r} is no number.", where="minimum", remedy="a probability: minimum=0.5") from None
 
 
 def _find_own_files(run: Path) -> None:

@@ -69,9 +69,9 @@ def test_the_command_says_the_match_or_that_there_is_none(
     finished: Path, faq: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"run={finished}", f"match={KNOWN[1]}", f"among={faq}"]
-    assert command([*words, "threshold=0"]) == 0
+    assert command([*words, "minimum=0"]) == 0
     assert "match: row" in capsys.readouterr().out
-    assert command([*words, "threshold=1.01"]) == 0
+    assert command([*words, "minimum=1.01"]) == 0
     said = capsys.readouterr().out
     assert "no match: none reaches 1.01" in said
     assert all(f"answer {n}" in said for n in range(3))
@@ -97,8 +97,8 @@ def test_a_column_is_named_and_a_long_text_said(
         (["match=a", "among=nowhere.csv"], "no such file"),
         (["match=a"], "goes with"),
         (["among=FAQ"], "goes with"),
-        (["match=a", "among=FAQ", "threshold=much"], "no number"),
-        (["test=own", "threshold=1"], "goes with"),
+        (["match=a", "among=FAQ", "minimum=much"], "no number"),
+        (["test=own", "minimum=1"], "goes with"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, finished: Path, faq: Path) -> None:

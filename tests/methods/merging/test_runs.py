@@ -291,7 +291,7 @@ def test_sources_that_cannot_be_merged(runs: Path) -> None:
 # ---- the pretrained model among the models
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_tuned_model_is_drawn_back_towards_the_pretrained_one(share: float, shared_runs: Path) -> None:
-    own = ("method.isotropic=true", "method.pretrained=true", f"method.coefficients=[{share},{1 - share}]")
+    own = ("method.isotropic=true", "method.include_pretrained=true", f"method.coefficients=[{share},{1 - share}]")
     folder, result = carried_out(shared_runs, "method=fisher_merging", "dataset=none", f"sources.low='{LOW}'", *own)
     source = next(p for p in (shared_runs / "runs" / "digits").glob("full-*") if _is(p, LOW, shared_runs))
     tuned, merged = (load_model(model_folder(p)).backbone.state_dict() for p in (source, folder))
@@ -311,12 +311,12 @@ def _is(folder: Path, words: str, root: Path) -> bool:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("dataset=none", f"sources.low='{LOW}'", "method.pretrained=true"), "no Fisher"),
-        (("dataset=none", "method.models=[.]", "method.isotropic=true", "method.pretrained=true"), "no weights of its"),
+        (("dataset=none", f"sources.low='{LOW}'"), "no Fisher"),
+        (("dataset=none", "method.models=[.]", "method.isotropic=true"), "no weights of its"),
     ],
 )
 def test_the_pretrained_model_has_no_fisher_and_files_have_no_backbone(words: tuple[str, ...], said: str) -> None:
     from transfer_run.experiment.planning.plan import plan_run
 
     with pytest.raises(UserError, match=said):
-        plan_run(compose(["method=fisher_merging", *words]))
+        plan_run(compose(["method=fisher_merging", "method.include_pretrained=true", *words]))

@@ -38,7 +38,7 @@ class Glue(TextData):
     value_step = 0.2  # T5's STS-B: 21 answers, "0.0" to "5.0" (Raffel et al. 2020, section 2.4)
 
     def read_rows(self) -> dict[str, TextRows]:
-        task = self.dataset.get("task") or str(self.dataset["name"]).rpartition("/")[2]
+        task = self.dataset.get("subset") or str(self.dataset["name"]).rpartition("/")[2]
         wanted: tuple[str, ...] = ("train", "validation", "test")
         if task == "mnli":
             wanted = ("train", "validation_matched", "validation_mismatched", "test_matched")

@@ -155,8 +155,8 @@ class FisherMerging(Merging):
         search: the score that a search looks at: of the `target`, or the mean over `all` tasks.
         floor, favor_target, normalize: see `FisherRule`.
         isotropic: all Fishers are 1: a weighted mean.
-        pretrained: the backbone's own weights are the last of the models: robust fine-tuning, as in WiSE (section 4.2);
-            they have no head and so no Fisher of a task, which is why it goes with `isotropic`.
+        include_pretrained: the backbone's own weights are the last of the models: robust fine-tuning, as in WiSE
+            (section 4.2). They have no head and so no Fisher of a task, which is why it goes with `isotropic`.
         others: see `Merging`; tensors of different shapes (heads) are the target's.
     """
 
@@ -178,7 +178,7 @@ class FisherMerging(Merging):
         favor_target: bool = True,
         normalize: bool = True,
         isotropic: bool = False,
-        pretrained: bool = False,
+        include_pretrained: bool = False,
         exclude: Sequence[str] = HEADS,
         dtype: DType = "float32",
         chunk_bytes: float = 2e6,
@@ -191,13 +191,13 @@ class FisherMerging(Merging):
         self.fisher, self.coefficients, self.n_coefficients = {**FISHER, **fisher}, coefficients, n_coefficients
         self.search, self.isotropic = search, isotropic
         self.floor, self.favor_target, self.normalize = floor, favor_target, normalize
-        self.pretrained = pretrained
-        if pretrained and (not isotropic or self.of_files):
+        self.include_pretrained = include_pretrained
+        if include_pretrained and (not isotropic or self.of_files):
             raise UserError(
                 "The pretrained model has no head, and without a task no Fisher."
                 if not self.of_files
                 else "Files are merged without a backbone, so there are no weights of its own.",
-                where="method.pretrained=true",
+                where="method.include_pretrained=true",
                 remedy="method.isotropic=true" if not self.of_files else "name its folder: method.models=[TUNED,BASE]",
             )
 
@@ -205,7 +205,7 @@ class FisherMerging(Merging):
         self, tasks: Sequence[SourceTask], known: Mapping[str, Tensor], context: Context
     ) -> tuple[list[Checkpoint], Checkpoint]:
         models, base = super().open_runs(tasks, known, context)
-        return [*models, *([base] if self.pretrained else [])], base
+        return [*models, *([base] if self.include_pretrained else [])], base
 
     def searched_on(self, tasks: Sequence[SourceTask]) -> Sequence[SourceTask]:
         return tasks[:1] if self.search == "target" else tasks
