@@ -47,8 +47,8 @@ def run(arguments: Sequence[str]) -> int:
         return of_finished(flags.words, flags.multirun)
     if any(word.startswith("sweep.status=") for word in flags.words):
         return _status(flags.words)
-    if named := next((word for word in flags.words if word.startswith("test=")), ""):
-        raise UserError("A finished run is tested.", where=named, remedy=f"transfer-run run=FOLDER {named}")
+    if named := next((word for word in flags.words if word.startswith(("test=", "match="))), ""):
+        raise UserError("That is asked of a finished run.", where=named, remedy=f"transfer-run run=FOLDER {named}")
     from transfer_run.experiment.config.compose import Composer
     from transfer_run.experiment.config.words import separate
 

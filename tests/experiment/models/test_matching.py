@@ -106,6 +106,11 @@ def test_wrong_words(words: list[str], said: str, finished: Path, faq: Path) -> 
         command([f"run={finished}", *(word.replace("FAQ", str(faq)) for word in words)])
 
 
+def test_without_a_run_it_is_said_whom_to_ask() -> None:
+    with pytest.raises(UserError, match="asked of a finished run"):
+        command(["match=a", "among=b"])
+
+
 def test_a_run_on_something_else_is_refused(shared_runs: Path, faq: Path) -> None:
     words = ["method=linear_probe", "backbone=vit_tiny", "backbone.weights=random:0", "dataset=digits", *BRIEF]
     folder = carry_out(compose([*words, f"output_dir={shared_runs}"]))
