@@ -311,7 +311,7 @@ def _is(folder: Path, words: str, root: Path) -> bool:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("dataset=none", f"sources.low='{LOW}'"), "no Fisher"),
+        (("dataset=none", f"sources.low='{LOW}'"), "goes with method.isotropic"),
         (("dataset=none", "method.models=[.]", "method.isotropic=true"), "no weights of its"),
     ],
 )

@@ -69,6 +69,7 @@ OF_GROUP: dict[str, dict[str, Fact]] = {
         "saves": Fact(["activations", "states"], "what a plan's advice says that it saves, if well known for it"),
         "makes": Fact("str", "the kind of what its run leaves, where the shape does not tell (`artifacts.py`)"),
         "beside": Fact("dict", "data sets that every step reads too (`dataset.beside`): name, and what for"),
+        "together": Fact("dict", "keys of its own that mean something only where another one is set, and that one"),
         "paper_profile": Fact("dict?", "what plan.profile=paper sets of its keys"),
         "matrix": Fact("list[str]", "further words of the smallest run that the common checks carry out"),
     },

@@ -42,6 +42,7 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     Raises:
         UserError: naming both and what would fit instead.
     """
+    _check_together(values["method"])
     if without_data(values):
         _check_without_data(values["method"], values.get("sources") or {})
         return
@@ -64,6 +65,17 @@ def check_fit(values: Mapping[str, Any], folders: Sequence[Path] = ()) -> None:
     check_oversample(dataset)
     if any(dataset.get(key) not in (None, False) for key in ("class_weights", "label_smoothing", "balanced_softmax")):
         check_loss(dataset, family_of(backbone).form(dataset))
+
+
+def _check_together(method: Mapping[str, Any]) -> None:
+    """A key of the method's that means something only where another one is set (`about.together`)."""
+    for key, other in ((method.get("about") or {}).get("together") or {}).items():
+        if method.get(key) and not method.get(other):
+            raise UserError(
+                f"method.{key} goes with method.{other}, which is not set.",
+                where=f"method.{key}={str(method[key]).lower()}",
+                remedy=f"set method.{other}, too",
+            )
 
 
 def _check_chunk(hardware: Mapping[str, Any]) -> None:
