@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from glob import has_magic
@@ -107,6 +108,7 @@ def _match(run: Path, question: str, among: str, minimum: str) -> int:
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
+    from rich.text import Text
 
     from transfer_run.experiment.models.matching import match
 
@@ -116,10 +118,11 @@ def _match(run: Path, question: str, among: str, minimum: str) -> int:
     table = Table(title=f"the likeliest of {len(found.ranked)} texts")
     answered = any(each.answer for each in found.ranked)
     for column in ("row", found.called, "text", *(["answer"] if answered else [])):
-        table.add_column(column)
+        table.add_column(Text(column))
     for each in found.ranked[:SHOWN]:
-        table.add_row(str(each.row), f"{each.probability:.4f}", each.text, *([each.answer] if answered else []))
-    Console().print(table, markup=False)
+        said = [Text(each.text), *([Text(each.answer)] if answered else [])]  # as they stand: brackets are no markup
+        table.add_row(str(each.row), f"{each.probability:.4f}", *said)
+    Console().print(table)
     if found.cut:
         print(f"{found.cut} of {len(found.ranked)} pairs are longer than the model reads, and were cut")
     best = found.best(least)
@@ -129,9 +132,12 @@ def _match(run: Path, question: str, among: str, minimum: str) -> int:
 
 def _probability(minimum: str) -> float:
     try:
-        return float(minimum)
+        found = float(minimum)
     except ValueError:
-        raise UserError(f"{minimum!r} is no number.", where="minimum", remedy="a probability: minimum=0.5") from None
+        found = math.nan
+    if math.isnan(found):
+        raise UserError(f"{minimum!r} is no number.", where="minimum", remedy="a probability: minimum=0.5")
+    return found
 
 
 def _find_own_files(run: Path) -> None:

@@ -32,8 +32,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, task: Task, training: bool) ->
     if not is_shared():
         return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
     total = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
-    known = labels[labels != IGNORED]
-    return total / divisor(known.new_tensor(len(known)) if weights is None else weights[known].sum())
+    known = labels != IGNORED
+    return total / divisor((known if weights is None else weights[labels.clamp(min=0)] * known).sum())
 
 
 def in_chunks(logits: Later, labels: Tensor, task: Task, training: bool, chunk: int) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 from transfer_run.data.load import build_data
 from transfer_run.errors import UserError
 from transfer_run.experiment.config.compose import compose
+from transfer_run.experiment.planning.plan import plan_run
 
 WORDS = ("method=full", "backbone=cnn_tiny", "backbone.weights=random:0", "dataset=image_folder")
 
@@ -91,6 +92,13 @@ def test_both_folders_name_a_class(domains: Path) -> None:
 def test_words_that_cannot_be_meant(words: tuple[str, ...], said: str, domains: Path) -> None:
     with pytest.raises(UserError, match=said):
         read(domains, *words)
+
+
+def test_a_plan_refuses_what_its_words_alone_forbid() -> None:
+    with pytest.raises(UserError, match="is not named"):
+        plan_run(compose([*WORDS, "dataset.num_labels=2", "dataset.levels=domain/class"]))
+    with pytest.raises(UserError, match="labels, not 5"):
+        plan_run(compose(["dataset=glue/stsb_classes", "backbone=bert_tiny", "method=full", "dataset.num_labels=5"]))
 
 
 def test_folders_that_cannot_be_meant(domains: Path) -> None:

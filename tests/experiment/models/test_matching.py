@@ -98,12 +98,24 @@ def test_a_column_is_named_and_a_long_text_said(
         (["match=a"], "goes with"),
         (["among=FAQ"], "goes with"),
         (["match=a", "among=FAQ", "minimum=much"], "no number"),
+        (["match=a", "among=FAQ", "minimum=nan"], "no number"),
         (["test=own", "minimum=1"], "goes with"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, finished: Path, faq: Path) -> None:
     with pytest.raises(UserError, match=said):
         command([f"run={finished}", *(word.replace("FAQ", str(faq)) for word in words)])
+
+
+def test_texts_are_shown_as_they_stand(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["[a] or [b]?", "[/x] ends nothing", "[bold]loud[/bold]"]
+    (tmp_path / "odd.jsonl").write_text(
+        "".join(f'{{"question": "{line}", "answer": null}}\n' for line in lines), "utf-8"
+    )
+    assert command([f"run={finished}", "match=[b] or [a]?", f"among={tmp_path / 'odd.jsonl'}", "minimum=0"]) == 0
+    said = capsys.readouterr().out
+    assert all(line in said for line in lines)
+    assert "None" not in said
 
 
 def test_without_a_run_it_is_said_whom_to_ask() -> None:

@@ -16,7 +16,6 @@ from transfer_run.data.reading.pictures import folders_in, pictures_below
 from transfer_run.errors import UserError, nearest_names
 
 CLASS, DOMAINS, BOTH = "class", "domain/class", "class/class"
-LEVELS = (CLASS, DOMAINS, BOTH)
 Classes = dict[str, list[Path]]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from transfer_run.data.rows.splits import shuffled
 from transfer_run.data.text.encoding import TextRows
 from transfer_run.data.text.text_data import TextData
 from transfer_run.errors import UserError
+from transfer_run.task import Task
 
 HALVED = ("rte", "mrpc", "cola", "stsb", "wnli")
 """Small tasks; `wnli` is not in the LST paper and is treated like them."""
@@ -36,6 +38,17 @@ class Glue(TextData):
     """
 
     value_step = 0.2  # T5's STS-B: 21 answers, "0.0" to "5.0" (Raffel et al. 2020, section 2.4)
+
+    @classmethod
+    def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
+        bins = dataset.get("bins")
+        if bins and dataset["num_labels"] != bins:
+            raise UserError(
+                f"{bins} classes of equal width are {bins} labels, not {dataset['num_labels']}.",
+                where="dataset.num_labels",
+                remedy=f"dataset.bins={dataset['num_labels']}, alone",
+            )
+        return super().describe(dataset, backbone)
 
     def read_rows(self) -> dict[str, TextRows]:
         task = self.dataset.get("subset") or str(self.dataset["name"]).rpartition("/")[2]
@@ -103,12 +116,6 @@ class Glue(TextData):
                     f"{values[row]:g} is not between 0 and {HIGHEST:g}, which is cut into {bins} classes.",
                     where=table.locate(int(row), label),
                     remedy="correct the row, or leave it empty",
-                )
-            if self.dataset["num_labels"] != bins:
-                raise UserError(
-                    f"{bins} classes of equal width are {bins} labels, not {self.dataset['num_labels']}.",
-                    where="dataset.num_labels",
-                    remedy=f"dataset.bins={self.dataset['num_labels']}, alone",
                 )
             return TextRows(rows, binned(values, int(bins)))
         if asked(self.dataset).value:

@@ -70,6 +70,7 @@ class ImageFolder(ImageData):
     @classmethod
     def describe(cls, dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> Task:
         """`num_labels` and `label_names` are those of all classes of the data, where only some of them are taken."""
+        check_levels(dataset)
         classes = dataset.get("classes")
         if classes is None:
             return super().describe(dataset, backbone)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transfer_run.backbones.declared import family_of
 from transfer_run.backbones.tokenizer import build_tokenizer
 from transfer_run.data.reading.labels import check_texts
-from transfer_run.data.reading.table import Table, existing, read_files
+from transfer_run.data.reading.table import Table, read_files
 from transfer_run.data.rows.sampling import Draw
 from transfer_run.data.text.encoding import Labelled, TextRows
 from transfer_run.data.text.lengths import uses_token_types
@@ -85,7 +85,11 @@ def match(folder: Path, question: str, among: str, progress: Callable[[int, int]
     method = load_model(model_folder(folder))
     method.to("cuda" if torch.cuda.is_available() else "cpu")
     texts = [str(text) for text in table.rows[column][:]]
-    answers = [str(a) for a in table.rows[ANSWER][:]] if ANSWER in table.rows.column_names else [""] * len(texts)
+    answers = (
+        ["" if a is None else str(a) for a in table.rows[ANSWER][:]]
+        if ANSWER in table.rows.column_names
+        else [""] * len(texts)
+    )
     encoder = _encoder(about, [(question, text) for text in texts])
     scores = pair_scores(method, encoder, about["backbone"], progress=progress).tolist()
     order = sorted(range(len(texts)), key=lambda row: -scores[row])
@@ -115,7 +119,10 @@ def _known(among: str) -> tuple[Table, str]:
     """The table of known texts, and the column in which they stand."""
     whole = Path(among).expanduser().exists() or ":" not in among
     path, _, named = (among, "", "") if whole else among.rpartition(":")
-    table = read_files([existing(path)])
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError("There is no such file.", where=f"among={among}", remedy="name a table of known texts")
+    table = read_files([file])
     columns = table.rows.column_names
     column = named or (columns[0] if len(columns) == 1 else QUESTION)
     if column not in columns:
